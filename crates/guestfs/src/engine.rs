@@ -1,0 +1,81 @@
+//! The seam to the appliance: what a session in a small virtual machine can do with disks.
+//!
+//! `guestfs-appliance` implements it; `v2v` and the tools are handed an [`Engine`].
+
+use std::sync::Arc;
+
+use imgcore::{Image, ImageMut};
+
+use crate::{GuestFsMut, Result};
+
+/// A disk for the appliance. It sees them in order as `/dev/vda`, `/dev/vdb`, …
+#[derive(Clone)]
+pub enum Disk {
+    /// Writes go to a throw-away overlay.
+    ReadOnly(Arc<dyn Image>),
+    /// Writes go to the image.
+    Writable(Arc<dyn ImageMut>),
+}
+
+/// Starts appliances.
+pub trait Engine: Send + Sync {
+    /// Boots an appliance with these disks. `tools` also attaches the second image, with mkfs, fsck and the like.
+    fn start(&self, disks: Vec<Disk>, tools: bool) -> Result<Box<dyn Session>>;
+}
+
+/// A command for the guest's root or the appliance's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Program and arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// More environment, beside a plain PATH, LANG=C and HOME=/root.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+}
+
+impl Command {
+    /// A command of these words, without input.
+    pub fn new<W: AsRef<[u8]>>(argv: impl IntoIterator<Item = W>) -> Self {
+        Command { argv: argv.into_iter().map(|w| w.as_ref().to_vec()).collect(), env: Vec::new(), stdin: Vec::new() }
+    }
+}
+
+/// What a command left. Output is cut to its last MiB each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Exit code; 128 + n when signal n ended it.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// What a running appliance does besides files.
+pub trait GuestExec {
+    /// Runs a command in the mounted guest's root, with /proc, /sys, /dev in place.
+    fn run(&mut self, command: &Command) -> Result<Output>;
+    /// Runs a program of the tools image in the appliance itself.
+    fn run_tool(&mut self, command: &Command) -> Result<Output>;
+}
+
+/// A booted appliance: the guest's tree once something is mounted, and what else it can do.
+pub trait Session: GuestFsMut + GuestExec {
+    /// Mounts a device of the appliance (`/dev/vda1`) at a path of the guest's tree; `filesystem` empty means any.
+    fn mount(&mut self, device: &str, path: &[u8], filesystem: &str, options: &str) -> Result<()>;
+    /// Unmounts everything, in order.
+    fn unmount_all(&mut self) -> Result<()>;
+    /// Copies a whole block device's range in the appliance's kernel view: reads.
+    fn read_device(&mut self, device: &str, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// Writes to a block device.
+    fn write_device(&mut self, device: &str, offset: u64, data: &[u8]) -> Result<()>;
+    /// Makes the kernel read a device's partition table again.
+    fn reread_partitions(&mut self, device: &str) -> Result<()>;
+    /// Block devices with their sizes in bytes, partitions included.
+    fn devices(&mut self) -> Result<Vec<(String, u64)>>;
+    /// Unmounts, writes everything out and powers off. Only after `Ok` is what was written surely on the images.
+    fn shutdown(self: Box<Self>) -> Result<()>;
+    /// As a [`crate::GuestFs`], where a shared reference is wanted.
+    fn as_fs(&self) -> &dyn crate::GuestFs;
+}

@@ -1,0 +1,16 @@
+//! Guests' filesystems: volumes, readers in this process, inspection.
+//!
+//! [`GuestFs`] is what tools need of a guest's tree. It is implemented in this process, read only and in
+//! milliseconds, by `Tree` over filesystem readers, and by the appliance for everything else
+//! ([`engine`]). Paths are bytes, absolute, and never lead outside the guest: symbolic links are resolved
+//! against the guest's own root.
+
+#![forbid(unsafe_code)]
+
+pub mod engine;
+mod error;
+mod fs;
+pub mod machine;
+
+pub use error::{Error, Result};
+pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time};

@@ -1,0 +1,37 @@
+//! The seam to a whole virtual machine with firmware, for checking that a result boots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use imgcore::ImageMut;
+
+use crate::Result;
+
+/// The machine that a converted guest is to be started in.
+#[derive(Clone)]
+pub struct MachineSpec {
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Disks in order, as virtio-blk `vda`, `vdb`, …: throw-away overlays, since a boot writes.
+    pub disks: Vec<Arc<dyn ImageMut>>,
+    /// MAC addresses of the virtio-net NICs, in order; they lead nowhere outside.
+    pub macs: Vec<String>,
+    /// UEFI instead of BIOS.
+    pub uefi: bool,
+}
+
+/// Starts whole machines.
+pub trait MachineRunner: Send + Sync {
+    /// Starts one; its first serial port is the console.
+    fn start(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>>;
+}
+
+/// A running machine. Dropping it ends it.
+pub trait Machine: Send {
+    /// Waits for more console output; empty when `timeout` passed, an error when the machine is gone.
+    fn read_console(&mut self, timeout: Duration) -> Result<Vec<u8>>;
+    /// Types on the console.
+    fn write_console(&mut self, keys: &[u8]) -> Result<()>;
+}

@@ -1,0 +1,104 @@
+//! What a guest sees of an image: a row of bytes, some of which were never written.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use crate::Result;
+
+/// What a range of an image is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Stored bytes.
+    Data,
+    /// Reads as zeroes, and the image says so.
+    Zero,
+    /// Nothing in this image nor below: reads as zeroes.
+    Unallocated,
+    /// Stored compressed: no host offset can be mapped.
+    Compressed,
+}
+
+impl ExtentKind {
+    /// Whether reading gives zeroes without touching storage.
+    pub fn reads_zero(self) -> bool {
+        matches!(self, ExtentKind::Zero | ExtentKind::Unallocated)
+    }
+}
+
+/// A run of bytes of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte in the image.
+    pub start: u64,
+    /// Length in bytes, never 0.
+    pub len: u64,
+    /// What lies there.
+    pub kind: ExtentKind,
+    /// Which image of the chain holds it: 0 is this one, 1 its backing image.
+    pub depth: u32,
+    /// The byte offset in the file behind it, where the bytes lie there as they are.
+    pub host_offset: Option<u64>,
+    /// The name of that file.
+    pub file: Option<Arc<str>>,
+}
+
+/// What a person wants to know of an image, for `img info`.
+#[derive(Clone, Debug, Default)]
+pub struct ImageInfo {
+    /// The format's name: `raw`, `qcow2`.
+    pub format: &'static str,
+    /// The file as the user named it.
+    pub file: String,
+    /// Size that the guest sees, in bytes.
+    pub virtual_size: u64,
+    /// Bytes that the image occupies on the host, where known.
+    pub actual_size: Option<u64>,
+    /// Allocation unit in bytes, for formats that have one.
+    pub cluster_size: Option<u64>,
+    /// The backing file as it stands in the image.
+    pub backing_file: Option<String>,
+    /// The backing file's format as it stands in the image.
+    pub backing_format: Option<String>,
+    /// Set when the image was not closed cleanly.
+    pub dirty: bool,
+    /// Details of the format, in the order in which they are shown.
+    pub details: Vec<(String, String)>,
+}
+
+/// An open disk image, readable at any offset from any thread.
+pub trait Image: Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from byte `offset`.
+    ///
+    /// # Errors
+    /// A range that goes past the end is [`Error::Invalid`](crate::Error::Invalid); nothing is read short.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Visits what `range` is made of: ascending, without gaps, cut to the range.
+    ///
+    /// The visitor ends the walk with [`ControlFlow::Break`]. The walk reads metadata only.
+    fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()>;
+
+    /// Describes the image.
+    fn info(&self) -> ImageInfo;
+
+    /// The image below this one in the chain.
+    fn backing(&self) -> Option<&dyn Image>;
+}
+
+/// An image that can be written. Writers on different threads must not overlap.
+pub trait ImageMut: Image {
+    /// Writes `data` at byte `offset`.
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes `len` bytes at `offset` read as zeroes, without storing them where the format can.
+    fn zero_at(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Gives the storage of `len` bytes at `offset` back. Afterwards they read as zeroes.
+    fn discard(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Returns when all that was written is on stable storage, metadata included.
+    fn flush(&self) -> Result<()>;
+}

@@ -1,0 +1,26 @@
+//! Disk images: formats, partitions and the copy engine.
+//!
+//! Everything here is positional and works on `&self`, so that one open image serves many threads:
+//!
+//! * [`Storage`] is where bytes lie: a file, memory, a fault-injecting wrapper. Formats see nothing else.
+//! * [`Image`] is what a guest sees of them; [`ImageMut`] can also be written.
+//! * [`Gate`] decides which other files an image may name (backing files, parents, extents).
+//!
+//! Images are hostile input: all that is read from them is checked before use, allocations are bounded, and a
+//! file that an image names is opened only if the caller's gate lets it. This crate never starts a process and
+//! never prints.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod gate;
+mod image;
+mod progress;
+pub mod size;
+pub mod storage;
+
+pub use error::{Error, Result};
+pub use gate::{Gate, Reference};
+pub use image::{Extent, ExtentKind, Image, ImageInfo, ImageMut};
+pub use progress::{NoProgress, Progress};
+pub use storage::Storage;

@@ -1,0 +1,38 @@
+//! Where bytes lie. Formats see nothing of the host but this.
+
+use std::ops::Range;
+
+use crate::Result;
+
+/// A row of bytes on the host, readable and writable at any offset from any thread.
+pub trait Storage: Send + Sync {
+    /// How the user named it; for messages.
+    fn name(&self) -> &str;
+
+    /// Size in bytes now.
+    fn size(&self) -> Result<u64>;
+
+    /// Bytes that it occupies, where the host can tell.
+    fn allocated(&self) -> Option<u64>;
+
+    /// Something that two handles of one file share (device and inode), to find loops; `None` for memory.
+    fn identity(&self) -> Option<(u64, u64)>;
+
+    /// Fills `buf` from `offset`; past the end is an error.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes all of `data` at `offset`, growing the storage where needed.
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes `len` bytes at `offset` read as zeroes, as a hole where the host can.
+    fn zero_at(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// The first range at or after `offset` that holds data; `None` when only a hole follows.
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>>;
+
+    /// Cuts or grows (with a hole) to `size` bytes.
+    fn set_size(&self, size: u64) -> Result<()>;
+
+    /// Returns when everything is on stable storage.
+    fn sync(&self) -> Result<()>;
+}

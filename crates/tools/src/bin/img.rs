@@ -1,0 +1,5 @@
+//! The program `img`.
+
+fn main() -> std::process::ExitCode {
+    tools::img::main()
+}

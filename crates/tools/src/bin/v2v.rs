@@ -1,0 +1,5 @@
+//! The program `v2v`.
+
+fn main() -> std::process::ExitCode {
+    tools::v2v::main()
+}

@@ -1,0 +1,5 @@
+//! The program `virt`.
+
+fn main() -> std::process::ExitCode {
+    tools::virt::main()
+}

@@ -1,0 +1,6 @@
+//! The program `img`.
+
+/// Runs the program on the process's arguments.
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}

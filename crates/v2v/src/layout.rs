@@ -1,0 +1,69 @@
+//! How the source's disks and volumes lie on the target's disks, and what each device is called on both.
+
+/// The whole target, disk by disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Target disks in order: `vda`, `vdb`, …
+    pub disks: Vec<TargetDisk>,
+}
+
+/// One target disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetDisk {
+    /// `vda`
+    pub device: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// What becomes of the partition table.
+    pub table: Table,
+    /// The filesystems, swaps and others on it.
+    pub volumes: Vec<Volume>,
+}
+
+/// What becomes of a disk's partition table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// The disk is the source's disk of this index, byte for byte: its table (or none) stays.
+    Keep {
+        /// Index in [`Source::disks`](crate::source::Source::disks).
+        disk: usize,
+    },
+    /// A new MBR.
+    NewMbr,
+    /// A new GPT, with a bios_grub partition.
+    NewGpt,
+}
+
+/// One volume: a partition, or a whole disk's filesystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// The source's disk, an index in [`Source::disks`](crate::source::Source::disks).
+    pub disk: usize,
+    /// What the guest called it on Xen, without `/dev/`: `xvda2`.
+    pub source_device: String,
+    /// What it is called on KVM: `vda2`.
+    pub target_device: String,
+    /// Partition number on the target; `None` for a whole disk.
+    pub partition: Option<u32>,
+    /// First byte on the source's disk.
+    pub source_offset: u64,
+    /// First byte on the target's disk.
+    pub target_offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// `ext4`, `swap`, `LVM2_member`, as blkid says; empty when nothing was recognised.
+    pub filesystem: String,
+    /// The filesystem's UUID.
+    pub uuid: Option<String>,
+    /// The filesystem's label.
+    pub label: Option<String>,
+    /// Swap: made anew with the same UUID and label instead of copied.
+    pub recreate: bool,
+}
+
+impl Layout {
+    /// All volumes of all disks.
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        self.disks.iter().flat_map(|d| &d.volumes)
+    }
+}

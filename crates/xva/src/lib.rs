@@ -1,0 +1,2 @@
+//! XenServer / XCP-ng virtual appliances (XVA), modern and legacy.
+#![forbid(unsafe_code)]
