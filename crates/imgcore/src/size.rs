@@ -30,12 +30,11 @@ pub fn human(bytes: u64) -> String {
     let power = (0..UNITS.len() - 1).rev().find(|p| bytes as f64 / UNITS[*p].1 as f64 >= if *p == 0 { 0.0 } else { 1000.0 / 1024.0 });
     let power = power.unwrap_or(0);
     let scaled = bytes as f64 / UNITS[power].1 as f64;
-    let digits = if scaled >= 99.95 {
-        0
-    } else if scaled >= 9.995 {
-        1
-    } else {
-        2
+    let digits = match scaled {
+        s if s >= 99.95 => 0,
+        s if s >= 9.995 => 1,
+        s if s >= 0.9995 || power == 0 => 2,
+        _ => 3,
     };
     let text = format!("{scaled:.digits$}");
     let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
