@@ -12,5 +12,5 @@ mod error;
 mod fs;
 pub mod machine;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, show};
 pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time};

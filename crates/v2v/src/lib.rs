@@ -3,9 +3,13 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod guest;
 pub mod layout;
 pub mod source;
 pub mod staged;
 pub mod step;
+pub mod steps;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use error::{Error, Result};

@@ -1,1 +1,191 @@
-//! A conversion is an ordered table of steps; each does one thing to the staged guest and says what it did.
+//! What a conversion step is: one change to the staged guest, that says what it did.
+
+use guestfs::{Error as GuestError, Ext, FileType, GuestFs, GuestFsMut};
+
+use crate::guest::devices::Devices;
+use crate::guest::kernels::Kernel;
+use crate::guest::{dpkg::Packages, text};
+use crate::layout::Layout;
+use crate::source::Source;
+use crate::staged::Staged;
+use crate::{Error, Result};
+
+/// A configuration file larger than this is no configuration file.
+const CONFIG_LIMIT: u64 = 4 << 20;
+
+/// One step of a conversion. The table of all is [`crate::steps::STEPS`].
+pub struct Step {
+    /// Its name, as in reports and messages: `fstab`.
+    pub name: &'static str,
+    /// What it does and why, in one line.
+    pub about: &'static str,
+    /// Edits the staged guest. A step that has nothing to do changes nothing.
+    pub run: fn(&mut Context<'_>) -> Result<()>,
+}
+
+/// What a step found and did, for `--plan` and `--report`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct StepReport {
+    /// The step's name.
+    pub name: &'static str,
+    /// What it does and why.
+    pub about: &'static str,
+    /// What it found and decided.
+    pub notes: Vec<String>,
+    /// What the user should look at.
+    pub warnings: Vec<String>,
+    /// The files that it changed.
+    pub changed: Vec<String>,
+    /// The commands that it wants run in the guest.
+    pub commands: Vec<String>,
+}
+
+/// What a conversion is asked to do to the guest's insides.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The kernel that the Xen host started the guest with, where the configuration names one.
+    pub host_kernel: Option<HostKernel>,
+    /// Why there is no [`host_kernel`](Self::host_kernel) though the configuration names one: `/boot/vmlinuz-6.1: permission denied`.
+    pub host_kernel_problem: Option<String>,
+    /// Kernel packages to be installed, in order.
+    pub kernel_packages: Vec<Package>,
+}
+
+/// A kernel from outside the guest.
+#[derive(Clone, Debug)]
+pub struct HostKernel {
+    /// The file's name without directories: `vmlinuz-6.1.0-13-amd64`.
+    pub kernel_name: String,
+    /// The file.
+    pub kernel: Vec<u8>,
+    /// Name and content of the initrd that belongs to it.
+    pub ramdisk: Option<(String, Vec<u8>)>,
+}
+
+/// A package file of the guest's kind.
+#[derive(Clone, Debug)]
+pub struct Package {
+    /// The file's name without directories.
+    pub name: String,
+    /// The file.
+    pub data: Vec<u8>,
+}
+
+/// What steps tell those after them.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The kernel that the result starts; set by step `kernel`. `None` before it, and where a package to be installed brings it.
+    pub kernel: Option<Kernel>,
+}
+
+/// All that a step may look at and change.
+pub struct Context<'a> {
+    /// The guest as its source describes it.
+    pub source: &'a Source,
+    /// Where its volumes go.
+    pub layout: &'a Layout,
+    /// What is asked for.
+    pub options: &'a Options,
+    /// The guest's files, with all changes so far.
+    pub fs: Staged<'a>,
+    /// Old device names and what they become.
+    pub devices: Devices,
+    /// The guest's packages, as they were before the first step.
+    pub packages: Packages,
+    /// What steps tell those after them.
+    pub facts: Facts,
+    /// What the steps said so far; the last one is the running step's.
+    pub reports: Vec<StepReport>,
+}
+
+impl<'a> Context<'a> {
+    /// A context in which no step has run.
+    pub fn new(source: &'a Source, layout: &'a Layout, options: &'a Options, fs: Staged<'a>) -> Result<Self> {
+        let packages = Packages::read(&fs)?;
+        Ok(Context {
+            source,
+            layout,
+            options,
+            devices: Devices::new(source, layout),
+            packages,
+            fs,
+            facts: Facts::default(),
+            reports: Vec::new(),
+        })
+    }
+
+    /// Runs one step and closes its report.
+    pub fn run(&mut self, step: &Step) -> Result<()> {
+        self.fs.begin(step.name);
+        self.reports.push(StepReport { name: step.name, about: step.about, ..StepReport::default() });
+        let commands = self.fs.commands().len();
+        (step.run)(self)?;
+        let changed = self.fs.paths_of(step.name);
+        let commands = self.fs.commands()[commands..].iter().map(|c| c.shown()).collect();
+        let report = self.report();
+        (report.changed, report.commands) = (changed, commands);
+        Ok(())
+    }
+
+    fn report(&mut self) -> &mut StepReport {
+        if self.reports.is_empty() {
+            self.reports.push(StepReport::default());
+        }
+        self.reports.last_mut().expect("one was just pushed")
+    }
+
+    /// Says what was found or decided.
+    pub fn note(&mut self, what: impl Into<String>) {
+        self.report().notes.push(what.into());
+    }
+
+    /// Says what the user should look at.
+    pub fn warn(&mut self, what: impl Into<String>) {
+        self.report().warnings.push(what.into());
+    }
+
+    /// The error of the running step.
+    pub fn fail(&self, what: impl Into<String>) -> Error {
+        let step = self.reports.last().map_or("", |r| r.name);
+        Error::Step { guest: self.source.name.clone(), step, what: what.into() }
+    }
+
+    /// A configuration file's text; `None` when it is missing or no regular file.
+    pub fn text(&self, path: impl AsRef<[u8]>) -> Result<Option<text::Text>> {
+        let path = path.as_ref();
+        match self.fs.stat(path) {
+            Ok(stat) if stat.kind == FileType::Regular => {}
+            Ok(_) | Err(GuestError::NotFound(_)) => return Ok(None),
+            Err(GuestError::WrongType { .. }) => return Ok(None),
+            // A link that goes in circles leads to no file.
+            Err(GuestError::Guest { .. }) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+        Ok(Some(text::Text::decode(self.fs.read(path, CONFIG_LIMIT)?)))
+    }
+
+    /// Rewrites a configuration file; says whether it changed. A missing file stays missing.
+    pub fn edit(&mut self, path: impl AsRef<[u8]>, change: impl FnOnce(&str) -> String) -> Result<bool> {
+        let path = path.as_ref();
+        let Some(old) = self.text(path)? else { return Ok(false) };
+        let new = change(&old);
+        if new == *old {
+            return Ok(false);
+        }
+        let bytes = old.encode(&new);
+        self.fs.write(path, &mut &bytes[..], None)?;
+        Ok(true)
+    }
+
+    /// Rewrites a configuration file line by line: see [`text::map_lines`].
+    pub fn edit_lines(&mut self, path: impl AsRef<[u8]>, change: impl FnMut(&str) -> text::Line) -> Result<bool> {
+        self.edit(path, |old| text::map_lines(old, change))
+    }
+
+    /// The names in a directory, sorted; none when it is missing.
+    pub fn names(&self, dir: impl AsRef<[u8]>) -> Vec<Vec<u8>> {
+        let mut names: Vec<_> = self.fs.read_dir(dir.as_ref()).unwrap_or_default().into_iter().map(|e| e.name).collect();
+        names.sort();
+        names
+    }
+}

@@ -1,0 +1,137 @@
+//! Old device names and what they become: by UUID where one exists, else the new name.
+
+use std::collections::HashMap;
+
+use crate::layout::{Layout, Table, Volume};
+use crate::source::Source;
+
+/// What devices become. Names are told apart by disk letter and partition number only: the guest may say `sda2` where the
+/// configuration says `xvda2`, as the kernel's driver changed over the years.
+#[derive(Clone, Debug, Default)]
+pub struct Devices {
+    volumes: HashMap<(u32, Option<u32>), Volume>,
+    disks: HashMap<u32, String>,
+}
+
+impl Devices {
+    /// The table of a layout.
+    pub fn new(source: &Source, layout: &Layout) -> Self {
+        let mut devices = Devices::default();
+        for volume in layout.volumes() {
+            if let Some(key) = parse(&volume.source_device) {
+                devices.volumes.insert(key, volume.clone());
+            }
+        }
+        for disk in &layout.disks {
+            if let Table::Keep { disk: index } = disk.table
+                && let Some(old) = source.disks.get(index)
+                && let Some((letter, None)) = parse(&old.target)
+            {
+                devices.disks.insert(letter, disk.device.clone());
+            }
+        }
+        devices
+    }
+
+    /// Whether this is a name that Xen or an emulated disk gives: `/dev/xvda2`, `/dev/sda`, `hdc1`.
+    pub fn is_disk_name(name: &str) -> bool {
+        let name = name.strip_prefix("/dev/").unwrap_or(name);
+        ["xvd", "sd", "hd", "vd"].iter().any(|p| name.starts_with(p)) && parse(name).is_some()
+    }
+
+    /// The volume of an old name, with or without `/dev/`.
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        let name = name.strip_prefix("/dev/").unwrap_or(name);
+        self.volumes.get(&parse(name).filter(|_| Self::is_disk_name(name))?)
+    }
+
+    /// `UUID=…` where the volume has one that no other has, else the new name with `/dev/`.
+    pub fn stable(&self, name: &str) -> Option<String> {
+        match self.volume(name) {
+            Some(volume) => Some(self.stable_of(volume)),
+            None => self.plain(name),
+        }
+    }
+
+    /// As [`stable`](Self::stable), for a volume.
+    pub fn stable_of(&self, volume: &Volume) -> String {
+        match &volume.uuid {
+            Some(uuid) if self.volumes.values().filter(|v| v.uuid.as_ref() == Some(uuid)).count() == 1 => format!("UUID={uuid}"),
+            _ => format!("/dev/{}", volume.target_device),
+        }
+    }
+
+    /// The new name with `/dev/`; whole disks too.
+    pub fn plain(&self, name: &str) -> Option<String> {
+        let bare = name.strip_prefix("/dev/").unwrap_or(name);
+        if let Some(volume) = self.volume(bare) {
+            return Some(format!("/dev/{}", volume.target_device));
+        }
+        match parse(bare).filter(|_| Self::is_disk_name(bare))? {
+            (letter, None) => self.disks.get(&letter).map(|d| format!("/dev/{d}")),
+            _ => None,
+        }
+    }
+
+    /// The volume of a UUID.
+    pub fn by_uuid(&self, uuid: &str) -> Option<&Volume> {
+        self.volumes.values().find(|v| v.uuid.as_deref().is_some_and(|u| u.eq_ignore_ascii_case(uuid)))
+    }
+}
+
+/// Disk letter, from 0, and partition number of `xvda2`, `sdb`, or a bare position `0`.
+fn parse(name: &str) -> Option<(u32, Option<u32>)> {
+    if let Ok(position) = name.parse::<u32>() {
+        return Some((position, None));
+    }
+    let rest = ["xvd", "vd", "sd", "hd"].iter().find_map(|p| name.strip_prefix(p))?;
+    let letters = &rest[..rest.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(rest.len())];
+    if letters.is_empty() || letters.len() > 3 {
+        return None;
+    }
+    let letter = letters.bytes().fold(0, |n, b| n * 26 + u32::from(b - b'a') + 1) - 1;
+    match &rest[letters.len()..] {
+        "" => Some((letter, None)),
+        digits if digits.bytes().all(|b| b.is_ascii_digit()) => Some((letter, Some(digits.parse().ok()?))),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn names_become_uuids_else_new_names() {
+        let (source, layout) = testing::xen_tools_guest();
+        let devices = Devices::new(&source, &layout);
+        for name in ["/dev/xvda2", "xvda2", "/dev/sda2", "/dev/hda2"] {
+            assert_eq!(devices.stable(name).unwrap(), format!("UUID={}", testing::ROOT_UUID), "{name}");
+            assert_eq!(devices.plain(name).unwrap(), "/dev/vda2");
+        }
+        assert_eq!(devices.stable("/dev/xvdb1").as_deref(), Some("/dev/vdb1"));
+        assert_eq!(devices.stable("/dev/xvdb").as_deref(), Some("/dev/vdb"));
+        for name in ["/dev/xvdc1", "/dev/xvda9", "/dev/xvda", "/dev/mapper/a", "UUID=1", "proc", "/dev/sr0", "/dev/xvda2x"] {
+            assert_eq!(devices.stable(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn equal_uuids_do_not_tell_volumes_apart() {
+        let (source, mut layout) = testing::xen_tools_guest();
+        layout.disks[1].volumes[0].uuid = Some(testing::ROOT_UUID.into());
+        let devices = Devices::new(&source, &layout);
+        assert_eq!(devices.stable("/dev/xvda2").as_deref(), Some("/dev/vda2"));
+    }
+
+    #[test]
+    fn letters_count_past_z() {
+        assert_eq!(parse("xvdz"), Some((25, None)));
+        assert_eq!(parse("xvdaa1"), Some((26, Some(1))));
+        assert_eq!(parse("7"), Some((7, None)));
+        assert_eq!(parse("xvd"), None);
+        assert_eq!(parse("xvdaaaa"), None);
+        assert_eq!(parse("xvda99999999999"), None);
+    }
+}

@@ -1,0 +1,6 @@
+//! What a Linux guest's configuration is made of, read and rewritten without losing anything that a person wrote.
+
+pub mod devices;
+pub mod dpkg;
+pub mod kernels;
+pub mod text;

@@ -1,0 +1,156 @@
+//! What a staged guest changes, file by file, for people to read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guestfs::{Ext, FileType, GuestFs, Stat, show};
+use similar::TextDiff;
+
+use super::{Op, Staged};
+
+/// Files above this are not compared line by line.
+const TEXT_LIMIT: u64 = 512 << 10;
+
+/// What happens to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Kind {
+    Added,
+    Changed,
+    Removed,
+}
+
+/// The difference between a file of the guest and the staged one.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct FileDiff {
+    /// The path, with control characters escaped.
+    pub path: String,
+    /// What happens to it.
+    pub kind: Kind,
+    /// The steps that touched it, in order.
+    pub steps: Vec<&'static str>,
+    /// A unified diff with header for text; one line in words for anything else.
+    pub text: String,
+}
+
+impl Staged<'_> {
+    /// All files that differ from the guest's, by path.
+    pub fn diff(&self) -> Vec<FileDiff> {
+        let mut touched: BTreeMap<&[u8], Vec<&'static str>> = BTreeMap::new();
+        for change in self.changes() {
+            let from = match &change.op {
+                Op::Rename { from, .. } => Some(&from[..]),
+                _ => None,
+            };
+            for path in from.into_iter().chain([change.op.path()]) {
+                let steps = touched.entry(path).or_default();
+                if !steps.contains(&change.step) {
+                    steps.push(change.step);
+                }
+            }
+        }
+        touched.into_iter().filter_map(|(path, steps)| self.diff_of(path, steps)).collect()
+    }
+
+    /// The paths that one step changed, in order of name.
+    pub fn paths_of(&self, step: &str) -> Vec<String> {
+        let paths: BTreeSet<&[u8]> = self.changes().iter().filter(|c| c.step == step).map(|c| c.op.path()).collect();
+        paths.into_iter().map(show).collect()
+    }
+
+    fn diff_of(&self, path: &[u8], steps: Vec<&'static str>) -> Option<FileDiff> {
+        let (old, new) = (self.base.lstat(path).ok(), self.lstat(path).ok());
+        let shown = show(path);
+        let (kind, text) = match (&old, &new) {
+            (None, None) => return None,
+            (None, Some(stat)) => {
+                let text = match self.text(path, stat) {
+                    Some(text) => unified(&shown, "", &text, true, false),
+                    None => describe(self, path, stat),
+                };
+                let mode = if stat.kind == FileType::Symlink { String::new() } else { format!("new mode {:04o}\n", stat.mode) };
+                (Kind::Added, mode + &text)
+            }
+            (Some(stat), None) => match text_of(self.base, path, stat) {
+                Some(text) => (Kind::Removed, unified(&shown, &text, "", false, true)),
+                None => (Kind::Removed, describe(self.base, path, stat)),
+            },
+            (Some(a), Some(b)) => {
+                let mut text = String::new();
+                if (a.mode, a.uid, a.gid) != (b.mode, b.uid, b.gid) && b.kind != FileType::Symlink {
+                    text += &format!("mode {:04o} {}:{} becomes {:04o} {}:{}\n", a.mode, a.uid, a.gid, b.mode, b.uid, b.gid);
+                }
+                match (text_of(self.base, path, a), self.text(path, b)) {
+                    (Some(old), Some(new)) if old == new => {}
+                    (Some(old), Some(new)) => text += &unified(&shown, &old, &new, false, false),
+                    _ => {
+                        let (old, new) = (describe(self.base, path, a), describe(self, path, b));
+                        if a.kind == FileType::Regular && b.kind == FileType::Regular {
+                            if !same(self.base, self, path) {
+                                text += &format!("{}becomes\n{new}", old);
+                            }
+                        } else if old != new {
+                            text += &format!("{old}becomes\n{new}");
+                        }
+                    }
+                }
+                if self.base.xattrs(path).ok() != self.xattrs(path).ok() {
+                    text += "extended attributes change\n";
+                }
+                if text.is_empty() {
+                    return None;
+                }
+                (Kind::Changed, text)
+            }
+        };
+        Some(FileDiff { path: shown, kind, steps, text })
+    }
+
+    fn text(&self, path: &[u8], stat: &Stat) -> Option<String> {
+        text_of(self, path, stat)
+    }
+}
+
+fn text_of(fs: &dyn GuestFs, path: &[u8], stat: &Stat) -> Option<String> {
+    if stat.kind != FileType::Regular || stat.size > TEXT_LIMIT {
+        return None;
+    }
+    let bytes = fs.read(path, TEXT_LIMIT).ok()?;
+    (!bytes.contains(&0)).then(|| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn same(a: &dyn GuestFs, b: &dyn GuestFs, path: &[u8]) -> bool {
+    let (mut x, mut y) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut at = 0;
+    loop {
+        match (a.read_at(path, at, &mut x), b.read_at(path, at, &mut y)) {
+            (Ok(0), Ok(0)) => return true,
+            (Ok(n), Ok(m)) => {
+                let n = n.min(m);
+                if n == 0 || x[..n] != y[..n] {
+                    return false;
+                }
+                at += n as u64;
+            }
+            _ => return false,
+        }
+    }
+}
+
+fn describe(fs: &dyn GuestFs, path: &[u8], stat: &Stat) -> String {
+    match stat.kind {
+        FileType::Regular => format!("binary, {}\n", imgcore::size::human(stat.size)),
+        FileType::Directory => "directory\n".into(),
+        FileType::Symlink => format!("link to {}\n", fs.readlink(path).map(|t| show(&t)).unwrap_or_default()),
+        FileType::CharDevice | FileType::BlockDevice => format!("device {}:{}\n", stat.rdev.0, stat.rdev.1),
+        FileType::Fifo => "fifo\n".into(),
+        FileType::Socket => "socket\n".into(),
+    }
+}
+
+fn unified(path: &str, old: &str, new: &str, added: bool, removed: bool) -> String {
+    let relative = path.trim_start_matches('/');
+    let a = if added { "/dev/null".into() } else { format!("a/{relative}") };
+    let b = if removed { "/dev/null".into() } else { format!("b/{relative}") };
+    TextDiff::from_lines(old, new).unified_diff().context_radius(3).header(&a, &b).to_string()
+}

@@ -1,0 +1,80 @@
+//! `/etc/fstab` names filesystems by UUID, else by their new device name.
+
+use crate::guest::devices::Devices;
+use crate::guest::text::{Line, fields, replaced};
+use crate::step::{Context, Step};
+
+pub(super) const STEP: Step =
+    Step { name: "fstab", about: "disks have other names on KVM: mounts and swap are found by UUID where they have one", run };
+
+fn run(cx: &mut Context<'_>) -> crate::Result<()> {
+    let devices = cx.devices.clone();
+    let mut warnings = Vec::new();
+    cx.edit_lines("/etc/fstab", |line| {
+        let words = fields(line);
+        let Some((range, device)) = words.first().cloned() else { return Line::Keep };
+        if device.starts_with('#') {
+            return Line::Keep;
+        }
+        let word = |n: usize| words.get(n).map_or("", |w| w.1);
+        // Only a Xen guest has it: the mount would fail, and with it the boot.
+        if word(2) == "xenfs" {
+            return Line::Become(format!("#{line}"));
+        }
+        if let Some(new) = devices.stable(device) {
+            return Line::Become(replaced(line, range, &new));
+        }
+        let optional = word(3).split(',').any(|o| o == "noauto" || o == "nofail");
+        if Devices::is_disk_name(device) && !optional {
+            warnings.push(format!(
+                "/etc/fstab mounts {device} on {}, but the source has no such disk: the boot may wait for it; add the disk or the option nofail",
+                word(1)
+            ));
+        }
+        Line::Keep
+    })?;
+    warnings.into_iter().for_each(|w| cx.warn(w));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MemFs, ROOT_UUID, SWAP_UUID, run_step};
+
+    #[test]
+    fn xen_tools_fstab() {
+        let old = "proc            /proc           proc    defaults        0       0\n\
+                   devpts          /dev/pts        devpts  rw,noexec,nosuid,gid=5,mode=620 0  0\n\
+                   /dev/xvda1 none swap sw 0 0\n/dev/xvda2 / ext4 noatime,nodiratime,errors=remount-ro 0 1\n";
+        run_step(&MemFs::new().file("/etc/fstab", old), &STEP, |cx| {
+            let new = old.replace("/dev/xvda1", &format!("UUID={SWAP_UUID}")).replace("/dev/xvda2", &format!("UUID={ROOT_UUID}"));
+            assert_eq!(cx.show("/etc/fstab"), new);
+            assert_eq!(cx.reports[0].changed, ["/etc/fstab"]);
+            assert!(cx.reports[0].warnings.is_empty());
+        });
+    }
+
+    #[test]
+    fn installer_fstab_keeps_comments_and_spacing() {
+        let old = "# <file system> <mount point>   <type>  <options>       <dump>  <pass>\n# / was on /dev/sda2 during installation\n\
+                   \t/dev/sda2\t/\text3\terrors=remount-ro 0 1\nUUID=1234-ABCD /boot vfat defaults 0 1\n/dev/xvdb1 /srv ext4 defaults 0 2 # data\n\
+                   /dev/mapper/vg-home /home ext4 defaults 0 2\nxenfs /proc/xen xenfs defaults 0 0\n/dev/xvdd /media/cdrom0 udf,iso9660 user,noauto 0 0\n\
+                   /dev/xvdc1 /old ext3 defaults 0 0";
+        run_step(&MemFs::new().file("/etc/fstab", old), &STEP, |cx| {
+            let new = old
+                .replace("\t/dev/sda2", &format!("\tUUID={ROOT_UUID}"))
+                .replace("/dev/xvdb1", "/dev/vdb1")
+                .replace("xenfs /proc", "#xenfs /proc");
+            assert_eq!(cx.show("/etc/fstab"), new);
+            assert_eq!(cx.reports[0].warnings.len(), 1);
+            assert!(cx.reports[0].warnings[0].contains("/dev/xvdc1 on /old"));
+        });
+    }
+
+    #[test]
+    fn nothing_to_do_changes_nothing() {
+        run_step(&MemFs::new().file("/etc/fstab", "UUID=1 / ext4 defaults 0 1\n"), &STEP, |cx| assert!(cx.fs.is_unchanged()));
+        run_step(&MemFs::new().dir("/etc/fstab"), &STEP, |cx| assert!(cx.fs.is_unchanged()));
+    }
+}

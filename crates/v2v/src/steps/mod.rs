@@ -1,0 +1,31 @@
+//! The steps of a conversion, in order: one file and one line in [`STEPS`] each.
+
+mod fstab;
+
+use crate::Result;
+use crate::step::{Context, Step};
+
+/// All steps. Each sees what those before it changed.
+pub const STEPS: &[Step] = &[fstab::STEP];
+
+/// Runs all steps on the staged guest.
+pub fn run_all(context: &mut Context<'_>) -> Result<()> {
+    STEPS.iter().try_for_each(|step| context.run(step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_every_file() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/steps");
+        let mut files: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap().replace(".rs", "")).collect();
+        files.retain(|f| f != "mod");
+        let mut names: Vec<String> = STEPS.iter().map(|s| s.name.replace('-', "_")).collect();
+        files.sort();
+        names.sort();
+        assert_eq!(files, names, "a file in {folder} and its line in STEPS belong together");
+    }
+}
