@@ -15,9 +15,12 @@
 mod error;
 mod gate;
 mod image;
+pub mod nbd;
 mod progress;
 pub mod size;
 pub mod storage;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Error, Result};
 pub use gate::{Gate, Reference};
