@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// What a range of an image is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,4 +101,12 @@ pub trait ImageMut: Image {
 
     /// Returns when all that was written is on stable storage, metadata included.
     fn flush(&self) -> Result<()>;
+}
+
+/// Whether `len` bytes at `offset` lie within an image of `size` bytes that messages call `file`.
+pub(crate) fn check_range(file: &str, size: u64, offset: u64, len: u64) -> Result<()> {
+    if offset.checked_add(len).is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{file}: {len} bytes at offset {offset:#x} reach past the end of the image, which has {size} bytes")))
 }

@@ -13,17 +13,24 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod formats;
 mod gate;
 mod image;
 pub mod nbd;
+pub mod overlay;
 mod progress;
+pub mod raw;
 pub mod size;
+pub mod slice;
 pub mod storage;
 #[cfg(test)]
 mod testing;
 
 pub use error::{Error, Result};
-pub use gate::{Gate, Reference};
+pub use formats::{Formats, OpenOptions};
+pub use gate::{Gate, LocalGate, NoGate, Reference, TreeGate};
 pub use image::{Extent, ExtentKind, Image, ImageInfo, ImageMut};
+pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress};
+pub use slice::Slice;
 pub use storage::Storage;

@@ -2,7 +2,17 @@
 
 use std::ops::Range;
 
-use crate::Result;
+use crate::{Error, Result};
+
+mod fault;
+mod file;
+mod mem;
+mod new_file;
+
+pub use fault::{FaultStorage, Operation};
+pub use file::FileStorage;
+pub use mem::MemStorage;
+pub use new_file::NewFile;
 
 /// A row of bytes on the host, readable and writable at any offset from any thread.
 pub trait Storage: Send + Sync {
@@ -35,4 +45,16 @@ pub trait Storage: Send + Sync {
 
     /// Returns when everything is on stable storage.
     fn sync(&self) -> Result<()>;
+}
+
+/// Fills `buf` from `offset`, with zeroes for what lies past the end of `storage`.
+pub fn read_padded(storage: &dyn Storage, buf: &mut [u8], offset: u64) -> Result<()> {
+    match storage.read_at(buf, offset) {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+            let there = storage.size()?.saturating_sub(offset).min(buf.len() as u64) as usize;
+            buf[there..].fill(0);
+            storage.read_at(&mut buf[..there], offset)
+        }
+        other => other,
+    }
 }

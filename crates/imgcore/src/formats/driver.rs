@@ -1,0 +1,190 @@
+//! What a format offers to the table, and what it is given to work with.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Formats, OpenOptions};
+use crate::{Error, Gate, Image, ImageMut, Reference, Result, Storage};
+
+/// How many images a chain may have.
+const MAX_CHAIN: usize = 200;
+
+/// What a format can be told by.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'a> {
+    /// The first [`Probe::HEAD`] bytes, or less.
+    pub head: &'a [u8],
+    /// The last [`Probe::TAIL`] bytes, or less.
+    pub tail: &'a [u8],
+    /// Size in bytes.
+    pub size: u64,
+}
+
+impl Probe<'_> {
+    /// Bytes read from the start for probing.
+    pub const HEAD: u64 = 4096;
+    /// Bytes read from the end for probing.
+    pub const TAIL: u64 = 1024;
+}
+
+/// One image format.
+pub trait FormatDriver: Send + Sync {
+    /// The format's name: `qcow2`.
+    fn name(&self) -> &'static str;
+
+    /// Whether this is an image of the format.
+    fn probe(&self, probe: &Probe<'_>) -> bool;
+
+    /// Opens an image for reading. `context` has already entered `storage`.
+    fn open(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn Image>>;
+
+    /// Opens an image for reading and writing.
+    fn open_mut(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn ImageMut>>;
+
+    /// What [`create`](FormatDriver::create) can be told.
+    fn options(&self) -> &'static [FormatOption];
+
+    /// Makes an image of `size` bytes, replacing all that is in `storage`.
+    fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>>;
+
+    /// Checks an image's metadata.
+    fn check(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>, repair: Repair) -> Result<CheckReport>;
+}
+
+/// What a check may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    None,
+    /// Give leaked clusters back: never loses data.
+    Leaks,
+    /// Set reference counts right as well.
+    All,
+}
+
+/// One creation option, for parsing and help.
+#[derive(Clone, Copy, Debug)]
+pub struct FormatOption {
+    /// Its name: `cluster_size`.
+    pub name: &'static str,
+    /// The kind of its value, as qemu-img writes it: `<size>`.
+    pub value: &'static str,
+    /// One line for people.
+    pub help: &'static str,
+}
+
+/// Options for creating an image, by name.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions(BTreeMap<String, String>);
+
+impl CreateOptions {
+    /// None set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets `name` to `value`, replacing an earlier value.
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.insert(name.into(), value.into());
+        self
+    }
+
+    /// The value of `name`.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// Whether `name` is on; off when it is not set.
+    pub fn flag(&self, name: &str) -> Result<bool> {
+        match self.get(name) {
+            None | Some("off") => Ok(false),
+            Some("on") => Ok(true),
+            Some(other) => Err(Error::Invalid(format!("Parameter '{name}' expects 'on' or 'off', not '{other}'"))),
+        }
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Refuses names that `driver` does not have.
+    pub fn check(&self, driver: &dyn FormatDriver) -> Result<()> {
+        match self.iter().find(|(name, _)| driver.options().iter().all(|o| o.name != *name)) {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::Invalid(format!("Invalid parameter '{name}'"))),
+        }
+    }
+}
+
+/// What a check found; the numbers that qemu-img gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Places where metadata points at what is not there or is used twice: data may be lost.
+    pub corruptions: u64,
+    /// Clusters counted as used that nothing uses: space is lost, data is not.
+    pub leaks: u64,
+    /// Parts that could not be checked.
+    pub check_errors: u64,
+    /// Corruptions repaired.
+    pub corruptions_fixed: u64,
+    /// Leaks repaired.
+    pub leaks_fixed: u64,
+    /// Where the last used cluster ends in the file.
+    pub image_end_offset: u64,
+    /// Guest-visible clusters.
+    pub total_clusters: u64,
+    /// Of these, allocated.
+    pub allocated_clusters: u64,
+    /// Of these, not where the one before them ends.
+    pub fragmented_clusters: u64,
+    /// Of these, compressed.
+    pub compressed_clusters: u64,
+    /// One line for each finding, up to a bound.
+    pub messages: Vec<String>,
+}
+
+/// What a driver is given to open an image and what that image names.
+#[derive(Clone)]
+pub struct OpenContext<'a> {
+    /// The table, for the formats of other files.
+    pub formats: &'a Formats,
+    /// How this image was asked for.
+    pub options: &'a OpenOptions<'a>,
+    /// Whether the format was probed rather than said.
+    pub guessed: bool,
+    chain: Vec<Option<(u64, u64)>>,
+}
+
+impl<'a> OpenContext<'a> {
+    /// The context of the first image of a chain.
+    pub(super) fn new(formats: &'a Formats, options: &'a OpenOptions<'a>, guessed: bool) -> Self {
+        OpenContext { formats, options, guessed, chain: Vec::new() }
+    }
+
+    /// The same, with one more file in the chain.
+    pub(super) fn entered(mut self, storage: &dyn Storage) -> Result<Self> {
+        let identity = storage.identity();
+        if identity.is_some() && self.chain.contains(&identity) {
+            return Err(Error::Invalid(format!("{}: the chain of backing files comes back to this file", storage.name())));
+        }
+        if self.chain.len() >= MAX_CHAIN {
+            return Err(Error::Invalid(format!("{}: the chain of backing files is longer than {MAX_CHAIN}", storage.name())));
+        }
+        self.chain.push(identity);
+        Ok(self)
+    }
+
+    /// Opens the image that `reference` names, of format `format` or probed, for reading.
+    pub fn open_reference(&self, reference: &Reference<'_>, format: Option<&str>) -> Result<Arc<dyn Image>> {
+        let gate: &dyn Gate = self.options.gate;
+        let storage = gate.open(reference)?;
+        let (driver, guessed) = match format {
+            Some(name) => (self.formats.driver(name)?, false),
+            None => (self.formats.probe_storage(&*storage)?, true),
+        };
+        let context = OpenContext { guessed, ..self.clone() }.entered(&*storage)?;
+        driver.open(storage, &context)
+    }
+}

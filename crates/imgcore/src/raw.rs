@@ -1,0 +1,224 @@
+//! Raw images: the bytes of the file are the bytes of the disk.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Formats, OpenContext, Probe, Repair};
+use crate::image::check_range;
+use crate::storage::read_padded;
+use crate::{Error, Extent, ExtentKind, Image, ImageInfo, ImageMut, Result, Storage};
+
+/// The guest-visible size is a multiple of this; a file's odd end is padded with zeroes.
+const SECTOR: u64 = 512;
+
+/// A raw image.
+pub struct Raw {
+    storage: Arc<dyn Storage>,
+    size: u64,
+    file: Arc<str>,
+    /// Set when nobody said that this is raw: the guest could then write another format's header into sector 0 and
+    /// have its own choice of backing file read at the next start. Such writes are refused, as QEMU does.
+    guard: Option<Formats>,
+}
+
+impl Raw {
+    /// The whole of `storage` as a disk.
+    pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
+        let size = storage.size()?;
+        let size = size.checked_next_multiple_of(SECTOR).ok_or_else(|| Error::Invalid(format!("{}: too large", storage.name())))?;
+        let file = storage.name().into();
+        Ok(Raw { storage, size, file, guard: None })
+    }
+
+    /// A disk of `size` zero bytes in `storage`.
+    pub fn create(storage: Arc<dyn Storage>, size: u64) -> Result<Self> {
+        storage.set_size(0)?;
+        storage.set_size(size)?;
+        let mut raw = Raw::open(storage)?;
+        raw.size = size;
+        Ok(raw)
+    }
+
+    /// What the bytes lie in.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn check_header(&self, data: &[u8], offset: u64) -> Result<()> {
+        let Some(formats) = &self.guard else { return Ok(()) };
+        if offset >= SECTOR {
+            return Ok(());
+        }
+        let mut head = [0; SECTOR as usize];
+        read_padded(&*self.storage, &mut head, 0)?;
+        let start = offset as usize;
+        let len = data.len().min(head.len() - start);
+        head[start..start + len].copy_from_slice(&data[..len]);
+        let driver = formats.probe(&Probe { head: &head, tail: &[], size: self.size });
+        if driver.name() == RawDriver.name() {
+            return Ok(());
+        }
+        let what = format!(
+            "writing a {} header to sector 0 of an image whose format was guessed; say its format (raw) to allow it",
+            driver.name()
+        );
+        Err(Error::unsupported(&self.file, "raw", what))
+    }
+}
+
+impl Image for Raw {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        check_range(&self.file, self.size, offset, buf.len() as u64)?;
+        read_padded(&*self.storage, buf, offset)
+    }
+
+    fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()> {
+        check_range(&self.file, self.size, range.start, range.end.saturating_sub(range.start))?;
+        let mut at = range.start;
+        let mut emit = |range: Range<u64>, kind| {
+            let extent = Extent {
+                start: range.start,
+                len: range.end - range.start,
+                kind,
+                depth: 0,
+                host_offset: Some(range.start),
+                file: Some(self.file.clone()),
+            };
+            visit(extent)
+        };
+        while at < range.end {
+            let data = self.storage.next_data(at)?.unwrap_or(range.end..range.end);
+            let start = data.start.clamp(at, range.end);
+            // The padding behind an odd end belongs to the last sector.
+            let end = data.end.next_multiple_of(SECTOR).clamp(start, range.end);
+            if start > at && emit(at..start, ExtentKind::Zero).is_break() {
+                return Ok(());
+            }
+            if end > start && emit(start..end, ExtentKind::Data).is_break() {
+                return Ok(());
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn info(&self) -> ImageInfo {
+        ImageInfo {
+            format: "raw",
+            file: self.file.to_string(),
+            virtual_size: self.size,
+            actual_size: self.storage.allocated(),
+            ..ImageInfo::default()
+        }
+    }
+
+    fn backing(&self) -> Option<&dyn Image> {
+        None
+    }
+}
+
+impl ImageMut for Raw {
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        check_range(&self.file, self.size, offset, data.len() as u64)?;
+        self.check_header(data, offset)?;
+        self.storage.write_at(data, offset)
+    }
+
+    fn zero_at(&self, offset: u64, len: u64) -> Result<()> {
+        check_range(&self.file, self.size, offset, len)?;
+        self.storage.zero_at(offset, len)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.zero_at(offset, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.storage.sync()
+    }
+}
+
+/// The entry of the raw format in the table of formats.
+pub struct RawDriver;
+
+impl FormatDriver for RawDriver {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    /// Raw is what remains when no other format claims the bytes.
+    fn probe(&self, _: &Probe<'_>) -> bool {
+        false
+    }
+
+    fn open(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>) -> Result<Arc<dyn Image>> {
+        Ok(Arc::new(Raw::open(storage)?))
+    }
+
+    fn open_mut(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn ImageMut>> {
+        let mut raw = Raw::open(storage)?;
+        raw.guard = context.guessed.then(|| context.formats.clone());
+        Ok(Arc::new(raw))
+    }
+
+    fn options(&self) -> &'static [FormatOption] {
+        &[FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, falloc, full)" }]
+    }
+
+    fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>> {
+        let preallocation = options.get("preallocation").unwrap_or("off");
+        if !matches!(preallocation, "off" | "falloc" | "full") {
+            return Err(Error::Invalid(format!("preallocation: '{preallocation}' is none of off, falloc, full")));
+        }
+        let raw = Raw::create(storage, size)?;
+        if preallocation != "off" {
+            let zeroes = vec![0; 1 << 20];
+            let mut at = 0;
+            while at < size {
+                let now = (size - at).min(zeroes.len() as u64);
+                raw.storage.write_at(&zeroes[..now as usize], at)?;
+                at += now;
+            }
+        }
+        Ok(Arc::new(raw))
+    }
+
+    fn check(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>, _: Repair) -> Result<CheckReport> {
+        Err(Error::unsupported(storage.name(), "raw", "checking: a raw image has no metadata that could be damaged"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemStorage;
+
+    #[test]
+    fn holes_are_zero_extents() {
+        let storage = Arc::new(MemStorage::new("disk", 0));
+        let raw = Raw::create(storage, 1 << 20).unwrap();
+        raw.write_at(&[1; 4096], 8192).unwrap();
+        let mut seen = Vec::new();
+        raw.extents(4096..1 << 20, &mut |e| {
+            seen.push((e.start, e.len, e.kind));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(seen, [(4096, 4096, ExtentKind::Zero), (8192, 4096, ExtentKind::Data), (12288, (1 << 20) - 12288, ExtentKind::Zero)]);
+        raw.write_at(&[0], 1 << 20).unwrap_err();
+        raw.read_at(&mut [0; 2], (1 << 20) - 1).unwrap_err();
+    }
+
+    #[test]
+    fn an_odd_end_is_padded() {
+        let raw = Raw::open(Arc::new(MemStorage::from_bytes("odd", &[5; 700]))).unwrap();
+        assert_eq!(raw.size(), 1024);
+        let mut buf = [1; 1024];
+        raw.read_at(&mut buf, 0).unwrap();
+        assert!(buf[..700] == [5; 700] && buf[700..] == [0; 324]);
+    }
+}

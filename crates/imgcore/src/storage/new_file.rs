@@ -1,0 +1,118 @@
+//! An output file that appears under its name only when it is whole.
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{FileStorage, Storage};
+use crate::{Error, Result};
+
+/// A file being made. It has a temporary name in the target's folder until [`commit`](NewFile::commit) syncs it and
+/// renames it into place; dropped before that, it is removed.
+///
+/// A target that is a block device is written in place: there is nothing to rename.
+pub struct NewFile {
+    storage: Arc<FileStorage>,
+    target: PathBuf,
+    /// `None` for a block device.
+    temporary: Option<tempfile::TempPath>,
+}
+
+impl NewFile {
+    /// Begins a file that will be called `target`. Messages call it so from the start.
+    pub fn create(target: impl AsRef<Path>) -> Result<Self> {
+        let name = target.as_ref().display().to_string();
+        let fail = |e: io::Error| Error::io(&name, "create", None, e);
+        // A link stays a link: what it points to is replaced.
+        let target = match target.as_ref().canonicalize() {
+            Ok(there) => there,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => target.as_ref().to_owned(),
+            Err(e) => return Err(fail(e)),
+        };
+        let existing = std::fs::metadata(&target).ok();
+        if existing.as_ref().is_some_and(|m| !m.is_file()) {
+            let file = File::options().read(true).write(true).open(&target).map_err(fail)?;
+            return Ok(NewFile { storage: Arc::new(FileStorage::from_file(file, name)?), target, temporary: None });
+        }
+        let folder = folder_of(&target);
+        let file_name = target.file_name().ok_or_else(|| Error::Invalid(format!("{name}: is not a file name")))?;
+        let mode = existing.map_or(0o666, |m| m.permissions().mode() & 0o777);
+        let (file, temporary) = tempfile::Builder::new()
+            .prefix(&format!(".{}.", file_name.to_string_lossy()))
+            .suffix(".partial")
+            .permissions(Permissions::from_mode(mode))
+            .tempfile_in(folder)
+            .map_err(fail)?
+            .into_parts();
+        Ok(NewFile { storage: Arc::new(FileStorage::from_file(file, name)?), target, temporary: Some(temporary) })
+    }
+
+    /// Where to write.
+    pub fn storage(&self) -> Arc<FileStorage> {
+        self.storage.clone()
+    }
+
+    /// The path that holds the bytes until the commit, for programs that must open it by name.
+    pub fn temporary_path(&self) -> &Path {
+        self.temporary.as_deref().unwrap_or(&self.target)
+    }
+
+    /// Makes everything durable, then gives the file its name, replacing what was there.
+    pub fn commit(self) -> Result<()> {
+        self.storage.sync()?;
+        let Some(temporary) = self.temporary else { return Ok(()) };
+        let name = self.storage.name();
+        temporary.persist(&self.target).map_err(|e| Error::io(name, "rename into place", None, e.error))?;
+        let folder = File::open(folder_of(&self.target)).and_then(|f| f.sync_all());
+        folder.map_err(|e| Error::io(name, "sync the folder of", None, e))
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appears_only_when_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.img");
+        std::fs::write(&path, "old").unwrap();
+        let new = NewFile::create(&path).unwrap();
+        new.storage().write_at(b"newer", 0).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        drop(new);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+
+        let new = NewFile::create(&path).unwrap();
+        assert_eq!(new.storage().name(), path.display().to_string());
+        new.storage().write_at(b"newer", 0).unwrap();
+        new.commit().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"newer");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::write(&real, "old").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let new = NewFile::create(&link).unwrap();
+        new.storage().write_at(b"new", 0).unwrap();
+        new.commit().unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(std::fs::read(&real).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let error = NewFile::create("/nonexistent/out.img").err().unwrap().to_string();
+        assert!(error.starts_with("/nonexistent/out.img: cannot create: No such file"), "{error}");
+    }
+}
