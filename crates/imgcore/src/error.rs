@@ -60,6 +60,9 @@ pub enum Error {
     /// The request itself cannot be carried out.
     #[error("{0}")]
     Invalid(String),
+    /// [`Progress::cancelled`](crate::Progress::cancelled) asked for an end.
+    #[error("stopped on request")]
+    Cancelled,
 }
 
 fn at(offset: Option<u64>) -> String {

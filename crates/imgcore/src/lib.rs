@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod copy;
 mod error;
 pub mod formats;
 mod gate;

@@ -113,7 +113,7 @@ fn number_of(error: &Error) -> u32 {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => NBD_EPERM,
             _ => NBD_EIO,
         },
-        Error::Corrupt { .. } => NBD_EIO,
+        Error::Corrupt { .. } | Error::Cancelled => NBD_EIO,
         Error::Unsupported { .. } => NBD_ENOTSUP,
         Error::Refused { .. } => NBD_EPERM,
         Error::Invalid(_) => NBD_EINVAL,

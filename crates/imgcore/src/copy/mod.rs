@@ -1,0 +1,51 @@
+//! The copy engine: every byte that goes from one disk to another goes through here.
+//!
+//! A walk over the source's extents feeds a bounded queue; workers read and look for zeroes; one writer puts the
+//! results in order again and writes them. So the target gets the same calls in the same order whatever the
+//! number of workers, and with it the same bytes in its file. At most [`Options::threads`] + 2 pieces of
+//! [`PIECE`] bytes are in memory. Holes of the source are never read, and become holes of the target.
+//!
+//! [`copy`] and [`copy_range`] pull from an image; [`Sink`] takes what a stream pushes.
+
+mod engine;
+mod runs;
+mod sink;
+
+#[cfg(test)]
+mod tests;
+
+pub use engine::{copy, copy_range};
+pub use runs::is_zero;
+pub use sink::Sink;
+
+/// Bytes that are read and written at once.
+pub const PIECE: usize = 2 << 20;
+
+/// How to copy.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Workers that read, at least 1.
+    pub threads: usize,
+    /// The target reads as zeroes everywhere already: nothing need be done for a source's zeroes.
+    pub target_is_zero: bool,
+    /// Runs of zero bytes of this length, aligned to it, become holes; 0 keeps stored zeroes stored. The target's
+    /// cluster size is used where that is larger.
+    pub sparse: u64,
+}
+
+impl Default for Options {
+    /// As many workers as processors, a target of unknown content, holes from 4 KiB.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16);
+        Options { threads, target_is_zero: false, sparse: 4096 }
+    }
+}
+
+/// What a copy did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Bytes written as data.
+    pub data: u64,
+    /// Bytes that were zeroes, whether the target had to be told or not.
+    pub zero: u64,
+}
