@@ -30,13 +30,13 @@ impl Raw {
         Ok(Raw { storage, size, file, guard: None })
     }
 
-    /// A disk of `size` zero bytes in `storage`.
+    /// A disk of `size` zero bytes (rounded up to sectors) in `storage`.
     pub fn create(storage: Arc<dyn Storage>, size: u64) -> Result<Self> {
+        let rounded = size.checked_next_multiple_of(SECTOR).ok_or_else(|| Error::Invalid(format!("{}: too large", storage.name())))?;
         storage.set_size(0)?;
-        storage.set_size(size)?;
-        let mut raw = Raw::open(storage)?;
-        raw.size = size;
-        Ok(raw)
+        storage.set_size(rounded)?;
+        let file = storage.name().into();
+        Ok(Raw { storage, size: rounded, file, guard: None })
     }
 
     /// What the bytes lie in.
@@ -167,6 +167,11 @@ impl FormatDriver for RawDriver {
 
     fn options(&self) -> &'static [FormatOption] {
         &[FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, falloc, full)" }]
+    }
+
+    fn effective_options(&self, size: u64, options: &CreateOptions) -> Result<Vec<(&'static str, String)>> {
+        let preallocation = options.get("preallocation").map(|p| ("preallocation", p.into()));
+        Ok([("size", size.to_string())].into_iter().chain(preallocation).collect())
     }
 
     fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>> {

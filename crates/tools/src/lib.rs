@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod common;
 pub mod img;
 pub mod v2v;
 pub mod virt;

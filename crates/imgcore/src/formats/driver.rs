@@ -44,6 +44,9 @@ pub trait FormatDriver: Send + Sync {
     /// What [`create`](FormatDriver::create) can be told.
     fn options(&self) -> &'static [FormatOption];
 
+    /// Every option as [`create`](FormatDriver::create) would use it, defaults included, in the order in which qemu-img shows them.
+    fn effective_options(&self, size: u64, options: &CreateOptions) -> Result<Vec<(&'static str, String)>>;
+
     /// Makes an image of `size` bytes, replacing all that is in `storage`.
     fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>>;
 
@@ -87,6 +90,12 @@ impl CreateOptions {
     /// Sets `name` to `value`, replacing an earlier value.
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.insert(name.into(), value.into());
+        self
+    }
+
+    /// The same without `name`.
+    pub fn without(mut self, name: &str) -> Self {
+        self.0.remove(name);
         self
     }
 

@@ -1,6 +1,86 @@
-//! The program `img`.
+//! The program `img`: qemu-img's commands with qemu-img's flags, output and exit codes.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Command};
+
+use crate::common::Failure;
+
+mod args;
+mod create;
+
+/// One command of the program: a new one is a new file and a line in [`COMMANDS`].
+pub(crate) struct Entry {
+    /// Its name.
+    name: &'static str,
+    /// Adds its arguments and help to an empty command.
+    arguments: fn(Command) -> Command,
+    /// Runs it. The exit code is for results that are no failure, such as leaks found by `check`.
+    run: fn(&ArgMatches) -> Result<ExitCode, Failure>,
+}
+
+const COMMANDS: &[Entry] = &[create::ENTRY];
+
+/// The arguments, or clap's complaint about them.
+fn parse<T>(parsed: Result<T, clap::Error>) -> Result<T, Failure> {
+    parsed.map_err(Failure::from)
+}
+
+fn command() -> Command {
+    let program = Command::new("img")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Creates, converts and examines disk images")
+        .after_help(
+            "Examples:\n  img info disk.qcow2\n  img convert -p -O qcow2 disk.raw disk.qcow2\n  img convert export.xva#Ref:10 disk.qcow2\n\n\
+             'img COMMAND --help' shows a command's flags with examples.",
+        )
+        .subcommand_required(true)
+        .arg_required_else_help(true);
+    COMMANDS.iter().fold(program, |program, entry| program.subcommand((entry.arguments)(Command::new(entry.name))))
+}
 
 /// Runs the program on the process's arguments.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs the program on `arguments`, of which the first is the program's name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let matches = match command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(e) => {
+            let _ = e.print();
+            // qemu-img ends with 1 on a wrong command line, clap with 2.
+            return ExitCode::from(u8::from(e.use_stderr()));
+        }
+    };
+    let Some((name, matches)) = matches.subcommand() else { return ExitCode::FAILURE };
+    let Some(entry) = COMMANDS.iter().find(|c| c.name == name) else { return ExitCode::FAILURE };
+    (entry.run)(matches).unwrap_or_else(|failure| failure.report("img"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        command().debug_assert();
+        for entry in COMMANDS {
+            let mut command = (entry.arguments)(Command::new(entry.name));
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Examples:") && help.contains(&format!("img {}", entry.name)), "{help}");
+        }
+    }
+
+    #[test]
+    fn every_file_is_in_the_table() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/img");
+        for file in std::fs::read_dir(folder).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            let stem = name.trim_end_matches(".rs");
+            assert!(["mod", "args"].contains(&stem) || COMMANDS.iter().any(|c| c.name == stem), "{name} is in no table");
+        }
+    }
 }

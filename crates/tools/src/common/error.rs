@@ -1,0 +1,91 @@
+//! How a program fails: one message with its causes, a hint, an exit code.
+
+use std::error::Error as StdError;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// Why a program ends without having done its work. Every error turns into one with `?`.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+impl Failure {
+    /// A failure with exit code 1.
+    pub fn new(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), hint: None, code: 1 }
+    }
+
+    /// The same with one sentence on what to do next.
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Failure { hint: Some(hint.into()), ..self }
+    }
+
+    /// The same with another exit code.
+    pub fn code(self, code: u8) -> Self {
+        Failure { code, ..self }
+    }
+
+    /// Writes it to the standard error, as `program: message`, and gives the exit code.
+    pub fn report(&self, program: &str) -> ExitCode {
+        eprintln!("{program}: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("Hint: {hint}");
+        }
+        ExitCode::from(self.code)
+    }
+
+    /// The message with its causes.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let hint = (&error as &(dyn StdError + 'static)).downcast_ref().and_then(image_hint);
+        Failure { message: with_causes(&error), hint, code: 1 }
+    }
+}
+
+/// The error and what caused it; causes that the message above already tells are left out.
+fn with_causes(error: &dyn StdError) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            let _ = write!(message, ": {text}");
+        }
+        cause = error.source();
+    }
+    message
+}
+
+fn image_hint(error: &imgcore::Error) -> Option<String> {
+    match error {
+        imgcore::Error::Io { action: "open" | "create", source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some("the file's owner or root can open it".into())
+        }
+        imgcore::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Some("make room, or choose another folder for the output".into())
+        }
+        imgcore::Error::Corrupt { format: "qcow2", file, .. } => Some(format!("'img check {file}' lists everything that is damaged")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let io = std::io::Error::new(std::io::ErrorKind::StorageFull, "no room");
+        let failure = Failure::from(imgcore::Error::io("x.img", "write", Some(16), io));
+        assert_eq!(failure.message(), "x.img: cannot write at offset 0x10: no room");
+        assert!(failure.hint.unwrap().starts_with("make room"));
+    }
+}

@@ -1,0 +1,54 @@
+//! Arguments that several commands share, and what they mean.
+
+use clap::ValueEnum;
+use imgcore::formats::{CreateOptions, FormatDriver};
+
+use crate::common::Failure;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Human,
+    /// For programs.
+    Json,
+}
+
+/// Parses `-o name=value,name=value`; `,,` stands for a comma in a value.
+pub(crate) fn parse_options(texts: &[String]) -> Result<CreateOptions, Failure> {
+    let mut options = CreateOptions::new();
+    for text in texts {
+        for pair in text.replace(",,", "\0").split(',') {
+            let pair = pair.replace('\0', ",");
+            options = match pair.split_once('=') {
+                Some((name, value)) => options.set(name, value),
+                None => options.set(pair, "on"),
+            };
+        }
+    }
+    Ok(options)
+}
+
+/// Whether `-o help` (or `list`, `?`) was given; then prints the options of `driver`.
+pub(crate) fn options_help(texts: &[String], driver: &dyn FormatDriver) -> bool {
+    if !texts.iter().flat_map(|t| t.split(',')).any(|o| matches!(o, "help" | "list" | "?")) {
+        return false;
+    }
+    println!("Supported {} options:", driver.name());
+    for option in driver.options().iter().filter(|o| o.name != "size") {
+        println!("  {:<22} - {}", format!("{}={}", option.name, option.value), option.help);
+    }
+    println!("  {:<22} - Virtual disk size", "size=<size>");
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_split_at_single_commas() {
+        let options = parse_options(&["a=1,b=x,,y".into(), "c".into()]).unwrap();
+        assert_eq!(options.iter().collect::<Vec<_>>(), [("a", "1"), ("b", "x,y"), ("c", "on")]);
+    }
+}
