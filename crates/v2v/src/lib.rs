@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bootcheck;
 mod error;
 pub mod guest;
 pub mod layout;

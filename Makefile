@@ -1,0 +1,45 @@
+# Guestlift: see README.md. `make demo` and `make test` do all the set-up that they need.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+.PHONY: all build setup demo test check bench install deb clean
+
+all: build
+
+# What building, testing and the demo need, installed once.
+setup:
+	@scripts/setup
+
+build:
+	$(CARGO) build --release --workspace --bins
+
+# A real Xen guest is made, wrapped as an XVA, converted, and its result booted.
+demo: setup build
+	@scripts/demo
+
+# Formatting and lints.
+check: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+# Every test, those that boot converted guests included.
+test: setup build
+	scripts/make-guest --all >/dev/null
+	$(CARGO) test --workspace --no-fail-fast
+
+# Side by side with qemu-img, libguestfs and virt-v2v.
+bench: setup build
+	@scripts/bench
+
+install: build
+	@scripts/install "$(DESTDIR)" "$(PREFIX)"
+
+# target/guestlift_VERSION_amd64.deb
+deb: setup build
+	@scripts/make-deb
+
+clean:
+	$(CARGO) clean
