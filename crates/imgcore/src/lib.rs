@@ -19,6 +19,7 @@ mod gate;
 mod image;
 pub mod nbd;
 pub mod overlay;
+pub mod partition;
 mod progress;
 pub mod raw;
 pub mod size;
