@@ -7,10 +7,17 @@
 
 #![forbid(unsafe_code)]
 
+mod bytes;
 pub mod engine;
 mod error;
+mod ext4;
 mod fs;
 pub mod machine;
+pub mod probe;
+pub mod reader;
+mod tree;
 
 pub use error::{Error, Result, show};
 pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time};
+pub use reader::FsReader;
+pub use tree::Tree;
