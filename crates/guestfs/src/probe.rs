@@ -116,7 +116,12 @@ fn luks(w: &Window<'_>) -> Option<Content> {
 fn xfs(w: &Window<'_>) -> Option<Content> {
     let b = w.read(0, 512).filter(|b| cut(b, 0, 4) == b"XFSB")?;
     let blocks = u64::from(be32(&b, 8)) << 32 | u64::from(be32(&b, 12));
-    Some(Content::new("xfs", Usage::Filesystem).uuid(cut(&b, 32, 16)).label(cut(&b, 108, 12)).size(blocks.saturating_mul(be32(&b, 4).into())))
+    Some(
+        Content::new("xfs", Usage::Filesystem)
+            .uuid(cut(&b, 32, 16))
+            .label(cut(&b, 108, 12))
+            .size(blocks.saturating_mul(be32(&b, 4).into())),
+    )
 }
 
 fn ext(w: &Window<'_>) -> Option<Content> {
@@ -199,7 +204,12 @@ fn squashfs(w: &Window<'_>) -> Option<Content> {
 
 fn reiserfs(w: &Window<'_>) -> Option<Content> {
     let b = w.read(65536, 512).filter(|b| matches!(cut(b, 0x34, 8), b"ReIsErFs" | b"ReIsEr2F" | b"ReIsEr3F"))?;
-    Some(Content::new("reiserfs", Usage::Filesystem).uuid(cut(&b, 84, 16)).label(cut(&b, 100, 16)).size(u64::from(le32(&b, 0)) * u64::from(le16(&b, 44))))
+    Some(
+        Content::new("reiserfs", Usage::Filesystem)
+            .uuid(cut(&b, 84, 16))
+            .label(cut(&b, 100, 16))
+            .size(u64::from(le32(&b, 0)) * u64::from(le16(&b, 44))),
+    )
 }
 
 fn jfs(w: &Window<'_>) -> Option<Content> {

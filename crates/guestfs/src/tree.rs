@@ -184,7 +184,21 @@ mod tests {
                 Made::File(t) => (FileType::Regular, t.len()),
             };
             let (atime, mtime, ctime) = Default::default();
-            Ok(Stat { kind, mode: 0o755, uid: 0, gid: 0, size: size as u64, nlink: 1, ino, dev: 0, rdev: (0, 0), blocks: 0, atime, mtime, ctime })
+            Ok(Stat {
+                kind,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                size: size as u64,
+                nlink: 1,
+                ino,
+                dev: 0,
+                rdev: (0, 0),
+                blocks: 0,
+                atime,
+                mtime,
+                ctime,
+            })
         }
         fn lookup(&self, dir: u64, name: &[u8]) -> Result<Option<u64>> {
             let Made::Dir(entries) = &self.0[dir as usize] else { panic!("{dir} is no directory") };
@@ -235,7 +249,9 @@ mod tests {
     #[test]
     fn links_stay_inside() {
         let tree = tree();
-        for path in ["/etc/passwd", "/etc/rel", "/up", "/abs/passwd", "/../../etc/passwd", "//abs//rel", "/boot/out", "/bootlink/../etc/rel"] {
+        for path in
+            ["/etc/passwd", "/etc/rel", "/up", "/abs/passwd", "/../../etc/passwd", "//abs//rel", "/boot/out", "/bootlink/../etc/rel"]
+        {
             assert_eq!(tree.read(path.as_bytes(), 100).unwrap(), b"root", "{path}");
         }
         assert_eq!(tree.read(b"/bootlink/grub", 100).unwrap(), b"cfg");

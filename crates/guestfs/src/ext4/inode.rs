@@ -92,11 +92,7 @@ impl Inode {
 
     fn rdev(&self) -> (u32, u32) {
         let (old, new) = (le32(&self.i_block, 0), le32(&self.i_block, 4));
-        if old != 0 {
-            ((old >> 8) & 0xff, old & 0xff)
-        } else {
-            ((new & 0xf_ff00) >> 8, (new & 0xff) | ((new >> 12) & 0xf_ff00))
-        }
+        if old != 0 { ((old >> 8) & 0xff, old & 0xff) } else { ((new & 0xf_ff00) >> 8, (new & 0xff) | ((new >> 12) & 0xf_ff00)) }
     }
 
     pub(crate) fn stat(&self, block_size: u32) -> Stat {

@@ -145,7 +145,8 @@ fn at_least(a: u32, b: u32) -> bool {
 
 impl Journal<'_> {
     fn read(&self, at: u64) -> Result<Vec<u8>> {
-        let block = usize::try_from(at).ok().and_then(|i| self.blocks.get(i)).ok_or_else(|| journal_corrupt(format!("has no block {at}")))?;
+        let block =
+            usize::try_from(at).ok().and_then(|i| self.blocks.get(i)).ok_or_else(|| journal_corrupt(format!("has no block {at}")))?;
         let mut content = vec![0; self.device.block_size as usize];
         self.device.read(*block, 0, &mut content)?;
         Ok(content)

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::corrupt;
 use super::device::Device;
 use super::inode::{FLAG_EXTENTS, Inode};
-use super::corrupt;
 use crate::Result;
 use crate::bytes::{le16, le32};
 

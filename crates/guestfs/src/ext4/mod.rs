@@ -205,16 +205,16 @@ impl FsReader for Ext4 {
         if inode.kind != FileType::Symlink || inode.size > SYMLINK_LIMIT {
             return Err(corrupt(format!("inode {ino} is no symbolic link of {} bytes", inode.size)));
         }
-        let mut target = vec![0; inode.size as usize];
+        let size = inode.size as usize;
         if inode.is_fast_symlink() {
-            target.copy_from_slice(inode.inline_head(target.len()));
-        } else {
-            let mut done = 0;
-            while done < target.len() {
-                match self.read_file(&inode, done as u64, &mut target[done..])? {
-                    0 => break,
-                    n => done += n,
-                }
+            return Ok(inode.inline_head(size).to_vec());
+        }
+        let mut target = vec![0; size];
+        let mut done = 0;
+        while done < size {
+            match self.read_file(&inode, done as u64, &mut target[done..])? {
+                0 => break,
+                n => done += n,
             }
         }
         Ok(target)
