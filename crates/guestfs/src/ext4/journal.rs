@@ -59,6 +59,15 @@ fn journal_corrupt(what: String) -> Error {
     corrupt(format!("journal: {what}"))
 }
 
+/// A descriptor or revoke block of a whole transaction.
+struct Record<'a> {
+    kind: u32,
+    sequence: u32,
+    block: &'a [u8],
+    /// The journal block behind it: a descriptor's first data block.
+    next: u64,
+}
+
 struct Tag {
     block: u64,
     flags: u32,
@@ -205,23 +214,22 @@ impl Journal<'_> {
         tags
     }
 
-    /// Walks the log's transactions from `sequence` up to, without, `last`. The visitor gets each descriptor's or
-    /// revoke block's kind, transaction number, content and, for a descriptor, the place of its first data block.
-    fn walk(&self, start: u64, sequence: u32, last: u32, visit: &mut dyn FnMut(u32, u32, &[u8], u64) -> Result<()>) -> Result<()> {
+    /// Walks the log's transactions from `sequence` up to, without, `last`.
+    fn walk(&self, start: u64, sequence: u32, last: u32, visit: &mut dyn FnMut(Record<'_>) -> Result<()>) -> Result<()> {
         let (mut at, mut sequence, mut budget) = (start, sequence, self.blocks.len());
         while sequence != last {
             budget = budget.checked_sub(1).ok_or_else(|| journal_corrupt("runs in a circle".into()))?;
             let block = self.read(at)?;
             at = self.after(at);
             match be32(&block, 4) {
-                DESCRIPTOR => {
-                    visit(DESCRIPTOR, sequence, &block, at)?;
+                kind @ DESCRIPTOR => {
+                    visit(Record { kind, sequence, block: &block, next: at })?;
                     for _ in self.tags(&block) {
                         at = self.after(at);
                         budget = budget.saturating_sub(1);
                     }
                 }
-                REVOKE => visit(REVOKE, sequence, &block, at)?,
+                kind @ REVOKE => visit(Record { kind, sequence, block: &block, next: at })?,
                 _ => sequence = sequence.wrapping_add(1),
             }
         }
@@ -284,7 +292,7 @@ impl Journal<'_> {
         let mut revoked = BTreeMap::new();
         let wide = self.incompat & INCOMPAT_64BIT != 0;
         let record = if wide { 8 } else { 4 };
-        self.walk(start, sequence, last, &mut |kind, sequence, block, _| {
+        self.walk(start, sequence, last, &mut |Record { kind, sequence, block, .. }| {
             if kind == REVOKE {
                 let used = (be32(block, 12) as usize).min(block.len());
                 for at in (16..used).step_by(record).filter(|at| at + record <= used) {
@@ -308,7 +316,7 @@ impl Journal<'_> {
         revoked: &BTreeMap<u64, u32>,
         replayed: &mut BTreeMap<u64, Replayed>,
     ) -> Result<()> {
-        self.walk(start, sequence, last, &mut |kind, sequence, block, mut at| {
+        self.walk(start, sequence, last, &mut |Record { kind, sequence, block, next: mut at }| {
             if kind != DESCRIPTOR {
                 return Ok(());
             }
