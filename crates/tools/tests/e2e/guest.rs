@@ -1,0 +1,142 @@
+//! Real Xen guests from `scripts/make-guest`, and conversions of them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// A source guest, kept read only for all tests.
+pub struct Guest {
+    /// Its name and host name.
+    pub name: String,
+    /// Root's password.
+    pub password: String,
+    /// eth0's address.
+    pub ip: String,
+    /// eth0's MAC address.
+    pub mac: String,
+    /// The xl configuration.
+    pub cfg: PathBuf,
+    /// Its disks, in the configuration's order.
+    pub disks: Vec<PathBuf>,
+}
+
+/// The repository.
+pub fn top() -> &'static Path {
+    static TOP: OnceLock<PathBuf> = OnceLock::new();
+    TOP.get_or_init(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository is there"))
+}
+
+/// The guest that `make-guest --suite SUITE --variant VARIANT` makes. `None`, said aloud, where it can't be made; in CI that is a failure.
+pub fn guest(suite: &str, variant: &str) -> Option<Guest> {
+    let made =
+        Command::new(top().join("scripts/make-guest")).args(["--suite", suite, "--variant", variant]).stderr(Stdio::piped()).output();
+    let made = made.expect("scripts/make-guest starts");
+    if !made.status.success() {
+        let why = String::from_utf8_lossy(&made.stderr).trim().to_owned();
+        assert!(std::env::var_os("CI").is_none(), "no guest {suite} {variant}: {why}");
+        eprintln!("skipped: no guest {suite} {variant}: {why}");
+        return None;
+    }
+    let dir = PathBuf::from(String::from_utf8(made.stdout).expect("a path").trim());
+    let env = std::fs::read_to_string(dir.join("guest.env")).expect("guest.env");
+    let values: BTreeMap<&str, &str> = env.lines().filter_map(|l| l.split_once('=')).map(|(k, v)| (k, v.trim_matches('"'))).collect();
+    Some(Guest {
+        name: values["NAME"].into(),
+        password: values["PASSWORD"].into(),
+        ip: values["IP"].into(),
+        mac: values["MAC"].into(),
+        cfg: values["CFG"].into(),
+        disks: values["DISKS"].split(' ').map(PathBuf::from).collect(),
+    })
+}
+
+/// A program of ours, with the environment that all tests want.
+pub fn v2v() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_v2v"))
+}
+
+/// Runs a command that has to end with success within `limit`, with `stdin` from a file or nothing.
+pub fn run(command: &mut Command, stdin: Option<File>, limit: Duration) -> Output {
+    let output = finish(command, stdin, limit);
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}:\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Runs a command to its end, whatever that is, but kills it and fails after `limit`.
+pub fn finish(command: &mut Command, stdin: Option<File>, limit: Duration) -> Output {
+    let stdin = stdin.map_or_else(Stdio::null, Stdio::from);
+    let child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    let pid = child.id();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        let late = wait.recv_timeout(limit).is_err();
+        if late {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+        late
+    });
+    let output = child.wait_with_output().expect("a child can be waited for");
+    let _ = done.send(());
+    assert!(!watchdog.join().expect("the watchdog ends"), "{command:?} did not end within {limit:?}");
+    output
+}
+
+/// Runs a reference tool that has to agree.
+pub fn tool<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(program: &str, args: I) -> String {
+    let mut command = Command::new(program);
+    command.args(args).env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    String::from_utf8_lossy(&run(&mut command, None, Duration::from_secs(300)).stdout).into_owned()
+}
+
+/// What a source file contains: it must be the same afterwards.
+pub fn sha256(files: &[PathBuf]) -> String {
+    let started = Instant::now();
+    let sums = tool("sha256sum", files);
+    assert!(started.elapsed() < Duration::from_secs(300));
+    sums
+}
+
+/// The outputs are sound to the reference tools: qemu-img check on each disk, e2fsck on the root filesystem found on the first.
+pub fn check_outputs(disks: &[PathBuf], scratch: &Path) {
+    for disk in disks {
+        tool("qemu-img", ["check".as_ref(), disk.as_os_str()]);
+    }
+    let raw = scratch.join("check.raw");
+    tool("qemu-img", ["convert".as_ref(), "-O".as_ref(), "raw".as_ref(), disks[0].as_os_str(), raw.as_os_str()]);
+    let table = tool("sfdisk", ["--json".as_ref(), raw.as_os_str()]);
+    let table: serde_json::Value = serde_json::from_str(&table).expect("sfdisk writes JSON");
+    let mut checked = 0;
+    for partition in table["partitiontable"]["partitions"].as_array().expect("the first disk has partitions") {
+        let start = partition["start"].as_u64().expect("a start") * 512;
+        let device = format!("{}?offset={start}", raw.display());
+        let kind = tool_output("blkid", &["-p", "-o", "value", "-s", "TYPE", "-O", &start.to_string(), &raw.to_string_lossy()]);
+        if kind.trim().starts_with("ext") {
+            tool("e2fsck", ["-fn", device.as_str()]);
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "no ext filesystem on the first disk:\n{table}");
+    std::fs::remove_file(raw).expect("the scratch file can be removed");
+}
+
+fn tool_output(program: &str, args: &[&str]) -> String {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(args).env("PATH", path).output().expect("the tool starts");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The disks that a conversion of `name` wrote, in order.
+pub fn outputs(dir: &Path, name: &str) -> Vec<PathBuf> {
+    ('a'..='z').map(|c| dir.join(format!("{name}-vd{c}.qcow2"))).take_while(|p| p.exists()).collect()
+}
