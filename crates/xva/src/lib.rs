@@ -1,2 +1,38 @@
-//! XenServer / XCP-ng virtual appliances (XVA), modern and legacy.
+//! XenServer / XCP-ng virtual appliances (XVA), modern and legacy, as random-access disks and as a stream.
+//!
+//! A modern XVA is a tar of `ova.xml` and of every disk's chunks, each chunk followed by its checksum; the whole may be
+//! wrapped in gzip or zstd. A legacy one (`<appliance version="0.1">`) is a folder, or a tar of it, of `ova.xml` and
+//! gzipped chunks. Both have a [model](Appliance) in common, and two ways to be read:
+//!
+//! * [`Xva::open`] indexes an archive or folder once, without reading disk data, and gives every disk as an
+//!   [`imgcore::Image`]. A chunk's checksum is verified when the chunk is first read.
+//! * [`read_stream`] reads an archive once from front to end, without a temporary copy, and hands every chunk to a
+//!   [`StreamSink`] in order, verified by parallel workers.
+//!
+//! An archive is hostile input. Nothing in it can make this crate allocate by a number it claims, open a file that is
+//! not below the given folder, or run without end.
+
 #![forbid(unsafe_code)]
+
+mod archive;
+mod bytes;
+mod chunks;
+mod disk;
+mod gunzip;
+mod legacy;
+mod model;
+mod modern;
+mod stream;
+mod sums;
+mod tar;
+mod wrap;
+mod xmlrpc;
+
+pub use archive::{Options, Xva};
+pub use model::{Appliance, Boot, Disk, Drive, Form, Nic, Role, Vm};
+pub use stream::{StreamSink, read_stream};
+
+/// The format's name in messages.
+const XVA: &str = "XVA";
+
+pub use imgcore::{Error, Result};
