@@ -148,8 +148,12 @@ impl Xva {
             chunks.sort_by_key(|c| c.number);
             let place = place(&disk.id);
             disks.push(match (appliance.form, total) {
-                (_, 0) if disk.size > 0 => Err("the archive holds no disk data: it is an export of metadata only. Export the machine with its disks".into()),
-                (Form::Modern { .. }, _) => modern(disk.size, &disk.id, &chunks, place, any_sum, table.as_ref()).map(|d| Arc::new(Data::Modern(d))),
+                (_, 0) if disk.size > 0 => {
+                    Err("the archive holds no disk data: it is an export of metadata only. Export the machine with its disks".into())
+                }
+                (Form::Modern { .. }, _) => {
+                    modern(disk.size, &disk.id, &chunks, place, any_sum, table.as_ref()).map(|d| Arc::new(Data::Modern(d)))
+                }
                 (Form::Legacy, _) => LegacyData::new(&name, disk, chunks, place, total)?.map(|d| Arc::new(Data::Legacy(d))),
             });
         }

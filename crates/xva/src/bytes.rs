@@ -207,7 +207,9 @@ impl<R: Read> Input for Pipe<R> {
 pub(crate) fn read_error(name: &str, position: u64, e: std::io::Error) -> Error {
     use std::io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
     match e.kind() {
-        UnexpectedEof => Error::corrupt(name, crate::XVA, None, format!("truncated: the compressed data ends after {position} bytes unpacked")),
+        UnexpectedEof => {
+            Error::corrupt(name, crate::XVA, None, format!("truncated: the compressed data ends after {position} bytes unpacked"))
+        }
         InvalidData | InvalidInput => {
             Error::corrupt(name, crate::XVA, None, format!("the compressed data is damaged after {position} bytes unpacked: {e}"))
         }

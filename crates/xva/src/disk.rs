@@ -299,7 +299,12 @@ impl DiskImage {
                     Data::Legacy(d) => d.chunks.get(i).map_or(Ok(0), |c| {
                         let len = c.gzip.unpacked_len()?;
                         if len != c.len {
-                            return Err(Error::corrupt(c.gzip.name(), XVA, None, format!("gzip: unpacks to {len} bytes, not to {}", c.len)));
+                            return Err(Error::corrupt(
+                                c.gzip.name(),
+                                XVA,
+                                None,
+                                format!("gzip: unpacks to {len} bytes, not to {}", c.len),
+                            ));
                         }
                         Ok(d.stored / count as u64)
                     }),

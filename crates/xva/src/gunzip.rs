@@ -308,7 +308,8 @@ mod tests {
     }
 
     fn pack(data: &[u8]) -> Vec<u8> {
-        let mut e = flate2::GzBuilder::new().filename("name").comment("words").extra(vec![1; 300]).write(Vec::new(), flate2::Compression::fast());
+        let mut e =
+            flate2::GzBuilder::new().filename("name").comment("words").extra(vec![1; 300]).write(Vec::new(), flate2::Compression::fast());
         e.write_all(data).unwrap();
         e.finish().unwrap()
     }

@@ -70,7 +70,11 @@ fn disk(vdi: Node<'_, '_>) -> Result<Disk, String> {
         name: attribute("name").into(),
         description: String::new(),
         uuid: String::new(),
-        size: size.parse().ok().filter(|s| *s <= i64::MAX as u64).ok_or_else(|| format!("its size is '{}': not a number of bytes", size.escape_default()))?,
+        size: size
+            .parse()
+            .ok()
+            .filter(|s| *s <= i64::MAX as u64)
+            .ok_or_else(|| format!("its size is '{}': not a number of bytes", size.escape_default()))?,
         role: Role::Disk,
     })
 }

@@ -149,7 +149,9 @@ impl Vm {
     /// The files of the Xen host that it starts with, which no archive holds: kernel, then ramdisk.
     pub fn dom0_files(&self) -> Vec<&str> {
         match &self.boot {
-            Boot::Pv { bootloader: None, kernel: Some(kernel), ramdisk, .. } => [Some(kernel.as_str()), ramdisk.as_deref()].into_iter().flatten().collect(),
+            Boot::Pv { bootloader: None, kernel: Some(kernel), ramdisk, .. } => {
+                [Some(kernel.as_str()), ramdisk.as_deref()].into_iter().flatten().collect()
+            }
             _ => Vec::new(),
         }
     }

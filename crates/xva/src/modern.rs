@@ -61,7 +61,9 @@ fn resolve(root: &Value, name: &str) -> Result<Appliance> {
             continue;
         }
         let Some(vdi) = objects.find(vdi_id) else {
-            appliance.warnings.push(format!("drive {} ({id}) refers to disk {vdi_id}, which the archive does not hold", vbd.get("userdevice").text()));
+            appliance
+                .warnings
+                .push(format!("drive {} ({id}) refers to disk {vdi_id}, which the archive does not hold", vbd.get("userdevice").text()));
             continue;
         };
         if objects.find(vdi.get("SR").text()).is_some_and(|sr| sr.get("content_type").text() == "iso") {
@@ -129,7 +131,10 @@ fn nics(objects: &Objects<'_>, vm: &str) -> Vec<Nic> {
         .map(|(_, vif)| {
             let network = objects.find(vif.get("network").text());
             let text = |key| network.map_or("", |n| n.get(key).text()).to_string();
-            (vif.get("device").number().unwrap_or(u64::MAX), Nic { mac: vif.get("MAC").text().into(), bridge: text("bridge"), network: text("name_label") })
+            (
+                vif.get("device").number().unwrap_or(u64::MAX),
+                Nic { mac: vif.get("MAC").text().into(), bridge: text("bridge"), network: text("name_label") },
+            )
         })
         .collect();
     nics.sort_by_key(|(device, _)| *device);

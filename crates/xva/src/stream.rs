@@ -71,7 +71,13 @@ pub fn read_stream(input: impl Read + Send, name: &str, sink: &mut dyn StreamSin
 }
 
 /// The caller's part: everything in order.
-fn deliver(queue: Receiver<Result<Item>>, recycle: &Sender<Vec<u8>>, sink: &mut dyn StreamSink, progress: &dyn Progress, name: &str) -> Result<Appliance> {
+fn deliver(
+    queue: Receiver<Result<Item>>,
+    recycle: &Sender<Vec<u8>>,
+    sink: &mut dyn StreamSink,
+    progress: &dyn Progress,
+    name: &str,
+) -> Result<Appliance> {
     let mut appliance: Option<Appliance> = None;
     // For a table at the archive's end.
     let mut sums = Vec::new();
@@ -106,7 +112,9 @@ fn deliver(queue: Receiver<Result<Item>>, recycle: &Sender<Vec<u8>>, sink: &mut 
                         match table.get(&entry) {
                             Some(expected) if *expected == sum => {}
                             Some(expected) => {
-                                let what = format!("wrong checksum of {entry}: its data gives {sum}, the archive says {expected}. The archive is damaged: copy or export it again");
+                                let what = format!(
+                                    "wrong checksum of {entry}: its data gives {sum}, the archive says {expected}. The archive is damaged: copy or export it again"
+                                );
                                 return Err(Error::corrupt(name, XVA, None, what));
                             }
                             None => return Err(Error::corrupt(name, XVA, None, format!("{entry} has no checksum in the archive's table"))),
@@ -343,9 +351,13 @@ impl Reader<'_> {
         let Some(disk) = self.disk(folder)? else { return Ok(()) };
         let state = self.state()?;
         state.any_data = true;
-        let (Some((next, mut offset)), Some(size)) = (state.legacy.get(disk).copied(), state.sizes.get(disk).copied()) else { return Ok(()) };
+        let (Some((next, mut offset)), Some(size)) = (state.legacy.get(disk).copied(), state.sizes.get(disk).copied()) else {
+            return Ok(());
+        };
         if number != next {
-            let what = format!("a stream in which chunk {number} of disk {folder} comes where {next} should: save it as a file, and give the file");
+            let what = format!(
+                "a stream in which chunk {number} of disk {folder} comes where {next} should: save it as a file, and give the file"
+            );
             return Err(Error::unsupported(self.name, XVA, what).into());
         }
         let mut gzip = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(64 << 10, MemberReader(tar)));

@@ -54,16 +54,28 @@ impl<I: Input> Tar<I> {
             let Some((header, at)) = self.header()? else { return Ok(None) };
             let size = pax.size.filter(|_| !matches!(header.kind, b'L' | b'K' | b'x' | b'g')).unwrap_or(header.size);
             let data = self.position;
-            self.end = data.checked_add(size).filter(|e| *e <= i64::MAX as u64).ok_or_else(|| self.corrupt(at, "a member is longer than any file"))?;
+            self.end = data
+                .checked_add(size)
+                .filter(|e| *e <= i64::MAX as u64)
+                .ok_or_else(|| self.corrupt(at, "a member is longer than any file"))?;
             self.next = self.end.next_multiple_of(BLOCK);
             match header.kind {
                 b'L' => {
                     let raw = self.read_all(MAX_EXTENSION, "a member's long name")?;
                     long_name = Some(text(raw.split(|b| *b == 0).next().unwrap_or_default()));
                 }
-                b'x' => pax = Pax::parse(&self.read_all(MAX_EXTENSION, "a member's PAX header")?).ok_or_else(|| self.corrupt(at, "a broken PAX header"))?,
+                b'x' => {
+                    pax = Pax::parse(&self.read_all(MAX_EXTENSION, "a member's PAX header")?)
+                        .ok_or_else(|| self.corrupt(at, "a broken PAX header"))?
+                }
                 b'K' | b'g' => {}
-                b'S' => return Err(Error::unsupported(&self.name, XVA, "members stored as GNU sparse files: unpack the archive with tar and give the folder")),
+                b'S' => {
+                    return Err(Error::unsupported(
+                        &self.name,
+                        XVA,
+                        "members stored as GNU sparse files: unpack the archive with tar and give the folder",
+                    ));
+                }
                 kind => {
                     let name = pax.path.take().or(long_name).unwrap_or(header.name);
                     let regular = matches!(kind, 0 | b'0' | b'7') && !name.ends_with('/');
