@@ -5,6 +5,7 @@
 pub mod bootcheck;
 mod error;
 pub mod guest;
+pub mod input;
 pub mod layout;
 pub mod source;
 pub mod staged;
