@@ -80,7 +80,7 @@ impl Devices {
 }
 
 /// Disk letter, from 0, and partition number of `xvda2`, `sdb`, or a bare position `0`.
-fn parse(name: &str) -> Option<(u32, Option<u32>)> {
+pub(crate) fn parse(name: &str) -> Option<(u32, Option<u32>)> {
     if let Ok(position) = name.parse::<u32>() {
         return Some((position, None));
     }
