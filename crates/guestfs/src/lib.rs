@@ -12,12 +12,18 @@ pub mod engine;
 mod error;
 mod ext4;
 mod fs;
+mod guest;
+pub mod inspect;
 pub mod machine;
 pub mod probe;
 pub mod reader;
 mod tree;
+pub mod volume;
 
 pub use error::{Error, Result, show};
 pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time};
+pub use guest::{EngineChoice, Guest, MountRequest, OpenOptions, Roots};
+pub use inspect::Inspection;
 pub use reader::FsReader;
 pub use tree::Tree;
+pub use volume::{GuestDisk, Volume, Volumes};

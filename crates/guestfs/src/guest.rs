@@ -1,0 +1,340 @@
+//! A guest from its disks to its tree in one call: volumes, inspection, mounts, and the choice of who reads them.
+
+use std::sync::Arc;
+
+use imgcore::{Image, ImageMut};
+
+use crate::engine::{Disk, Engine, Session};
+use crate::inspect::{Inspection, inspect, is_root};
+use crate::volume::{GuestDisk, Volumes};
+use crate::{Error, GuestFs, Result, Tree, reader};
+
+/// Who works on the guest's filesystems.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// Reading is done in this process where there is a reader, all else in the appliance.
+    #[default]
+    Auto,
+    /// This process, or an error.
+    Direct,
+    /// The appliance, always.
+    Appliance,
+}
+
+/// A volume to be mounted instead of what inspection finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountRequest {
+    /// As the guest calls it, or `UUID=…`.
+    pub device: String,
+    /// Where in the tree.
+    pub path: String,
+    /// Mount options, for the appliance.
+    pub options: String,
+    /// Filesystem, for the appliance; empty means any.
+    pub filesystem: String,
+}
+
+/// How to open a guest.
+#[derive(Clone, Copy)]
+pub struct OpenOptions<'a> {
+    /// Who works on the filesystems.
+    pub engine: EngineChoice,
+    /// Starts appliances; without it what can't be read in process is an error.
+    pub appliance: Option<&'a dyn Engine>,
+    /// The root to take where there are several: `/dev/xvda2` or `UUID=…`.
+    pub root: Option<&'a str>,
+    /// Hears what was chosen and why, in whole sentences.
+    pub log: &'a dyn Fn(&str),
+}
+
+impl Default for OpenOptions<'_> {
+    fn default() -> Self {
+        OpenOptions { engine: EngineChoice::Auto, appliance: None, root: None, log: &|_| {} }
+    }
+}
+
+/// The operating systems on a guest's disks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roots {
+    /// Each of them.
+    pub found: Vec<Inspection>,
+    /// Filesystems that could not be looked at, by volume, and why.
+    pub unreadable: Vec<(usize, String)>,
+}
+
+enum Access {
+    Direct(Tree),
+    Appliance(Box<dyn Session>),
+}
+
+/// A guest with its filesystems mounted.
+pub struct Guest {
+    /// Its disks and volumes.
+    pub volumes: Volumes,
+    /// What is installed; `None` where the caller said what to mount.
+    pub inspection: Option<Inspection>,
+    access: Access,
+}
+
+impl Guest {
+    /// Inspects the guest on these disks and mounts its filesystems for reading.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there is no operating system, or several and none was chosen.
+    pub fn open(disks: Vec<GuestDisk>, options: &OpenOptions<'_>) -> Result<Self> {
+        let volumes = Volumes::open(disks)?;
+        if options.engine != EngineChoice::Appliance {
+            let roots = Roots::direct(&volumes);
+            let outcome =
+                roots.choose(&volumes, options.root).and_then(|inspection| Ok((mount_direct(&volumes, &inspection, options)?, inspection)));
+            match outcome {
+                Ok((tree, inspection)) => {
+                    (options.log)("The guest is read in this process.");
+                    return Ok(Guest { volumes, inspection: Some(inspection), access: Access::Direct(tree) });
+                }
+                Err(e) if needs_appliance(&e, &roots) => explain(&e, options)?,
+                Err(e) => return Err(e),
+            }
+        }
+        let disks = read_only(&volumes);
+        let (session, inspection) = mount_in_appliance(&volumes, disks, options, "ro")?;
+        Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session) })
+    }
+
+    /// Mounts what the caller asks for, without inspection, for reading.
+    pub fn open_with_mounts(disks: Vec<GuestDisk>, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
+        let volumes = Volumes::open(disks)?;
+        if options.engine != EngineChoice::Appliance {
+            match requested_tree(&volumes, mounts) {
+                Ok(tree) => return Ok(Guest { volumes, inspection: None, access: Access::Direct(tree) }),
+                Err(e @ Error::Unsupported { .. }) => explain(&e, options)?,
+                Err(e) => return Err(e),
+            }
+        }
+        let session = mount_requests(&volumes, read_only(&volumes), mounts, options, "ro")?;
+        Ok(Guest { volumes, inspection: None, access: Access::Appliance(session) })
+    }
+
+    /// Opens the guest in an appliance that writes to its disks; `mounts` as in
+    /// [`open_with_mounts`](Guest::open_with_mounts), or what inspection finds if there are none.
+    ///
+    /// Nothing is surely on the disks before [`shutdown`](Guest::shutdown) returned.
+    pub fn open_writable(disks: Vec<(String, Arc<dyn ImageMut>)>, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
+        if options.engine == EngineChoice::Direct {
+            return Err(Error::Invalid("a guest is changed in the appliance only: leave --engine direct away".into()));
+        }
+        (options.log)("The guest is changed in the appliance.");
+        let readable = disks.iter().map(|(name, image)| GuestDisk { name: name.clone(), image: image.clone() as Arc<dyn Image> });
+        let volumes = Volumes::open(readable.collect())?;
+        let disks: Vec<Disk> = disks.into_iter().map(|(_, image)| Disk::Writable(image)).collect();
+        if mounts.is_empty() {
+            let (session, inspection) = mount_in_appliance(&volumes, disks, options, "rw")?;
+            return Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session) });
+        }
+        let session = mount_requests(&volumes, disks, mounts, options, "rw")?;
+        Ok(Guest { volumes, inspection: None, access: Access::Appliance(session) })
+    }
+
+    /// The guest's tree.
+    pub fn fs(&self) -> &dyn GuestFs {
+        match &self.access {
+            Access::Direct(tree) => tree,
+            Access::Appliance(session) => session.as_fs(),
+        }
+    }
+
+    /// The appliance, if it is one that works on the guest.
+    pub fn session(&mut self) -> Option<&mut dyn Session> {
+        match &mut self.access {
+            Access::Direct(_) => None,
+            Access::Appliance(session) => Some(session.as_mut()),
+        }
+    }
+
+    /// Ends the work; what was written is on the disks afterwards.
+    pub fn shutdown(self) -> Result<()> {
+        match self.access {
+            Access::Direct(_) => Ok(()),
+            Access::Appliance(session) => session.shutdown(),
+        }
+    }
+}
+
+impl Roots {
+    /// Looks at every filesystem that can be read in this process.
+    pub fn direct(volumes: &Volumes) -> Self {
+        let mut roots = Roots::default();
+        for (index, volume) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.is_filesystem()) {
+            let fs = match open_reader(volumes, index) {
+                Ok(reader) => Tree::new(reader),
+                Err(e) => {
+                    roots.unreadable.push((index, e.to_string()));
+                    continue;
+                }
+            };
+            let _ = volume;
+            roots.look(&fs, volumes, index);
+        }
+        roots
+    }
+
+    /// Looks at every filesystem in the appliance, mounting each in turn.
+    pub fn in_appliance(volumes: &Volumes, session: &mut dyn Session) -> Result<Self> {
+        let mut roots = Roots::default();
+        for (index, volume) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.is_filesystem()) {
+            if let Err(e) = session.mount(&volume.appliance_device(), b"/", volume.kind(), "ro") {
+                if matches!(e, Error::Appliance { .. }) {
+                    return Err(e);
+                }
+                roots.unreadable.push((index, e.to_string()));
+                continue;
+            }
+            roots.look(session.as_fs(), volumes, index);
+            session.unmount_all()?;
+        }
+        Ok(roots)
+    }
+
+    fn look(&mut self, fs: &dyn GuestFs, volumes: &Volumes, index: usize) {
+        if is_root(fs) {
+            match inspect(fs, volumes, index) {
+                Ok(inspection) => self.found.push(inspection),
+                Err(e) => self.unreadable.push((index, e.to_string())),
+            }
+        }
+    }
+
+    /// The one root, or the one that the user named.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the candidates.
+    pub fn choose(&self, volumes: &Volumes, wanted: Option<&str>) -> Result<Inspection> {
+        let device = |index: usize| volumes.volumes.get(index).map_or("?", |v| v.device.as_str());
+        let candidates: Vec<String> = self.found.iter().map(|i| format!("  {}: {}", device(i.root), i.release.product_name)).collect();
+        if let Some(wanted) = wanted {
+            let volume = volumes.find(wanted.as_bytes());
+            let chosen = self.found.iter().find(|i| Some(i.root) == volume).cloned();
+            return chosen.ok_or_else(|| {
+                Error::Invalid(format!("there is no operating system on {wanted}; there is one on:\n{}", candidates.join("\n")))
+            });
+        }
+        match &self.found[..] {
+            [one] => Ok(one.clone()),
+            [] => {
+                let seen: Vec<String> = volumes
+                    .volumes
+                    .iter()
+                    .enumerate()
+                    .map(|(i, v)| {
+                        let why = self.unreadable.iter().find(|(u, _)| *u == i).map(|(_, why)| format!(": {why}")).unwrap_or_default();
+                        format!("  {} {}{why}", v.device, if v.kind().is_empty() { "(unknown content)" } else { v.kind() })
+                    })
+                    .collect();
+                Err(Error::Invalid(format!("no operating system was found; the guest's volumes are:\n{}", seen.join("\n"))))
+            }
+            _ => Err(Error::Invalid(format!("there are several operating systems, choose one with --root:\n{}", candidates.join("\n")))),
+        }
+    }
+}
+
+/// Whether the appliance could do better.
+fn needs_appliance(error: &Error, roots: &Roots) -> bool {
+    matches!(error, Error::Unsupported { .. }) || roots.found.is_empty() && !roots.unreadable.is_empty()
+}
+
+/// Says why the appliance is taken, or fails if there is none.
+fn explain(why: &Error, options: &OpenOptions<'_>) -> Result<()> {
+    if options.engine == EngineChoice::Direct || options.appliance.is_none() {
+        return Err(Error::Invalid(format!("the guest cannot be read in this process: {why}")));
+    }
+    (options.log)(&format!("The guest is read in the appliance, since in this process it can't be: {why}"));
+    Ok(())
+}
+
+fn open_reader(volumes: &Volumes, index: usize) -> Result<Arc<dyn crate::FsReader>> {
+    let volume = volumes.volumes.get(index).ok_or_else(|| Error::Invalid(format!("there is no volume {index}")))?;
+    let disk = volumes.disks.get(volume.disk).ok_or_else(|| Error::Invalid(format!("{} is on no disk", volume.device)))?;
+    reader::open(volume.kind(), disk.image.clone(), volume.start, volume.len)
+}
+
+fn read_only(volumes: &Volumes) -> Vec<Disk> {
+    volumes.disks.iter().map(|d| Disk::ReadOnly(d.image.clone())).collect()
+}
+
+fn mount_direct(volumes: &Volumes, inspection: &Inspection, options: &OpenOptions<'_>) -> Result<Tree> {
+    let mut tree = Tree::new(open_reader(volumes, inspection.root)?);
+    for mount in inspection.mounts.iter().filter(|m| m.path != b"/") {
+        let reader = open_reader(volumes, mount.volume)?;
+        if let Err(e) = tree.mount(&mount.path, reader) {
+            (options.log)(&format!("{} is not mounted: {e}", crate::show(&mount.path)));
+        }
+    }
+    Ok(tree)
+}
+
+fn requested_tree(volumes: &Volumes, mounts: &[MountRequest]) -> Result<Tree> {
+    let mut tree: Option<Tree> = None;
+    for mount in mounts {
+        let reader = open_reader(volumes, find(volumes, &mount.device)?)?;
+        match &mut tree {
+            None if mount.path == "/" => tree = Some(Tree::new(reader)),
+            None => return Err(Error::Invalid(format!("mount something on / before {}", mount.path))),
+            Some(tree) => tree.mount(mount.path.as_bytes(), reader)?,
+        }
+    }
+    tree.ok_or_else(|| Error::Invalid("nothing is to be mounted".into()))
+}
+
+fn find(volumes: &Volumes, device: &str) -> Result<usize> {
+    volumes.find(device.as_bytes()).ok_or_else(|| {
+        let known: Vec<&str> = volumes.volumes.iter().map(|v| v.device.as_str()).collect();
+        Error::Invalid(format!("there is no volume {device}; there are {}", known.join(", ")))
+    })
+}
+
+fn start(disks: Vec<Disk>, options: &OpenOptions<'_>) -> Result<Box<dyn Session>> {
+    let engine = options.appliance.ok_or_else(|| Error::Invalid("this needs the appliance, and there is none".into()))?;
+    engine.start(disks, false)
+}
+
+fn mount_in_appliance(
+    volumes: &Volumes,
+    disks: Vec<Disk>,
+    options: &OpenOptions<'_>,
+    mode: &str,
+) -> Result<(Box<dyn Session>, Inspection)> {
+    let direct = Roots::direct(volumes);
+    let mut session = start(disks, options)?;
+    // One look is enough where this process could have it.
+    let known = (options.engine != EngineChoice::Appliance).then(|| direct.choose(volumes, options.root).ok()).flatten();
+    let inspection = match known {
+        Some(inspection) => inspection,
+        None => Roots::in_appliance(volumes, session.as_mut())?.choose(volumes, options.root)?,
+    };
+    for mount in &inspection.mounts {
+        let Some(volume) = volumes.volumes.get(mount.volume) else { continue };
+        match session.mount(&volume.appliance_device(), &mount.path, volume.kind(), mode) {
+            Err(e) if mount.path != b"/" && !matches!(e, Error::Appliance { .. }) => {
+                (options.log)(&format!("{} is not mounted: {e}", crate::show(&mount.path)));
+            }
+            outcome => outcome?,
+        }
+    }
+    Ok((session, inspection))
+}
+
+fn mount_requests(
+    volumes: &Volumes,
+    disks: Vec<Disk>,
+    mounts: &[MountRequest],
+    options: &OpenOptions<'_>,
+    mode: &str,
+) -> Result<Box<dyn Session>> {
+    let mut session = start(disks, options)?;
+    for mount in mounts {
+        let device = volumes.volumes.get(find(volumes, &mount.device)?).map(|v| v.appliance_device()).unwrap_or_default();
+        let all = [mode, &mount.options].into_iter().filter(|o| !o.is_empty()).collect::<Vec<_>>().join(",");
+        session.mount(&device, mount.path.as_bytes(), &mount.filesystem, &all)?;
+    }
+    Ok(session)
+}

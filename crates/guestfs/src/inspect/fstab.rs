@@ -1,0 +1,176 @@
+//! /etc/fstab: its entries, and which volume each of them means.
+
+use crate::Volumes;
+use crate::volume::Volume;
+
+/// One entry of /etc/fstab.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FstabEntry {
+    /// The line, from 1.
+    pub line: usize,
+    /// The first field as it stands: `/dev/xvda2`, `UUID=…`.
+    pub spec: Vec<u8>,
+    /// The mount point, with escapes undone; `none` or `swap` for swap.
+    pub path: Vec<u8>,
+    /// The filesystem's type.
+    pub kind: Vec<u8>,
+    /// Mount options.
+    pub options: Vec<u8>,
+    /// The volume that it means, by position in [`Volumes::volumes`].
+    pub volume: Option<usize>,
+}
+
+impl FstabEntry {
+    /// Whether it is swap space.
+    pub fn is_swap(&self) -> bool {
+        self.kind == b"swap"
+    }
+}
+
+/// Parses the file; lines that are no entries are skipped.
+pub fn parse(content: &[u8]) -> Vec<FstabEntry> {
+    let mut entries = Vec::new();
+    for (number, line) in content.split(|b| *b == b'\n').enumerate() {
+        let mut fields = line.split(|b| b.is_ascii_whitespace()).filter(|f| !f.is_empty());
+        let (Some(spec), Some(path)) = (fields.next(), fields.next()) else { continue };
+        if spec.starts_with(b"#") {
+            continue;
+        }
+        entries.push(FstabEntry {
+            line: number + 1,
+            spec: unescape(spec),
+            path: unescape(path),
+            kind: fields.next().unwrap_or(b"auto").to_vec(),
+            options: fields.next().unwrap_or(b"defaults").to_vec(),
+            volume: None,
+        });
+    }
+    entries
+}
+
+/// Undoes `\040` and its like.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|d| *first == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        match octal.map(|d| d.iter().fold(0u32, |n, c| n * 8 + u32::from(c - b'0'))) {
+            Some(code) if code < 256 => {
+                out.push(code as u8);
+                rest = &after[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+/// The volume that a spec of fstab, crypttab or a kernel command line means.
+pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
+    let spec = std::str::from_utf8(spec).ok()?;
+    let position = |test: &dyn Fn(&Volume) -> bool| volumes.volumes.iter().position(test);
+    for (tag, folder) in [("UUID", "by-uuid"), ("LABEL", "by-label"), ("PARTUUID", "by-partuuid"), ("PARTLABEL", "by-partlabel")] {
+        let value = spec.strip_prefix(tag).and_then(|v| v.strip_prefix('=')).map(|v| v.trim_matches(['"', '\'']).to_string());
+        let by_path = spec.strip_prefix("/dev/disk/").and_then(|s| s.strip_prefix(folder)?.strip_prefix('/')).map(udev_unescape);
+        let Some(value) = value.or(by_path) else { continue };
+        return position(&|v| {
+            let content = v.content.as_ref();
+            match tag {
+                "UUID" => content.and_then(|c| c.uuid.as_ref()).is_some_and(|u| u.eq_ignore_ascii_case(&value)),
+                "LABEL" => content.and_then(|c| c.label.as_ref()) == Some(&value),
+                "PARTUUID" => v.partition.as_ref().is_some_and(|p| p.uuid.eq_ignore_ascii_case(&value)),
+                _ => v.partition.as_ref().is_some_and(|p| p.name == value),
+            }
+        });
+    }
+    let name = spec.strip_prefix("/dev/")?;
+    if let Some(exact) = position(&|v| v.device == spec) {
+        return Some(exact);
+    }
+    if let Some(rest) = name.strip_prefix("disk/by-id/").or_else(|| name.strip_prefix("disk/by-path/")) {
+        // The host's serial numbers are not known: only a single disk can be meant for sure.
+        let number = rest.rsplit_once("-part").and_then(|(_, n)| n.parse::<u32>().ok());
+        return (volumes.disks.len() == 1).then(|| position(&|v| v.partition.as_ref().map(|p| p.number) == number)).flatten();
+    }
+    // The same disk by another driver's name: sda2 is xvda2 is vda2.
+    let wanted = split(name)?;
+    if let Some(same) = position(&|v| v.device.strip_prefix("/dev/").and_then(split) == Some(wanted)) {
+        return Some(same);
+    }
+    // Or by its position, when the disks have no such names at all.
+    if volumes.disks.iter().any(|d| split(&d.name).is_some()) {
+        return None;
+    }
+    position(&|v| (v.disk, v.partition.as_ref().map(|p| p.number)) == wanted)
+}
+
+/// `sda2` and its like as the disk's position and the partition.
+pub fn split(name: &str) -> Option<(usize, Option<u32>)> {
+    let rest = ["xvd", "sd", "hd", "vd"].into_iter().find_map(|p| name.strip_prefix(p))?;
+    let letters = rest.trim_end_matches(|c: char| c.is_ascii_digit());
+    if letters.is_empty() || letters.len() > 4 || !letters.bytes().all(|c| c.is_ascii_lowercase()) {
+        return None;
+    }
+    let position = letters.bytes().fold(0usize, |n, c| n * 26 + usize::from(c - b'a') + 1) - 1;
+    match &rest[letters.len()..] {
+        "" => Some((position, None)),
+        number => Some((position, Some(number.parse().ok()?))),
+    }
+}
+
+/// Undoes udev's `\x20` in names under /dev/disk.
+fn udev_unescape(name: &str) -> String {
+    let mut out = String::new();
+    let mut rest = name;
+    while let Some((before, after)) = rest.split_once("\\x") {
+        out.push_str(before);
+        match after.get(..2).and_then(|h| u8::from_str_radix(h, 16).ok()).filter(u8::is_ascii) {
+            Some(c) => {
+                out.push(char::from(c));
+                rest = &after[2..];
+            }
+            None => {
+                out.push_str("\\x");
+                rest = after;
+            }
+        }
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries() {
+        let text = b"# c\n\nproc /proc proc defaults 0 0\n/dev/xvda1 none swap sw 0 0\n\t/dev/xvda2\t/\text4 noatime,x 0 1\nLABEL=a\\040b /mnt/a\\040b\n short\n";
+        let parsed = parse(text);
+        let view: Vec<(usize, &[u8], &[u8])> = parsed.iter().map(|e| (e.line, e.spec.as_slice(), e.path.as_slice())).collect();
+        assert_eq!(
+            view,
+            [
+                (3, b"proc".as_slice(), b"/proc".as_slice()),
+                (4, b"/dev/xvda1", b"none"),
+                (5, b"/dev/xvda2", b"/"),
+                (6, b"LABEL=a b", b"/mnt/a b")
+            ]
+        );
+        assert_eq!(parsed[3].kind, b"auto");
+        assert!(parsed[1].is_swap());
+    }
+
+    #[test]
+    fn device_names() {
+        assert_eq!(split("xvda2"), Some((0, Some(2))));
+        assert_eq!(split("sdb"), Some((1, None)));
+        assert_eq!(split("hdaa10"), Some((26, Some(10))));
+        assert_eq!(split("sd"), None);
+        assert_eq!(split("sdA1"), None);
+        assert_eq!(split("mapper/x"), None);
+        assert_eq!(udev_unescape("a\\x20b\\xzz"), "a b\\xzz");
+    }
+}

@@ -1,0 +1,122 @@
+//! What is installed: operating system roots, their distribution, architecture, name and mounts. (libguestfs's rules)
+
+use std::collections::BTreeMap;
+
+use crate::{Error, Ext, FileType, GuestFs, Result, Volumes};
+
+mod arch;
+mod distro;
+pub mod fstab;
+pub mod packages;
+
+pub use distro::{Family, Release};
+pub use fstab::FstabEntry;
+pub use packages::Application;
+
+/// Configuration files are no larger.
+const CONFIG_LIMIT: u64 = 1 << 20;
+
+/// A volume and where it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The place in the guest's tree.
+    pub path: Vec<u8>,
+    /// Position in [`Volumes::volumes`].
+    pub volume: usize,
+    /// Options of fstab.
+    pub options: Vec<u8>,
+}
+
+/// An operating system on a guest's disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// The root's volume, by position in [`Volumes::volumes`].
+    pub root: usize,
+    /// Distribution and version.
+    pub release: Release,
+    /// `x86_64`, `i386`, `aarch64`, … of its programs; `unknown` when no program was found.
+    pub arch: &'static str,
+    /// The host name, where it has one of its own.
+    pub hostname: Option<String>,
+    /// What is mounted where, the root first, then as their paths sort: each after what it is mounted on.
+    pub mounts: Vec<Mount>,
+    /// Volumes that fstab uses as swap.
+    pub swaps: Vec<usize>,
+    /// All of /etc/fstab.
+    pub fstab: Vec<FstabEntry>,
+}
+
+/// Whether a mounted filesystem is a Linux root.
+pub fn is_root(fs: &dyn GuestFs) -> bool {
+    // A link to usr/bin leads nowhere when /usr is another filesystem, and is a root's mark all the same.
+    let bin = fs.is_dir(b"/bin") || fs.readlink(b"/bin").is_ok_and(|t| matches!(&t[..], b"usr/bin" | b"/usr/bin"));
+    bin && fs.is_dir(b"/etc") && (fs.is_file(b"/etc/fstab") || fs.is_file(b"/etc/hosts"))
+}
+
+/// Inspects a root filesystem; `root` is its volume.
+pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize) -> Result<Inspection> {
+    let mut fstab = match fs.read(b"/etc/fstab", CONFIG_LIMIT) {
+        Ok(content) => fstab::parse(&content),
+        Err(Error::NotFound(_)) => Vec::new(),
+        Err(e) => return Err(e),
+    };
+    for entry in &mut fstab {
+        entry.volume = fstab::resolve(volumes, &entry.spec);
+    }
+    match_by_content(&mut fstab, volumes, root);
+    let mut mounts = BTreeMap::new();
+    let mut swaps = Vec::new();
+    for entry in &fstab {
+        match entry.volume {
+            Some(volume) if entry.is_swap() => swaps.push(volume),
+            Some(volume) if entry.path.starts_with(b"/") && entry.path != b"/" && volume != root => {
+                let path = entry.path.clone();
+                mounts.entry(path.clone()).or_insert(Mount { path, volume, options: entry.options.clone() });
+            }
+            _ => {}
+        }
+    }
+    swaps.dedup();
+    let options = fstab.iter().find(|e| e.path == b"/").map_or(b"defaults".to_vec(), |e| e.options.clone());
+    let root_mount = Mount { path: b"/".to_vec(), volume: root, options };
+    Ok(Inspection {
+        root,
+        release: distro::detect(fs)?,
+        arch: arch::detect(fs),
+        hostname: hostname(fs),
+        mounts: std::iter::once(root_mount).chain(mounts.into_values()).collect(),
+        swaps,
+        fstab,
+    })
+}
+
+/// Sources that don't say which partition a disk is: `/` is this root, and the one swap entry is the one swap volume.
+fn match_by_content(fstab: &mut [FstabEntry], volumes: &Volumes, root: usize) {
+    if let Some(entry) = fstab.iter_mut().find(|e| e.path == b"/" && e.volume.is_none()) {
+        entry.volume = Some(root);
+    }
+    let swaps: Vec<usize> = (0..volumes.volumes.len()).filter(|i| volumes.volumes[*i].is_swap()).collect();
+    let mut open: Vec<&mut FstabEntry> = fstab.iter_mut().filter(|e| e.is_swap() && e.spec.starts_with(b"/dev/")).collect();
+    if let ([swap], [entry]) = (&swaps[..], &mut open[..]) {
+        entry.volume.get_or_insert(*swap);
+    }
+}
+
+fn hostname(fs: &dyn GuestFs) -> Option<String> {
+    let line = |path: &[u8]| {
+        let content = fs.read(path, CONFIG_LIMIT).ok()?;
+        let text = String::from_utf8_lossy(&content).into_owned();
+        text.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_string)
+    };
+    let sysconfig = || {
+        let content = fs.read(b"/etc/sysconfig/network", CONFIG_LIMIT).ok()?;
+        let text = String::from_utf8_lossy(&content).into_owned();
+        text.lines().find_map(|l| l.trim().strip_prefix("HOSTNAME=")).map(|v| v.trim_matches(['"', '\'']).to_string())
+    };
+    line(b"/etc/HOSTNAME").or_else(|| line(b"/etc/hostname")).or_else(sysconfig).filter(|n| !n.is_empty())
+}
+
+/// Whether a file is there and no directory.
+fn has_file(fs: &dyn GuestFs, path: &str) -> bool {
+    fs.stat(path.as_bytes()).is_ok_and(|s| s.kind == FileType::Regular)
+}

@@ -1,0 +1,151 @@
+//! A guest's volumes: partitions and whole disks, and what each of them holds.
+
+use std::sync::Arc;
+
+use imgcore::partition::{self, Partition, Table};
+use imgcore::{Image, Slice};
+
+use crate::Result;
+use crate::probe::{Content, Usage, probe};
+
+/// A disk of a guest.
+#[derive(Clone)]
+pub struct GuestDisk {
+    /// What the guest calls it, without `/dev/`: `xvda`, `xvda2` for a disk that is a single partition; or a bare position
+    /// `0`, `1`, … where no more is known.
+    pub name: String,
+    /// Its content.
+    pub image: Arc<dyn Image>,
+}
+
+/// A partition, or a whole disk that has no partitions.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// As the guest calls it: `/dev/xvda2`.
+    pub device: String,
+    /// Which disk, by its position.
+    pub disk: usize,
+    /// The partition; `None` for a whole disk.
+    pub partition: Option<Partition>,
+    /// First byte on the disk.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// What it holds, if that is known.
+    pub content: Option<Content>,
+}
+
+impl Volume {
+    /// blkid's name of what it holds, empty when that is not known.
+    pub fn kind(&self) -> &'static str {
+        self.content.as_ref().map_or("", |c| c.kind)
+    }
+
+    /// Whether it holds files.
+    pub fn is_filesystem(&self) -> bool {
+        self.content.as_ref().is_some_and(|c| c.usage == Usage::Filesystem)
+    }
+
+    /// Whether it is swap space.
+    pub fn is_swap(&self) -> bool {
+        self.content.as_ref().is_some_and(|c| c.usage == Usage::Swap)
+    }
+
+    /// What an appliance that was given the guest's disks in order calls it: `/dev/vda2`.
+    pub fn appliance_device(&self) -> String {
+        let disk = format!("vd{}", letters(self.disk));
+        format!("/dev/{}", self.partition.as_ref().map_or(disk.clone(), |p| partition_name(&disk, p.number)))
+    }
+}
+
+/// All disks of a guest with their volumes.
+#[derive(Clone)]
+pub struct Volumes {
+    /// The disks in order.
+    pub disks: Vec<GuestDisk>,
+    /// Each disk's partition table.
+    pub tables: Vec<Option<Table>>,
+    /// The volumes, disk by disk.
+    pub volumes: Vec<Volume>,
+}
+
+impl Volumes {
+    /// Reads partition tables and superblocks.
+    pub fn open(disks: Vec<GuestDisk>) -> Result<Self> {
+        let mut tables = Vec::new();
+        let mut volumes = Vec::new();
+        for (index, disk) in disks.iter().enumerate() {
+            let image = disk.image.as_ref();
+            let whole = probe(image, 0, image.size());
+            // The first sectors of these two end like an MBR, with code where its table would be.
+            let boot_sector = whole.as_ref().is_some_and(|c| matches!(c.kind, "vfat" | "ntfs"));
+            let table = if boot_sector { None } else { partition::read(image)? };
+            let table = table.filter(|t| !t.partitions.is_empty() || whole.is_none());
+            match &table {
+                None => volumes.push(Volume {
+                    device: format!("/dev/{}", disk.name),
+                    disk: index,
+                    partition: None,
+                    start: 0,
+                    len: image.size(),
+                    content: whole,
+                }),
+                Some(table) => volumes.extend(table.partitions.iter().filter(|p| !p.kind.is_extended()).map(|p| Volume {
+                    device: format!("/dev/{}", partition_name(&disk.name, p.number)),
+                    disk: index,
+                    start: p.start,
+                    len: p.len,
+                    content: probe(image, p.start, p.len),
+                    partition: Some(p.clone()),
+                })),
+            }
+            tables.push(table);
+        }
+        Ok(Volumes { disks, tables, volumes })
+    }
+
+    /// A volume's bytes as an image.
+    pub fn image(&self, volume: &Volume) -> Result<Arc<dyn Image>> {
+        let disk = self.disks.get(volume.disk).ok_or_else(|| crate::Error::Invalid(format!("{} is on no disk", volume.device)))?;
+        Ok(Arc::new(Slice::new(disk.image.clone(), volume.start, volume.len)?))
+    }
+
+    /// The volume that a device name, `UUID=…` and the like mean to this guest.
+    pub fn find(&self, spec: &[u8]) -> Option<usize> {
+        crate::inspect::fstab::resolve(self, spec)
+    }
+}
+
+/// A partition's device name: `xvda` and 2 make `xvda2`, `nvme0n1` and 2 make `nvme0n1p2`.
+pub fn partition_name(disk: &str, number: u32) -> String {
+    let separator = if disk.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
+    format!("{disk}{separator}{number}")
+}
+
+/// The letters of the disk at a position: `a` to `z`, `aa`, `ab`, …
+pub fn letters(position: usize) -> String {
+    let mut out = Vec::new();
+    let mut rest = position;
+    loop {
+        out.push(b'a' + (rest % 26) as u8);
+        if rest < 26 {
+            break;
+        }
+        rest = rest / 26 - 1;
+    }
+    out.reverse();
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let of: Vec<String> = [0, 25, 26, 27, 51, 52, 701, 702].into_iter().map(letters).collect();
+        assert_eq!(of, ["a", "z", "aa", "ab", "az", "ba", "zz", "aaa"]);
+        assert_eq!(partition_name("xvda", 2), "xvda2");
+        assert_eq!(partition_name("nvme0n1", 2), "nvme0n1p2");
+    }
+}
