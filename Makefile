@@ -15,6 +15,7 @@ setup:
 
 build:
 	$(CARGO) build --release --workspace --bins
+	scripts/build-agent
 
 # A real Xen guest is made, wrapped as an XVA, converted, and its result booted.
 demo: setup build
@@ -26,7 +27,8 @@ check: setup
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 # Every test, those that boot converted guests included.
-test: setup build
+test: setup
+	scripts/build-agent
 	scripts/make-guest --all >/dev/null
 	$(CARGO) test --workspace --no-fail-fast
 
