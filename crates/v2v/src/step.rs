@@ -2,11 +2,12 @@
 
 use guestfs::{Error as GuestError, Ext, FileType, GuestFs, GuestFsMut};
 
+use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
 use crate::guest::kernels::Kernel;
-use crate::guest::{dpkg::Packages, text};
-use crate::layout::Layout;
-use crate::source::Source;
+use crate::guest::{dpkg::Packages, mounts, text};
+use crate::layout::{Layout, Volume};
+use crate::source::{Boot, Source};
 use crate::staged::Staged;
 use crate::{Error, Result};
 
@@ -74,8 +75,12 @@ pub struct Package {
 /// What steps tell those after them.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The kernel that the result starts; set by step `kernel`. `None` before it, and where a package to be installed brings it.
+    /// The kernel that the result starts; set by step `kernel`. `None` where the guest brings a boot loader and kernels that are not looked for.
     pub kernel: Option<Kernel>,
+    /// All kernels that can start on KVM, the chosen one first; set by step `kernel`.
+    pub kernels: Vec<Kernel>,
+    /// Network interfaces are called `ethN`, as the kernel does; set by step `network`.
+    pub kernel_nic_names: bool,
 }
 
 /// All that a step may look at and change.
@@ -180,6 +185,24 @@ impl<'a> Context<'a> {
     /// Rewrites a configuration file line by line: see [`text::map_lines`].
     pub fn edit_lines(&mut self, path: impl AsRef<[u8]>, change: impl FnMut(&str) -> text::Line) -> Result<bool> {
         self.edit(path, |old| text::map_lines(old, change))
+    }
+
+    /// The volume that is mounted on a path of the guest; for `/boot` the root's where it has none of its own.
+    pub fn mounted(&self, path: &str) -> Result<Option<Volume>> {
+        let fstab = self.text("/etc/fstab")?;
+        let of = |path| fstab.as_deref().and_then(|t| mounts::spec_of(t, path)).and_then(|s| mounts::volume(s, self.layout, &self.devices));
+        let found = of(path).or_else(|| if path == "/boot" { of("/") } else { None });
+        Ok(found.cloned())
+    }
+
+    /// How kernel command lines change.
+    pub fn rewrite(&self) -> Rewrite<'_> {
+        Rewrite { devices: &self.devices, kernel_nic_names: self.facts.kernel_nic_names, root: None }
+    }
+
+    /// The guest has a boot loader that its firmware started on Xen too.
+    pub fn is_hvm(&self) -> bool {
+        !matches!(self.source.boot, Boot::Direct { .. })
     }
 
     /// The names in a directory, sorted; none when it is missing.

@@ -365,3 +365,13 @@ impl Context<'_> {
         self.text(path).expect("readable").map(|t| t.to_string()).unwrap_or_else(|| panic!("{path} is missing"))
     }
 }
+
+/// The first kilobyte of a kernel image of this release.
+pub(crate) fn bzimage(version: &str) -> Vec<u8> {
+    let mut image = vec![0u8; 0x400];
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+    let text = format!("{version} (builder@host) #1 SMP");
+    image[0x300..0x300 + text.len()].copy_from_slice(text.as_bytes());
+    image
+}

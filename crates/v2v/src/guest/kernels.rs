@@ -1,4 +1,11 @@
-//! A guest's kernels.
+//! A guest's kernels: which there are, which of them start on KVM, and which is the best.
+
+use std::cmp::Ordering;
+
+use guestfs::{Ext, FileType, GuestFs};
+
+/// A kernel configuration larger than this is none.
+const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// One kernel of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,4 +16,244 @@ pub struct Kernel {
     pub image: String,
     /// The initrd, likewise.
     pub initrd: Option<String>,
+    /// Why it can't start on KVM.
+    pub unfit: Option<String>,
+    /// It is not there yet: a package that will be installed brings it, with its initrd.
+    pub pending: bool,
+}
+
+/// All kernels in /boot, the best first: those that start on KVM, release before debug builds, newer before older.
+pub fn find(fs: &dyn GuestFs) -> Vec<Kernel> {
+    let mut kernels: Vec<Kernel> = Vec::new();
+    for entry in fs.read_dir(b"/boot").unwrap_or_default() {
+        let Ok(name) = String::from_utf8(entry.name) else { continue };
+        let version = ["vmlinuz-", "vmlinux-", "kernel-", "bzImage-"].iter().find_map(|p| name.strip_prefix(p));
+        let Some(version) = version.filter(|v| v.starts_with(|c: char| c.is_ascii_digit()) && !is_leftover(v)) else { continue };
+        let image = format!("/boot/{name}");
+        if !matches!(entry.kind, FileType::Regular | FileType::Symlink) || !fs.is_file(image.as_bytes()) {
+            continue;
+        }
+        kernels.push(Kernel {
+            initrd: initrd_of(fs, version),
+            unfit: why_unfit(fs, version, &image),
+            version: version.into(),
+            image,
+            pending: false,
+        });
+    }
+    kernels.sort_by(|a, b| {
+        let rank = |k: &Kernel| (k.unfit.is_some(), is_debug(&k.version), !has_modules(fs, &k.version));
+        rank(a).cmp(&rank(b)).then_with(|| compare_versions(&b.version, &a.version))
+    });
+    kernels
+}
+
+fn is_leftover(version: &str) -> bool {
+    [".old", ".bak", "~", ".dpkg-bak", ".dpkg-new", ".dpkg-tmp"].iter().any(|end| version.ends_with(end))
+}
+
+fn is_debug(version: &str) -> bool {
+    ["-dbg", "debug", "-rescue"].iter().any(|part| version.contains(part))
+}
+
+/// Whether the guest has modules for this release.
+pub fn has_modules(fs: &dyn GuestFs, version: &str) -> bool {
+    fs.is_dir(format!("/lib/modules/{version}").as_bytes())
+}
+
+/// The initrd of a release, by the names that distributions use.
+pub fn initrd_of(fs: &dyn GuestFs, version: &str) -> Option<String> {
+    let names =
+        [format!("initrd.img-{version}"), format!("initramfs-{version}.img"), format!("initrd-{version}"), format!("initrd-{version}.img")];
+    names.into_iter().map(|n| format!("/boot/{n}")).find(|p| fs.is_file(p.as_bytes()))
+}
+
+/// Why a kernel can't start on KVM; `None` when it can as far as can be seen.
+fn why_unfit(fs: &dyn GuestFs, version: &str, image: &str) -> Option<String> {
+    let mut head = vec![0; 0x206];
+    if fs.read_at(image.as_bytes(), 0, &mut head).ok() == Some(head.len()) && !is_bzimage(&head) {
+        return Some("only Xen can start it: it has no boot header".into());
+    }
+    let config = fs.read(format!("/boot/config-{version}").as_bytes(), CONFIG_LIMIT).ok();
+    if let Some(config) = config {
+        let config = String::from_utf8_lossy(&config);
+        let set = |name: &str| config.lines().any(|l| l.strip_prefix(name).is_some_and(|v| v == "=y" || v == "=m"));
+        if let Some(xen) = ["CONFIG_X86_XEN", "CONFIG_X86_64_XEN"].into_iter().find(|c| set(c)) {
+            return Some(format!("built for Xen only ({xen} in /boot/config-{version})"));
+        }
+        let missing = ["CONFIG_VIRTIO_PCI", "CONFIG_VIRTIO_BLK"].into_iter().find(|c| !set(c));
+        return missing.map(|m| format!("it has no virtio disk driver ({m} is not set in /boot/config-{version})"));
+    }
+    if ["el5xen", "-xenU", "-xen0"].iter().any(|n| version.contains(n)) || version.ends_with("-xen") {
+        return Some("its name says that it is for Xen only".into());
+    }
+    (has_modules(fs, version) && !has_module(fs, version, "virtio_blk"))
+        .then(|| "neither its modules nor its built-ins have virtio_blk".into())
+}
+
+/// Whether a bzImage's boot protocol header is there.
+pub fn is_bzimage(head: &[u8]) -> bool {
+    head.get(0x202..0x206) == Some(b"HdrS")
+}
+
+/// The release that a bzImage says it is.
+pub fn bzimage_version(image: &[u8]) -> Option<String> {
+    if !is_bzimage(image) {
+        return None;
+    }
+    let pointer = u16::from_le_bytes([*image.get(0x20e)?, *image.get(0x20f)?]);
+    let text = image.get(usize::from(pointer) + 0x200..)?;
+    let end = text.iter().take(128).position(|&b| b == 0 || b == b' ')?;
+    let version = std::str::from_utf8(&text[..end]).ok()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._+~-".contains(c);
+    (version.starts_with(|c: char| c.is_ascii_digit()) && version.chars().all(plain)).then(|| version.into())
+}
+
+/// A module's name as the kernel has it: file endings dropped, `_` for `-`.
+pub fn module_name(file: &str) -> Option<String> {
+    let name = file.rsplit('/').next()?;
+    let stem = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"].iter().find_map(|end| name.strip_suffix(end))?;
+    Some(stem.replace('-', "_"))
+}
+
+/// Files of modules that a release has in the guest, with what each needs, from modules.dep.
+pub fn module_table(fs: &dyn GuestFs, version: &str) -> Vec<(String, Vec<String>)> {
+    let dep = fs.read(format!("/lib/modules/{version}/modules.dep").as_bytes(), 32 << 20).unwrap_or_default();
+    let line = |line: &str| {
+        let (file, needs) = line.split_once(':')?;
+        Some((file.trim().to_string(), needs.split_ascii_whitespace().map(Into::into).collect()))
+    };
+    String::from_utf8_lossy(&dep).lines().filter_map(line).collect()
+}
+
+/// Whether a driver is built into a release.
+pub fn is_builtin(fs: &dyn GuestFs, version: &str, module: &str) -> bool {
+    let listed = fs.read(format!("/lib/modules/{version}/modules.builtin").as_bytes(), 4 << 20).unwrap_or_default();
+    if String::from_utf8_lossy(&listed).lines().any(|l| module_name(l.trim()).as_deref() == Some(module)) {
+        return true;
+    }
+    let config = fs.read(format!("/boot/config-{version}").as_bytes(), CONFIG_LIMIT).unwrap_or_default();
+    let wanted = format!("CONFIG_{}=y", module.to_ascii_uppercase());
+    String::from_utf8_lossy(&config).lines().any(|l| l == wanted)
+}
+
+/// Whether a release has a driver, as a module or built in.
+pub fn has_module(fs: &dyn GuestFs, version: &str, module: &str) -> bool {
+    module_table(fs, version).iter().any(|(f, _)| module_name(f).as_deref() == Some(module)) || is_builtin(fs, version, module)
+}
+
+/// Compares releases as people do: runs of digits by value, the rest by character, `~` before all.
+pub fn compare_versions(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    loop {
+        let text = |s: &[u8]| s.iter().position(u8::is_ascii_digit).unwrap_or(s.len());
+        let (n, m) = (text(a), text(b));
+        let weight = |c: Option<&u8>| match c {
+            Some(b'~') => 0u32,
+            None => 1,
+            Some(&c) if c.is_ascii_alphabetic() => u32::from(c) + 2,
+            Some(&c) => u32::from(c) + 300,
+        };
+        for i in 0..n.max(m) {
+            match weight(a[..n].get(i)).cmp(&weight(b[..m].get(i))) {
+                Ordering::Equal => {}
+                other => return other,
+            }
+        }
+        (a, b) = (&a[n..], &b[m..]);
+        let digits = |s: &[u8]| s.iter().position(|c| !c.is_ascii_digit()).unwrap_or(s.len());
+        let (n, m) = (digits(a), digits(b));
+        let strip = |s: &[u8]| s.iter().skip_while(|&&c| c == b'0').copied().collect::<Vec<u8>>();
+        let (x, y) = (strip(&a[..n]), strip(&b[..m]));
+        match x.len().cmp(&y.len()).then_with(|| x.cmp(&y)) {
+            Ordering::Equal => {}
+            other => return other,
+        }
+        (a, b) = (&a[n..], &b[m..]);
+        if a.is_empty() && b.is_empty() {
+            return Ordering::Equal;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MemFs, bzimage};
+
+    const PVOPS: &str = "CONFIG_XEN=y\nCONFIG_VIRTIO_PCI=m\nCONFIG_VIRTIO_BLK=m\n";
+
+    #[test]
+    fn releases_compare_by_number() {
+        for (old, new) in [
+            ("6.1.0-9-amd64", "6.1.0-10-amd64"),
+            ("6.9.1", "6.10.0"),
+            ("2.6.32-5-xen-amd64", "3.2.0-4-amd64"),
+            ("6.1.0~rc3", "6.1.0"),
+            ("5.10.0-8-amd64", "5.10.0-8-amd64.1"),
+        ] {
+            assert_eq!(compare_versions(old, new), Ordering::Less, "{old} {new}");
+            assert_eq!(compare_versions(new, old), Ordering::Greater);
+        }
+        assert_eq!(compare_versions("5.010", "5.10"), Ordering::Equal);
+    }
+
+    #[test]
+    fn the_best_kernel_is_the_newest_that_starts_on_kvm() {
+        let fs = MemFs::new()
+            .file("/boot/vmlinuz-2.6.32-5-xen-686", bzimage("2.6.32-5-xen-686"))
+            .file("/boot/config-2.6.32-5-xen-686", PVOPS)
+            .file("/boot/vmlinuz-2.6.26-2-xen-686", [0x1f; 0x300])
+            .file("/boot/vmlinuz-2.6.18-6-xen-686", bzimage("2.6.18-6-xen-686"))
+            .file("/boot/config-2.6.18-6-xen-686", "CONFIG_X86_XEN=y\n")
+            .file("/boot/vmlinuz-3.2.0-4-686-pae", bzimage("3.2.0-4-686-pae"))
+            .file("/boot/config-3.2.0-4-686-pae", PVOPS)
+            .file("/boot/initrd.img-3.2.0-4-686-pae", "x")
+            .dir("/lib/modules/3.2.0-4-686-pae")
+            .file("/boot/vmlinuz-3.16.0-4-686.dpkg-bak", bzimage("3.16.0"))
+            .file("/boot/vmlinuz-4.9-dbg", bzimage("4.9-dbg"))
+            .file("/boot/vmlinuz-4.1-tiny", bzimage("4.1-tiny"))
+            .file("/boot/config-4.1-tiny", "CONFIG_VIRTIO_PCI=y\n")
+            .file("/boot/memtest86+.bin", "x");
+        let found = find(&fs);
+        let names: Vec<_> = found.iter().map(|k| (k.version.as_str(), k.unfit.is_none())).collect();
+        assert_eq!(
+            names,
+            [
+                ("3.2.0-4-686-pae", true),
+                ("2.6.32-5-xen-686", true),
+                ("4.9-dbg", true),
+                ("4.1-tiny", false),
+                ("2.6.26-2-xen-686", false),
+                ("2.6.18-6-xen-686", false)
+            ]
+        );
+        assert_eq!(found[0].initrd.as_deref(), Some("/boot/initrd.img-3.2.0-4-686-pae"));
+        assert!(found[3].unfit.as_ref().unwrap().contains("CONFIG_VIRTIO_BLK is not set"));
+        assert!(found[4].unfit.as_ref().unwrap().contains("no boot header"));
+        assert!(found[5].unfit.as_ref().unwrap().contains("CONFIG_X86_XEN"));
+    }
+
+    #[test]
+    fn a_bzimage_tells_its_release() {
+        assert_eq!(bzimage_version(&bzimage("6.1.0-13-amd64")).as_deref(), Some("6.1.0-13-amd64"));
+        let mut image = bzimage("6.1");
+        image[0x20e] = 0xff;
+        image[0x20f] = 0xff;
+        assert_eq!(bzimage_version(&image), None);
+        assert_eq!(bzimage_version(b"short"), None);
+        assert_eq!(bzimage_version(&bzimage("../../etc/passwd")), None);
+    }
+
+    #[test]
+    fn drivers_are_modules_or_built_in() {
+        let fs = MemFs::new()
+            .file("/lib/modules/6.1/modules.dep", "kernel/drivers/block/virtio_blk.ko: kernel/drivers/virtio/virtio.ko\n")
+            .file("/lib/modules/6.1/modules.builtin", "kernel/drivers/virtio/virtio-pci.ko\n")
+            .file("/boot/config-6.1", "CONFIG_VIRTIO_NET=y\n# CONFIG_VIRTIO_SCSI is not set\n");
+        let has = |m| has_module(&fs, "6.1", m);
+        assert!(has("virtio_blk") && has("virtio_pci") && has("virtio_net") && !has("virtio_scsi"));
+        assert!(!is_builtin(&fs, "6.1", "virtio_blk"));
+        assert_eq!(module_table(&fs, "6.1")[0].1, ["kernel/drivers/virtio/virtio.ko"]);
+    }
 }

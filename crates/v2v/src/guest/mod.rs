@@ -1,6 +1,11 @@
 //! What a Linux guest's configuration is made of, read and rewritten without losing anything that a person wrote.
 
+pub mod cmdline;
+pub mod compressed;
+pub mod cpio;
+pub mod deb;
 pub mod devices;
 pub mod dpkg;
 pub mod kernels;
+pub mod mounts;
 pub mod text;

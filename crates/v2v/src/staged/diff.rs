@@ -52,9 +52,12 @@ impl Staged<'_> {
         touched.into_iter().filter_map(|(path, steps)| self.diff_of(path, steps)).collect()
     }
 
-    /// The paths that one step changed, in order of name.
+    /// The files that one step changed, in order of name; directories that had to be made for them are not told.
     pub fn paths_of(&self, step: &str) -> Vec<String> {
-        let paths: BTreeSet<&[u8]> = self.changes().iter().filter(|c| c.step == step).map(|c| c.op.path()).collect();
+        let paths: BTreeSet<&[u8]> = {
+            let of_step = self.changes().iter().filter(|c| c.step == step && !matches!(c.op, Op::Mkdir { .. }));
+            of_step.map(|c| c.op.path()).collect()
+        };
         paths.into_iter().map(show).collect()
     }
 

@@ -1,12 +1,36 @@
 //! The steps of a conversion, in order: one file and one line in [`STEPS`] each.
 
+mod agents;
+mod clock;
+mod crypttab;
 mod fstab;
+mod initrd;
+mod kernel;
+mod mdadm;
+mod modules;
+mod network;
+mod resume;
+mod selinux;
+mod tls;
 
 use crate::Result;
 use crate::step::{Context, Step};
 
 /// All steps. Each sees what those before it changed.
-pub const STEPS: &[Step] = &[fstab::STEP];
+pub const STEPS: &[Step] = &[
+    kernel::STEP,
+    fstab::STEP,
+    crypttab::STEP,
+    mdadm::STEP,
+    resume::STEP,
+    modules::STEP,
+    network::STEP,
+    initrd::STEP,
+    agents::STEP,
+    clock::STEP,
+    tls::STEP,
+    selinux::STEP,
+];
 
 /// Runs all steps on the staged guest.
 pub fn run_all(context: &mut Context<'_>) -> Result<()> {

@@ -1,0 +1,226 @@
+//! The initrd can find a virtio disk: looked at first, rebuilt or extended only when it can't.
+
+use guestfs::engine::Command;
+use guestfs::{Ext, GuestFs, GuestFsMut};
+
+use crate::Result;
+use crate::guest::cpio::{self, Contents, Writer};
+use crate::guest::kernels::{self, Kernel, module_name};
+use crate::step::{Context, Step};
+
+pub(super) const STEP: Step =
+    Step { name: "initrd", about: "the initrd must drive virtio disks, or the root is not found; most can already", run };
+
+/// What the root's disk needs.
+const NEEDED: [&str; 2] = ["virtio_pci", "virtio_blk"];
+/// Larger initrds are not read.
+const LIMIT: u64 = 512 << 20;
+
+fn run(cx: &mut Context<'_>) -> Result<()> {
+    let Some(kernel) = cx.facts.kernel.clone() else { return Ok(()) };
+    if kernel.pending {
+        cx.note("the packages' hooks build it, with virtio in /etc/initramfs-tools/modules");
+        return Ok(());
+    }
+    let modular: Vec<&str> = NEEDED.into_iter().filter(|m| !kernels::is_builtin(&cx.fs, &kernel.version, m)).collect();
+    if modular.is_empty() {
+        cx.note(format!("{} has the virtio drivers built in", kernel.image));
+        return Ok(());
+    }
+    let Some(path) = &kernel.initrd else { return without_initrd(cx, &kernel) };
+    let bytes = cx.fs.read(path.as_bytes(), LIMIT)?;
+    let has_all = |c: &Contents| modular.iter().all(|m| c.modules.contains(*m));
+    let missing: Vec<&str> = match cpio::scan(&bytes, &has_all) {
+        Ok(contents) if has_all(&contents) => {
+            cx.note(format!("{path} has {}: no rebuild", modular.join(" and ")));
+            return Ok(());
+        }
+        Ok(contents) => {
+            cx.note(format!("{path} holds {} modules", contents.modules.len()));
+            modular.into_iter().filter(|m| !contents.modules.contains(*m)).collect()
+        }
+        Err(what) => {
+            cx.note(format!("{path} cannot be looked into ({what})"));
+            modular
+        }
+    };
+    if let Some(command) = builder(cx, &kernel) {
+        // The tool updates only what it made itself, and creates only what is not there.
+        if command.argv.iter().any(|w| w == b"-c") {
+            cx.fs.remove(path.as_bytes())?;
+        }
+        cx.fs.command(format!("{path} lacks {}", missing.join(" and ")), command);
+        return Ok(());
+    }
+    let extra = supplement(cx, &kernel, &missing)?;
+    let mut whole = bytes;
+    // The kernel skips zeroes between archives and wants each at a multiple of four.
+    whole.resize(whole.len().next_multiple_of(512), 0);
+    whole.extend_from_slice(&extra);
+    cx.fs.put(path.as_bytes(), &whole, None)?;
+    cx.note(format!("{path} lacked {}: its modules are appended, as the guest has no tool to rebuild it", missing.join(" and ")));
+    Ok(())
+}
+
+/// The guest's own tool that builds an initrd.
+fn builder(cx: &Context<'_>, kernel: &Kernel) -> Option<Command> {
+    if !kernels::has_modules(&cx.fs, &kernel.version) {
+        return None;
+    }
+    let has = |program: &str| {
+        ["/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"].iter().any(|dir| cx.fs.is_file(format!("{dir}{program}").as_bytes()))
+    };
+    let initrd = kernel.initrd.as_deref()?;
+    if has("update-initramfs") && initrd == format!("/boot/initrd.img-{}", kernel.version) {
+        let flag = if cx.fs.exists(format!("/var/lib/initramfs-tools/{}", kernel.version).as_bytes()) { "-u" } else { "-c" };
+        return Some(Command::new(["update-initramfs", flag, "-k", &kernel.version]));
+    }
+    has("dracut").then(|| {
+        Command::new(["dracut", "--force", "--add-drivers", "virtio_pci virtio_blk virtio_scsi virtio_net", initrd, &kernel.version])
+    })
+}
+
+fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
+    if kernels::is_builtin(&cx.fs, &kernel.version, "ext4") || !kernels::has_modules(&cx.fs, &kernel.version) {
+        cx.warn(format!(
+            "{} starts without an initrd: it must have virtio_blk and the root's filesystem built in, which cannot be seen",
+            kernel.image
+        ));
+        return Ok(());
+    }
+    let image = format!("/boot/initrd.img-{}", kernel.version);
+    let with_initrd = Kernel { initrd: Some(image.clone()), ..kernel.clone() };
+    let Some(command) = builder(cx, &with_initrd) else {
+        return Err(cx.fail(format!(
+            "{} has virtio only as modules, there is no initrd for it, and the guest has no tool to make one: give it a kernel with initramfs-tools \
+             by --kernel-package FILE.deb",
+            kernel.image
+        )));
+    };
+    cx.fs.command(format!("{} has virtio only as modules", kernel.image), command);
+    cx.facts.kernel = Some(with_initrd.clone());
+    if let Some(first) = cx.facts.kernels.first_mut() {
+        *first = with_initrd;
+    }
+    Ok(())
+}
+
+/// An archive with modules that an initrd lacks, what they need, and the lists by which udev and modprobe find them.
+fn supplement(cx: &Context<'_>, kernel: &Kernel, missing: &[&str]) -> Result<Vec<u8>> {
+    let version = &kernel.version;
+    let base = format!("/lib/modules/{version}");
+    let table = kernels::module_table(&cx.fs, version);
+    let mut files: Vec<&str> = Vec::new();
+    for module in missing {
+        let Some((file, needs)) = table.iter().find(|(f, _)| module_name(f).as_deref() == Some(*module)) else {
+            return Err(cx.fail(format!(
+                "{} lacks {module}, and {base} in the guest does not have it: give the guest a kernel of its own with --kernel-package FILE.deb",
+                kernel.initrd.as_deref().unwrap_or_default()
+            )));
+        };
+        for file in needs.iter().chain([file]) {
+            if !files.contains(&file.as_str()) {
+                files.push(file);
+            }
+        }
+    }
+    let mut lists: Vec<String> = cx.fs.read_dir(base.as_bytes())?.into_iter().filter_map(|e| String::from_utf8(e.name).ok()).collect();
+    lists.retain(|n| n.starts_with("modules."));
+    lists.sort();
+    let mut cpio = Writer::default();
+    let mut made: Vec<String> = Vec::new();
+    for file in files.iter().map(|f| f.to_string()).chain(lists) {
+        // No entry for /lib itself: where that is a link in the initrd, a directory would take its place.
+        let whole = if file.starts_with('/') { file.trim_start_matches('/').to_string() } else { format!("lib/modules/{version}/{file}") };
+        let slashes: Vec<usize> = whole.match_indices('/').map(|m| m.0).skip(1).collect();
+        for at in slashes {
+            let dir = &whole[..at];
+            if dir.contains("lib/modules") && !made.iter().any(|d| d == dir) {
+                cpio.directory(dir);
+                made.push(dir.into());
+            }
+        }
+        cpio.file(&whole, &cx.fs.read(format!("/{whole}").as_bytes(), 64 << 20)?);
+    }
+    Ok(cpio.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::Options;
+    use crate::testing::{MemFs, bzimage, run_step, xen_tools_guest};
+
+    fn initrd(modules: &[&str]) -> Vec<u8> {
+        let mut cpio = Writer::default();
+        for module in modules {
+            cpio.file(&format!("usr/lib/modules/6.1/kernel/{module}.ko"), b"elf");
+        }
+        cpio.finish()
+    }
+
+    fn guest(modules: &[&str]) -> MemFs {
+        MemFs::new()
+            .file("/boot/vmlinuz-6.1", bzimage("6.1"))
+            .file("/boot/initrd.img-6.1", initrd(modules))
+            .file(
+                "/lib/modules/6.1/modules.dep",
+                "kernel/drivers/virtio/virtio.ko:\nkernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio.ko\n\
+                 kernel/drivers/block/virtio_blk.ko: kernel/drivers/virtio/virtio.ko\n",
+            )
+            .file("/lib/modules/6.1/modules.alias", "alias virtio:d00000002v* virtio_blk\n")
+            .file("/lib/modules/6.1/kernel/drivers/virtio/virtio.ko", "virtio")
+            .file("/lib/modules/6.1/kernel/drivers/virtio/virtio_pci.ko", "pci")
+            .file("/lib/modules/6.1/kernel/drivers/block/virtio_blk.ko", "blk")
+    }
+
+    fn run_after_kernel(base: &MemFs, check: impl FnOnce(&mut Context<'_>)) {
+        run_step(base, &super::super::kernel::STEP, |cx| {
+            cx.run(&STEP).unwrap();
+            check(cx);
+        });
+    }
+
+    #[test]
+    fn virtio_inside_means_no_rebuild() {
+        run_after_kernel(&guest(&["virtio_blk", "virtio_pci", "ext4"]), |cx| {
+            assert!(cx.fs.is_unchanged());
+            assert_eq!(cx.reports[1].notes, ["/boot/initrd.img-6.1 has virtio_pci and virtio_blk: no rebuild"]);
+        });
+        let builtin = guest(&[]).file("/lib/modules/6.1/modules.builtin", "kernel/virtio_pci.ko\nkernel/virtio-blk.ko\n");
+        run_after_kernel(&builtin, |cx| assert!(cx.fs.is_unchanged()));
+    }
+
+    #[test]
+    fn the_guests_own_tool_rebuilds() {
+        run_after_kernel(&guest(&["xen-blkfront"]).file("/usr/sbin/update-initramfs", "#!/bin/sh"), |cx| {
+            assert_eq!(cx.reports[1].commands, ["update-initramfs -c -k 6.1"]);
+            assert_eq!(cx.fs.commands()[0].why, "/boot/initrd.img-6.1 lacks virtio_pci and virtio_blk");
+        });
+        let known = guest(&[]).file("/usr/sbin/update-initramfs", "").file("/var/lib/initramfs-tools/6.1", "sum");
+        run_after_kernel(&known, |cx| assert_eq!(cx.reports[1].commands, ["update-initramfs -u -k 6.1"]));
+    }
+
+    #[test]
+    fn without_a_tool_the_modules_are_appended() {
+        run_after_kernel(&guest(&["virtio_pci"]), |cx| {
+            let whole = cx.fs.read(b"/boot/initrd.img-6.1", 1 << 20).unwrap();
+            let found = cpio::scan(&whole, &|_| false).unwrap();
+            let modules: Vec<_> = found.modules.iter().map(String::as_str).collect();
+            assert_eq!(modules, ["virtio", "virtio_blk", "virtio_pci"]);
+            let text = String::from_utf8_lossy(&whole).into_owned();
+            assert!(text.contains("lib/modules/6.1/modules.alias") && !text.contains("\0lib\0"));
+        });
+    }
+
+    #[test]
+    fn a_module_that_is_nowhere_is_an_error() {
+        let base = MemFs::new().file("/boot/vmlinuz-6.1", bzimage("6.1")).file("/boot/initrd.img-6.1", initrd(&["xen-blkfront"]));
+        let (source, layout) = xen_tools_guest();
+        let options = Options::default();
+        let mut cx = Context::new(&source, &layout, &options, crate::staged::Staged::new(&base)).unwrap();
+        cx.run(&super::super::kernel::STEP).unwrap();
+        let error = cx.run(&STEP).unwrap_err().to_string();
+        assert!(error.contains("/boot/initrd.img-6.1 lacks virtio_pci, and /lib/modules/6.1 in the guest does not have it"), "{error}");
+    }
+}
