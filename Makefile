@@ -34,7 +34,7 @@ test: setup
 
 # Side by side with qemu-img, libguestfs and virt-v2v.
 bench: setup build
-	@scripts/bench
+	@scripts/bench --install
 
 install: build
 	@scripts/install "$(DESTDIR)" "$(PREFIX)"
