@@ -27,7 +27,8 @@ fn parse<T>(parsed: Result<T, clap::Error>) -> Result<T, Failure> {
     parsed.map_err(Failure::from)
 }
 
-fn command() -> Command {
+/// The whole command line, for parsing and for manual pages.
+pub fn command() -> Command {
     let program = Command::new("img")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Creates, converts and examines disk images")
