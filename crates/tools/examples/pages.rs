@@ -7,11 +7,13 @@ use std::path::Path;
 use clap::Command;
 use clap_complete::{Shell, generate_to};
 
+const PROGRAMS: &[fn() -> Command] = &[tools::img::command];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = std::env::args_os().nth(1).ok_or("usage: pages DIR")?;
     let dir = Path::new(&dir);
-    for program in [tools::img::command()] {
-        write(program, dir)?;
+    for program in PROGRAMS {
+        write(program(), dir)?;
     }
     Ok(())
 }
