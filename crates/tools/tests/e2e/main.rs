@@ -59,7 +59,7 @@ fn bookworm_by_its_cfg_boots_twice_and_with_another_kernel() {
     }
     check_outputs(&disks, dir.path());
 
-    let deb = run(Command::new(top().join("scripts/fetch-kernel-deb")).arg("bookworm"), None, CONVERSION);
+    let deb = run(Command::new(top().join("scripts/fetch-deb")).args(["bookworm", "linux-image-cloud-amd64"]), None, CONVERSION);
     let deb = PathBuf::from(String::from_utf8(deb.stdout).expect("a path").trim());
     let size = deb.metadata().expect("the package is there").len();
     let version = deb.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("linux-image-")).expect("a kernel package");
