@@ -21,6 +21,7 @@ pub mod nbd;
 pub mod overlay;
 pub mod partition;
 mod progress;
+pub mod qcow2;
 pub mod raw;
 pub mod size;
 pub mod slice;

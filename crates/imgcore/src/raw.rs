@@ -226,4 +226,17 @@ mod tests {
         raw.read_at(&mut buf, 0).unwrap();
         assert!(buf[..700] == [5; 700] && buf[700..] == [0; 324]);
     }
+
+    #[test]
+    fn a_guessed_raw_image_cannot_turn_into_another_format() {
+        let storage: Arc<dyn Storage> = Arc::new(MemStorage::new("disk", 1 << 20));
+        let formats = Formats::new();
+        let guessed = formats.open_storage_mut(storage.clone(), &crate::OpenOptions::new(&crate::NoGate)).unwrap();
+        let error = guessed.write_at(b"QFI\xfb\0\0\0\x03", 0).unwrap_err().to_string();
+        assert!(error.contains("writing a qcow2 header to sector 0"), "{error}");
+        guessed.write_at(b"QFI", 0).unwrap();
+        guessed.write_at(b"\xfb\0\0\0\x03", 3).unwrap_err();
+        let named = formats.open_storage_mut(storage, &crate::OpenOptions::new(&crate::NoGate).format("raw")).unwrap();
+        named.write_at(b"QFI\xfb\0\0\0\x03", 0).unwrap();
+    }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::qcow2::Qcow2Driver;
 use crate::raw::RawDriver;
 use crate::storage::{FileStorage, read_padded};
 use crate::{Error, Gate, Image, ImageMut, Result, Storage};
@@ -67,7 +68,7 @@ impl Default for Formats {
 impl Formats {
     /// The formats of this crate.
     pub fn new() -> Self {
-        Formats { drivers: Arc::new([Arc::new(RawDriver)]), containers: Arc::new([]) }
+        Formats { drivers: Arc::new([Arc::new(RawDriver), Arc::new(Qcow2Driver)]), containers: Arc::new([]) }
     }
 
     /// The same and one more kind of container.
@@ -261,6 +262,6 @@ mod tests {
     #[test]
     fn unknown_formats_are_named() {
         let error = Formats::new().driver("vdi").err().unwrap().to_string();
-        assert_eq!(error, "unknown format 'vdi': use one of raw");
+        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2");
     }
 }

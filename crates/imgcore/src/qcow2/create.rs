@@ -1,0 +1,197 @@
+//! Creating an image: its options, and the first clusters of the file.
+
+use std::sync::Arc;
+
+use super::Qcow2;
+use super::header::{COMPRESSION, CompressionType, FORMAT, Header, LAZY_REFCOUNTS};
+use super::refcount::set_count;
+use crate::formats::{CreateOptions, FormatOption};
+use crate::{Error, ImageMut, Result, Storage, size};
+
+pub(super) const OPTIONS: &[FormatOption] = &[
+    FormatOption { name: "backing_file", value: "<str>", help: "File name of a base image" },
+    FormatOption { name: "backing_fmt", value: "<str>", help: "Image format of the base image" },
+    FormatOption { name: "cluster_size", value: "<size>", help: "qcow2 cluster size" },
+    FormatOption { name: "compat", value: "<str>", help: "Compatibility level (v2 [0.10] or v3 [1.1])" },
+    FormatOption { name: "compression_type", value: "<str>", help: "Compression method used for image cluster compression" },
+    FormatOption { name: "extended_l2", value: "<bool (on/off)>", help: "Extended L2 tables (only off)" },
+    FormatOption { name: "lazy_refcounts", value: "<bool (on/off)>", help: "Postpone refcount updates" },
+    FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, metadata, full)" },
+    FormatOption { name: "refcount_bits", value: "<num>", help: "Width of a reference count entry in bits" },
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Preallocation {
+    Off,
+    Metadata,
+    Full,
+}
+
+/// The options, checked.
+struct Settings {
+    header: Header,
+    preallocation: Preallocation,
+}
+
+fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
+    let invalid = |what: String| Err(Error::Invalid(what));
+    let cluster_size = size::parse(options.get("cluster_size").unwrap_or("64k"))?;
+    if !cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&cluster_size) {
+        return invalid("Cluster size must be a power of two between 512 and 2048k".into());
+    }
+    let version = match options.get("compat") {
+        None | Some("1.1" | "v3") => 3,
+        Some("0.10" | "v2") => 2,
+        Some(other) => return invalid(format!("Invalid compatibility level: '{other}'")),
+    };
+    let refcount_bits = match options.get("refcount_bits").map(str::parse::<u32>) {
+        None => 16,
+        Some(Ok(bits)) if bits.is_power_of_two() && bits <= 64 => bits,
+        Some(_) => return invalid("Refcount width must be a power of two and may not exceed 64 bits".into()),
+    };
+    if version == 2 && refcount_bits != 16 {
+        return invalid(
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)".into(),
+        );
+    }
+    let lazy = options.flag("lazy_refcounts")?;
+    if version == 2 && lazy {
+        return invalid("Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)".into());
+    }
+    if options.flag("extended_l2")? {
+        return Err(Error::unsupported("new image", FORMAT, "creating extended L2 entries"));
+    }
+    let compression = match options.get("compression_type") {
+        None | Some("zlib") => CompressionType::Zlib,
+        Some("zstd") if version == 3 => CompressionType::Zstd,
+        Some("zstd") => {
+            return invalid(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above (use compat=1.1 or greater)".into(),
+            );
+        }
+        Some(other) => return invalid(format!("Invalid parameter '{other}': compression_type is zlib or zstd")),
+    };
+    let preallocation = match options.get("preallocation") {
+        None | Some("off") => Preallocation::Off,
+        Some("metadata") => Preallocation::Metadata,
+        Some("full" | "falloc") => Preallocation::Full,
+        Some(other) => return invalid(format!("preallocation: '{other}' is none of off, metadata, falloc, full")),
+    };
+    let backing_file = options.get("backing_file").map(str::to_owned);
+    if backing_file.is_some() && preallocation != Preallocation::Off {
+        return invalid("Backing file and preallocation can only be used at the same time if extended_l2 is enabled".into());
+    }
+    let mut header = Header {
+        version,
+        cluster_bits: cluster_size.trailing_zeros(),
+        size: bytes.checked_next_multiple_of(512).ok_or_else(|| Error::Invalid("the image is too large".into()))?,
+        l1_size: 0,
+        l1_table_offset: 0,
+        refcount_table_offset: cluster_size,
+        refcount_table_clusters: 1,
+        nb_snapshots: 0,
+        snapshots_offset: 0,
+        incompatible: if compression == CompressionType::Zstd { COMPRESSION } else { 0 },
+        compatible: if lazy { LAZY_REFCOUNTS } else { 0 },
+        autoclear: 0,
+        refcount_order: refcount_bits.trailing_zeros(),
+        compression,
+        backing_file,
+        backing_format: options.get("backing_fmt").map(str::to_owned),
+        data_file: None,
+    };
+    let l1_size = header.size.div_ceil(header.l2_span()).max(1);
+    header.l1_size = u32::try_from(l1_size).unwrap_or(u32::MAX);
+    lay_out(&mut header);
+    header.check("new image").map_err(|_| Error::Invalid(format!("{bytes} bytes are too large for clusters of {cluster_size} bytes")))?;
+    Ok(Settings { header, preallocation })
+}
+
+/// Places header, refcount table, refcount blocks and L1 table one behind the other; gives the number of blocks.
+fn lay_out(header: &mut Header) -> u64 {
+    let cluster_size = header.cluster_size();
+    let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(cluster_size);
+    let (mut table, mut blocks) = (1, 1);
+    loop {
+        let needed = (1 + table + blocks + l1_clusters).div_ceil(header.refcounts_per_block());
+        let needed_table = (needed * 8).div_ceil(cluster_size);
+        if (needed, needed_table) == (blocks, table) {
+            break;
+        }
+        (blocks, table) = (needed.max(blocks), needed_table.max(table));
+    }
+    header.refcount_table_clusters = u32::try_from(table).unwrap_or(u32::MAX);
+    header.l1_table_offset = (1 + table + blocks) * cluster_size;
+    blocks
+}
+
+pub(super) fn effective_options(bytes: u64, options: &CreateOptions) -> Result<Vec<(&'static str, String)>> {
+    let Settings { header, .. } = settings(bytes, options)?;
+    let given = |name: &'static str| options.get(name).map(|value| (name, value.to_owned()));
+    let on = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let compression = if header.compression == CompressionType::Zlib { "zlib" } else { "zstd" };
+    Ok([
+        Some(("cluster_size", header.cluster_size().to_string())),
+        Some(("extended_l2", on(false))),
+        given("preallocation"),
+        Some(("compression_type", compression.into())),
+        Some(("size", bytes.to_string())),
+        given("backing_file"),
+        given("backing_fmt"),
+        given("compat"),
+        Some(("lazy_refcounts", on(header.compatible & LAZY_REFCOUNTS != 0))),
+        Some(("refcount_bits", (1u32 << header.refcount_order).to_string())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect())
+}
+
+impl Qcow2 {
+    /// Makes an empty image of `bytes` bytes (rounded up to sectors), replacing all that is in `storage`. The header
+    /// comes last, so that an interrupted creation leaves no image. A backing file is named but not opened: what is
+    /// read from ranges never written is then unknown, see [`Qcow2::set_backing`].
+    pub fn create(storage: Arc<dyn Storage>, bytes: u64, options: &CreateOptions) -> Result<Self> {
+        let Settings { mut header, preallocation } = settings(bytes, options)?;
+        let first = header.serialize()?;
+        let cluster_size = header.cluster_size();
+        let blocks = lay_out(&mut header);
+        let table = u64::from(header.refcount_table_clusters);
+        let l1_clusters = (u64::from(header.l1_size) * 8).div_ceil(cluster_size);
+        let used = 1 + table + blocks + l1_clusters;
+        storage.set_size(0)?;
+        storage.set_size(used * cluster_size)?;
+        for block in 0..blocks {
+            let mut counts = vec![0; cluster_size as usize];
+            let from = block * header.refcounts_per_block();
+            for cluster in from..used.min(from + header.refcounts_per_block()) {
+                set_count(&mut counts, cluster - from, header.refcount_order, 1);
+            }
+            let offset = (1 + table + block) * cluster_size;
+            storage.write_at(&counts, offset)?;
+            storage.write_at(&offset.to_be_bytes(), header.refcount_table_offset + block * 8)?;
+        }
+        // A block device keeps what was on it.
+        storage.zero_at(header.l1_table_offset, l1_clusters * cluster_size)?;
+        storage.write_at(&first, 0)?;
+        let image = Self::with_header(storage, header, None)?.into_writable()?;
+        if preallocation != Preallocation::Off {
+            image.preallocate()?;
+        }
+        if preallocation == Preallocation::Full {
+            let zeroes = vec![0; 1 << 20];
+            let mut at = 0;
+            while at < image.header.size {
+                let now = (image.header.size - at).min(zeroes.len() as u64);
+                image.write_at(&zeroes[..now as usize], at)?;
+                at += now;
+            }
+        }
+        Ok(image)
+    }
+
+    /// Gives a newly created image the open image that it was created on top of.
+    pub fn set_backing(&mut self, backing: Arc<dyn crate::Image>) {
+        self.backing = Some(backing);
+    }
+}

@@ -1,0 +1,46 @@
+//! The entry of qcow2 in the table of formats.
+
+use std::sync::Arc;
+
+use super::header::{FORMAT, MAGIC};
+use super::{Qcow2, create};
+use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, OpenContext, Probe, Repair};
+use crate::{Image, ImageMut, Result, Storage};
+
+/// qcow2 as a format.
+pub struct Qcow2Driver;
+
+impl FormatDriver for Qcow2Driver {
+    fn name(&self) -> &'static str {
+        FORMAT
+    }
+
+    fn probe(&self, probe: &Probe<'_>) -> bool {
+        // Version 1 of the same magic is another format; the version is looked at when it is opened.
+        probe.head.starts_with(&MAGIC) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
+    }
+
+    fn open(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn Image>> {
+        Ok(Arc::new(Qcow2::open(storage, context)?))
+    }
+
+    fn open_mut(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn ImageMut>> {
+        Ok(Arc::new(Qcow2::open_mut(storage, context)?))
+    }
+
+    fn options(&self) -> &'static [FormatOption] {
+        create::OPTIONS
+    }
+
+    fn effective_options(&self, size: u64, options: &CreateOptions) -> Result<Vec<(&'static str, String)>> {
+        create::effective_options(size, options)
+    }
+
+    fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>> {
+        Ok(Arc::new(Qcow2::create(storage, size, options)?))
+    }
+
+    fn check(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>, repair: Repair) -> Result<CheckReport> {
+        super::check::check(storage, context, repair)
+    }
+}

@@ -1,0 +1,362 @@
+//! qcow2, versions 2 and 3: QEMU's copy-on-write format.
+//!
+//! Source: QEMU's `docs/interop/qcow2.txt`.
+//!
+//! A guest offset is looked up in the L1 table (in memory), then in an L2 table (cached). Reading takes no lock but the
+//! cache's; writing into clusters that are already the image's own takes none either. What changes metadata holds the
+//! allocation lock, shortly. Metadata reaches the file only in the order that [`write`](self) keeps: counts, then L2
+//! tables, then L1, then lowered counts; so a crash leaves leaked clusters at worst.
+//!
+//! Not supported, and said so: encryption, and writing to images with extended L2 entries or an external data file.
+
+use std::collections::VecDeque;
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, Mutex, RwLock};
+
+use crate::formats::OpenContext;
+use crate::image::check_range;
+use crate::storage::read_padded;
+use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, Storage};
+
+mod check;
+mod codec;
+mod create;
+mod driver;
+mod entry;
+mod header;
+mod l2;
+mod ranges;
+mod refcount;
+mod remap;
+mod snapshot;
+mod write;
+
+pub use codec::ClusterCompressor;
+pub use driver::Qcow2Driver;
+pub use header::CompressionType;
+pub use remap::Move;
+pub use snapshot::Snapshot;
+
+use entry::{Mapping, OFFSET};
+use header::{DATA_FILE, EXTENDED_L2, FORMAT, Header};
+
+/// Decompressed clusters that are kept for reads of parts of them.
+const KEPT_CLUSTERS: usize = 8;
+
+type KeptClusters = VecDeque<(u64, Arc<[u8]>)>;
+
+/// An open qcow2 image.
+pub struct Qcow2 {
+    storage: Arc<dyn Storage>,
+    /// Where guest data lies: the same, or the external data file.
+    data: Arc<dyn Storage>,
+    header: Header,
+    l1: RwLock<Vec<u64>>,
+    l2: l2::L2Cache,
+    backing: Option<Arc<dyn Image>>,
+    file: Arc<str>,
+    data_file: Arc<str>,
+    kept: Mutex<KeptClusters>,
+    /// Held by every read; freed clusters are reused only after all reads that may still look at them.
+    reads: RwLock<()>,
+    writer: Option<write::Writer>,
+}
+
+impl Qcow2 {
+    /// Opens the image in `storage` for reading.
+    pub fn open(storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Self> {
+        let header = Header::read(&*storage)?;
+        let from = storage.name().to_owned();
+        let refers = |target, role| Reference { from: &from, target, role };
+        let data = match &header.data_file {
+            _ if !header.has(DATA_FILE) => storage.clone(),
+            Some(target) if context.options.backing => context.options.gate.open(&refers(target, "data file"))?,
+            Some(_) => storage.clone(),
+            None => return Err(Error::corrupt(&from, FORMAT, 72, "the image has an external data file, but does not name it")),
+        };
+        let backing = match &header.backing_file {
+            Some(target) if context.options.backing => {
+                Some(context.open_reference(&refers(target, "backing file"), header.backing_format.as_deref())?)
+            }
+            _ => None,
+        };
+        let mut image = Self::with_header(storage, header, backing)?;
+        image.data_file = data.name().into();
+        image.data = data;
+        Ok(image)
+    }
+
+    fn with_header(storage: Arc<dyn Storage>, header: Header, backing: Option<Arc<dyn Image>>) -> Result<Self> {
+        let mut bytes = vec![0; header.l1_size as usize * 8];
+        read_padded(&*storage, &mut bytes, header.l1_table_offset)?;
+        let file: Arc<str> = storage.name().into();
+        Ok(Qcow2 {
+            data: storage.clone(),
+            storage,
+            l1: RwLock::new(l2::words(&bytes).collect()),
+            l2: l2::L2Cache::new(header.cluster_size()),
+            header,
+            backing,
+            data_file: file.clone(),
+            file,
+            kept: Mutex::default(),
+            reads: RwLock::default(),
+            writer: None,
+        })
+    }
+
+    /// Bytes of a cluster.
+    pub fn cluster_size(&self) -> u64 {
+        self.header.cluster_size()
+    }
+
+    /// How clusters of this image are compressed.
+    pub fn compression_type(&self) -> CompressionType {
+        self.header.compression
+    }
+
+    /// The place of the L2 table for `guest`, checked; `None` when there is none.
+    fn l2_offset(&self, guest: u64) -> Result<Option<u64>> {
+        let index = guest / self.header.l2_span();
+        let entry = {
+            let l1 = self.l1.read().unwrap_or_else(|e| e.into_inner());
+            usize::try_from(index).ok().and_then(|i| l1.get(i)).copied().unwrap_or(0)
+        };
+        let offset = entry & OFFSET;
+        if offset % self.cluster_size() != 0 {
+            let at = self.header.l1_table_offset + index * 8;
+            return Err(Error::corrupt(
+                &self.file,
+                FORMAT,
+                at,
+                format!("L1 entry {index} points at {offset:#x}, which is no cluster's start"),
+            ));
+        }
+        Ok((offset != 0).then_some(offset))
+    }
+
+    /// Where the byte `guest` lies, and how many bytes (at most `len`) follow it in the same way. Goes no farther than
+    /// one L2 table.
+    fn lookup(&self, guest: u64, len: u64) -> Result<(Mapping, u64)> {
+        let span = self.header.l2_span();
+        let in_table = (span - guest % span).min(len);
+        let Some(offset) = self.l2_offset(guest)? else { return Ok((Mapping::Unallocated, in_table)) };
+        let table = self.l2.get(&*self.storage, offset)?;
+        let unit = if self.header.has(EXTENDED_L2) { self.cluster_size() / 32 } else { self.cluster_size() };
+        let first = self.entry(&table, guest)?;
+        let within = guest % unit;
+        let mut run = unit - within;
+        while run < in_table && !matches!(first, Mapping::Compressed { .. }) {
+            if !follows(first, self.entry(&table, guest + run)?, run + within) {
+                break;
+            }
+            run += unit;
+        }
+        let run = match first {
+            Mapping::Compressed { .. } => self.cluster_size() - guest % self.cluster_size(),
+            _ => run,
+        };
+        let mapping = match first {
+            Mapping::Data { host, copied } => Mapping::Data { host: host + within, copied },
+            Mapping::Zero { host } => Mapping::Zero { host: host.map(|h| h + within) },
+            other => other,
+        };
+        Ok((mapping, run.min(in_table)))
+    }
+
+    /// The entry of the (sub)cluster that holds byte `guest`.
+    fn entry(&self, table: &l2::L2Table, guest: u64) -> Result<Mapping> {
+        let cluster = (guest % self.header.l2_span()) / self.cluster_size();
+        let at = table.offset + cluster * self.header.l2_entry_size();
+        if self.header.has(EXTENDED_L2) {
+            let sub = (guest % self.cluster_size()) / (self.cluster_size() / 32);
+            let index = cluster as usize * 2;
+            return Mapping::decode_extended(&self.header, &self.file, table.get(index), table.get(index + 1), sub as u32, at);
+        }
+        Mapping::decode(&self.header, &self.file, table.get(cluster as usize), at)
+    }
+
+    /// Reads what `lookup` found.
+    fn read_mapped(&self, mapping: Mapping, buf: &mut [u8], guest: u64) -> Result<()> {
+        match mapping {
+            Mapping::Zero { .. } => buf.fill(0),
+            Mapping::Unallocated => self.read_backing(buf, guest)?,
+            Mapping::Data { host, .. } if self.header.has(DATA_FILE) && Arc::ptr_eq(&self.data, &self.storage) => {
+                let what = format!("reading at {host:#x} of the external data file, which was left closed");
+                return Err(Error::unsupported(&self.file, FORMAT, what));
+            }
+            Mapping::Data { host, .. } => read_padded(&*self.data, buf, host)?,
+            Mapping::Compressed { host, len } => self.read_compressed(host, len, buf, guest % self.cluster_size())?,
+        }
+        Ok(())
+    }
+
+    fn read_backing(&self, buf: &mut [u8], guest: u64) -> Result<()> {
+        let there = self.backing.as_ref().map_or(0, |b| b.size().saturating_sub(guest)).min(buf.len() as u64) as usize;
+        let (below, past) = buf.split_at_mut(there);
+        past.fill(0);
+        match &self.backing {
+            Some(backing) if there > 0 => backing.read_at(below, guest),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_compressed(&self, host: u64, len: u64, buf: &mut [u8], within: u64) -> Result<()> {
+        let cluster_size = self.cluster_size() as usize;
+        if buf.len() == cluster_size {
+            return self.decompress(host, len, buf);
+        }
+        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
+        let found = kept.iter().find(|(key, _)| *key == host).map(|(_, cluster)| cluster.clone());
+        let cluster = match found {
+            Some(cluster) => cluster,
+            None => {
+                drop(kept);
+                let mut cluster = vec![0; cluster_size];
+                self.decompress(host, len, &mut cluster)?;
+                let cluster: Arc<[u8]> = cluster.into();
+                kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
+                kept.truncate(KEPT_CLUSTERS - 1);
+                kept.push_front((host, cluster.clone()));
+                cluster
+            }
+        };
+        drop(kept);
+        let within = within as usize;
+        buf.copy_from_slice(cluster.get(within..within + buf.len()).unwrap_or_default());
+        Ok(())
+    }
+
+    fn decompress(&self, host: u64, len: u64, out: &mut [u8]) -> Result<()> {
+        // Sectors are counted up to twice the cluster and never more: the field has cluster_bits - 8 bits.
+        let mut packed = vec![0; len as usize];
+        read_padded(&*self.storage, &mut packed, host)?;
+        codec::decompress(self.header.compression, &packed, out)
+            .map_err(|what| Error::corrupt(&self.file, FORMAT, host, format!("a compressed cluster of {len} bytes cannot be read: {what}")))
+    }
+
+    /// Names and ids of internal snapshots.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        snapshot::read(&*self.storage, &self.header)
+    }
+}
+
+/// Whether `next`, `distance` bytes after the start of `first`, continues it.
+fn follows(first: Mapping, next: Mapping, distance: u64) -> bool {
+    match (first, next) {
+        (Mapping::Unallocated, Mapping::Unallocated) => true,
+        (Mapping::Zero { host: None }, Mapping::Zero { host: None }) => true,
+        (Mapping::Zero { host: Some(a) }, Mapping::Zero { host: Some(b) }) => a.checked_add(distance) == Some(b),
+        (Mapping::Data { host: a, copied: c }, Mapping::Data { host: b, copied: d }) => c == d && a.checked_add(distance) == Some(b),
+        _ => false,
+    }
+}
+
+impl Image for Qcow2 {
+    fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        check_range(&self.file, self.size(), offset, buf.len() as u64)?;
+        let _reading = self.reads.read().unwrap_or_else(|e| e.into_inner());
+        let mut done = 0;
+        while done < buf.len() {
+            let guest = offset + done as u64;
+            let (mapping, run) = self.lookup(guest, (buf.len() - done) as u64)?;
+            let end = done + run as usize;
+            self.read_mapped(mapping, &mut buf[done..end], guest)?;
+            done = end;
+        }
+        Ok(())
+    }
+
+    fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()> {
+        check_range(&self.file, self.size(), range.start, range.end.saturating_sub(range.start))?;
+        let mut at = range.start;
+        while at < range.end {
+            let (mapping, mut run) = self.lookup(at, range.end - at)?;
+            // Runs of nothing are joined over L2 tables, so that an empty terabyte is one extent.
+            while at + run < range.end && mapping == Mapping::Unallocated {
+                match self.lookup(at + run, range.end - at - run)? {
+                    (Mapping::Unallocated, more) => run += more,
+                    _ => break,
+                }
+            }
+            let own = |kind, start, len, host_offset: Option<u64>| Extent {
+                start,
+                len,
+                kind,
+                depth: 0,
+                host_offset,
+                file: host_offset.map(|_| self.data_file.clone()),
+            };
+            let mut flow = ControlFlow::Continue(());
+            match mapping {
+                Mapping::Data { host, .. } => flow = visit(own(ExtentKind::Data, at, run, Some(host))),
+                Mapping::Zero { host } => flow = visit(own(ExtentKind::Zero, at, run, host)),
+                Mapping::Compressed { .. } => {
+                    // Adjoining compressed clusters are one extent: no host offset tells them apart.
+                    while at + run < range.end {
+                        match self.lookup(at + run, range.end - at - run)? {
+                            (Mapping::Compressed { .. }, more) => run += more,
+                            _ => break,
+                        }
+                    }
+                    flow = visit(own(ExtentKind::Compressed, at, run, None));
+                }
+                Mapping::Unallocated => {
+                    let below = self.backing.as_ref().map_or(0, |b| b.size().saturating_sub(at)).min(run);
+                    if let (Some(backing), true) = (&self.backing, below > 0) {
+                        backing.extents(at..at + below, &mut |extent| {
+                            flow = visit(Extent { depth: extent.depth + 1, ..extent });
+                            flow
+                        })?;
+                    }
+                    if flow.is_continue() && below < run {
+                        flow = visit(own(ExtentKind::Unallocated, at + below, run - below, None));
+                    }
+                }
+            }
+            if flow.is_break() {
+                break;
+            }
+            at += run;
+        }
+        Ok(())
+    }
+
+    fn info(&self) -> ImageInfo {
+        let header = &self.header;
+        let flag = |on: bool| on.to_string();
+        let mut details = vec![("compat".to_owned(), if header.version == 2 { "0.10" } else { "1.1" }.to_owned())];
+        let mut detail = |name: &str, value: String| details.push((name.into(), value));
+        detail("compression type", if header.compression == CompressionType::Zlib { "zlib" } else { "zstd" }.into());
+        if header.version == 3 {
+            detail("lazy refcounts", flag(header.compatible & header::LAZY_REFCOUNTS != 0));
+        }
+        detail("refcount bits", (1u32 << header.refcount_order).to_string());
+        if header.version == 3 {
+            detail("corrupt", flag(header.has(header::CORRUPT)));
+            detail("extended l2", flag(header.has(EXTENDED_L2)));
+        }
+        if let (true, Some(data_file)) = (header.has(DATA_FILE), &header.data_file) {
+            detail("data file", data_file.clone());
+        }
+        ImageInfo {
+            format: FORMAT,
+            file: self.file.to_string(),
+            virtual_size: header.size,
+            actual_size: self.storage.allocated(),
+            cluster_size: Some(header.cluster_size()),
+            backing_file: header.backing_file.clone(),
+            backing_format: header.backing_format.clone(),
+            dirty: header.has(header::DIRTY),
+            details,
+        }
+    }
+
+    fn backing(&self) -> Option<&dyn Image> {
+        self.backing.as_deref()
+    }
+}

@@ -1,0 +1,302 @@
+//! qcow2 against qemu-img and qemu-io: what we write they accept, what they write we read.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{Random, have, ok};
+use imgcore::formats::CreateOptions;
+use imgcore::qcow2::{ClusterCompressor, Move, Qcow2};
+use imgcore::storage::FileStorage;
+use imgcore::{Formats, Image, ImageMut, LocalGate, OpenOptions};
+
+fn read_all(image: &dyn Image) -> Vec<u8> {
+    let mut all = vec![0x55; image.size() as usize];
+    image.read_at(&mut all, 0).unwrap();
+    all
+}
+
+fn open(path: &Path) -> Arc<dyn Image> {
+    Formats::new().open(path, &OpenOptions::new(&LocalGate)).unwrap()
+}
+
+/// Random changes to `image`, mirrored in `model`.
+fn scribble(image: &dyn ImageMut, model: &mut [u8], random: &mut Random, rounds: u64) {
+    let size = model.len() as u64;
+    for round in 0..rounds {
+        let offset = random.below(size);
+        let longest = *random.pick(&[700, 5000, 70_000, 500_000]);
+        let (offset, len) = match random.below(4) {
+            0 => (offset, random.below(longest).min(size - offset)),
+            1 => (offset, longest.min(size - offset)),
+            _ => (offset & !511, (random.below(longest) & !511).min(size - (offset & !511))),
+        };
+        let range = offset as usize..(offset + len) as usize;
+        match random.below(8) {
+            0 => {
+                image.zero_at(offset, len).unwrap();
+                model[range].fill(0);
+            }
+            1 => {
+                image.discard(offset, len).unwrap();
+                model[range].fill(0);
+            }
+            _ => {
+                let data = random.bytes(len);
+                image.write_at(&data, offset).unwrap();
+                model[range].copy_from_slice(&data);
+            }
+        }
+        if random.below(12) == 0 || round + 1 == rounds {
+            image.flush().unwrap();
+        }
+    }
+}
+
+fn check_with_qemu(folder: &Path, name: &str, model: &[u8]) {
+    ok("qemu-img", &["check", "-q", name], folder);
+    std::fs::write(folder.join("model.raw"), model).unwrap();
+    ok("qemu-img", &["compare", "-q", "-f", "raw", "model.raw", name], folder);
+}
+
+fn random_options(random: &mut Random) -> CreateOptions {
+    let cluster_size = *random.pick(&["512", "1k", "4k", "64k", "64k", "256k", "2M"]);
+    let mut options = CreateOptions::new().set("cluster_size", cluster_size);
+    if random.below(4) == 0 {
+        options = options.set("compat", "0.10");
+    } else {
+        options = options.set("refcount_bits", *random.pick(&["1", "2", "4", "8", "16", "32", "64"]));
+        options = options.set("compression_type", *random.pick(&["zlib", "zstd"]));
+        options = options.set("lazy_refcounts", *random.pick(&["on", "off"]));
+    }
+    options.set("preallocation", *random.pick(&["off", "off", "metadata"]))
+}
+
+#[test]
+fn what_we_write_qemu_accepts() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(1);
+    for case in 0..60 {
+        let options = random_options(&mut random);
+        let size = (random.below(6 << 20) + 1024) & !511;
+        let storage = Arc::new(FileStorage::create(dir.path().join("a.qcow2")).unwrap());
+        let image = Qcow2::create(storage, size, &options).unwrap();
+        let mut model = vec![0; size as usize];
+        scribble(&image, &mut model, &mut random, 40);
+        assert!(read_all(&image) == model, "case {case}: {options:?}");
+        drop(image);
+        check_with_qemu(dir.path(), "a.qcow2", &model);
+        // And once more on the image as it was found.
+        let image = Formats::new().open_mut(dir.path().join("a.qcow2"), &OpenOptions::new(&LocalGate)).unwrap();
+        assert!(read_all(&*image) == model, "case {case}: {options:?}");
+        scribble(&*image, &mut model, &mut random, 10);
+        drop(image);
+        check_with_qemu(dir.path(), "a.qcow2", &model);
+    }
+}
+
+#[test]
+fn layers_and_snapshots_survive_our_writes() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut random = Random(2);
+    for case in 0..25 {
+        let cluster_size = *random.pick(&["512", "4k", "64k", "1M"]);
+        let compat = *random.pick(&["0.10", "1.1"]);
+        let size = (random.below(3 << 20) + 4096) & !511;
+        // The image below may be smaller or larger than the one on top.
+        let below_size = (size / 2 + random.below(size)) & !511;
+        let below: Vec<u8> = random.bytes(below_size);
+        std::fs::write(folder.join("below.raw"), &below).unwrap();
+        let options = format!("cluster_size={cluster_size},compat={compat}");
+        ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, "-b", "below.raw", "-F", "raw", "top.qcow2", &size.to_string()], folder);
+        let mut model = below;
+        model.resize(size as usize, 0);
+
+        let image = Formats::new().open_mut(folder.join("top.qcow2"), &OpenOptions::new(&LocalGate)).unwrap();
+        assert!(read_all(&*image) == model, "case {case}");
+        scribble(&*image, &mut model, &mut random, 15);
+        drop(image);
+        check_with_qemu(folder, "top.qcow2", &model);
+
+        ok("qemu-img", &["snapshot", "-c", "first", "top.qcow2"], folder);
+        let first = model.clone();
+        let image = Formats::new().open_mut(folder.join("top.qcow2"), &OpenOptions::new(&LocalGate)).unwrap();
+        scribble(&*image, &mut model, &mut random, 15);
+        assert!(read_all(&*image) == model, "case {case}");
+        drop(image);
+        check_with_qemu(folder, "top.qcow2", &model);
+        ok("qemu-img", &["snapshot", "-a", "first", "top.qcow2"], folder);
+        check_with_qemu(folder, "top.qcow2", &first);
+        assert!(read_all(&*open(&folder.join("top.qcow2"))) == first, "case {case}");
+    }
+}
+
+#[test]
+fn what_qemu_writes_we_read() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut random = Random(3);
+    for case in 0..40 {
+        let cluster_size = *random.pick(&["512", "4k", "64k", "2M"]);
+        let mut options = format!("cluster_size={cluster_size}");
+        match random.below(5) {
+            0 => options += ",compat=0.10",
+            1 => options = "extended_l2=on,cluster_size=64k".into(),
+            2 => options += ",compression_type=zstd",
+            3 => options += &format!(",data_file=ext{case}.raw"),
+            _ => options += ",refcount_bits=1",
+        }
+        ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, "b.qcow2", "5M"], folder);
+        let mut commands = Vec::new();
+        for _ in 0..20 {
+            let (offset, len) = (random.below(4 << 20) & !511, (random.below(300_000) + 512) & !511);
+            let pattern = random.below(255) + 1;
+            let compressed = random.below(4) == 0 && !options.contains("data_file") && cluster_size != "512";
+            let cluster = imgcore::size::parse(cluster_size).unwrap().max(65536);
+            commands.push(match random.below(5) {
+                0 if !options.contains("0.10") => format!("write -z {offset} {len}"),
+                1 => format!("discard {offset} {len}"),
+                _ if compressed => format!("write -c -P {pattern} {} {cluster}", offset / cluster * cluster % (4 << 20)),
+                _ => format!("write -P {pattern} {offset} {len}"),
+            });
+        }
+        let args: Vec<&str> = commands.iter().flat_map(|c| ["-c", c]).chain(["-d", "unmap", "b.qcow2"]).collect();
+        // It refuses to write compressed over a cluster that is there; what it then leaves is as good a case.
+        common::run("qemu-io", &args, folder);
+        ok("qemu-img", &["convert", "-O", "raw", "b.qcow2", "b.raw"], folder);
+        let image = open(&folder.join("b.qcow2"));
+        assert!(read_all(&*image) == std::fs::read(folder.join("b.raw")).unwrap(), "case {case}: {options} {commands:?}");
+        // Extents agree with what is read, and have no gaps.
+        let all = read_all(&*image);
+        let mut at = 0;
+        image
+            .extents(0..image.size(), &mut |e| {
+                assert_eq!(e.start, at);
+                at += e.len;
+                let bytes = &all[e.start as usize..at as usize];
+                assert!(!e.kind.reads_zero() || bytes.iter().all(|b| *b == 0), "case {case}: {e:?}");
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(at, image.size());
+    }
+}
+
+#[test]
+fn compressed_clusters_are_read_by_qemu() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(4);
+    for case in 0..20 {
+        let options = random_options(&mut random).without("preallocation");
+        let storage = Arc::new(FileStorage::create(dir.path().join("c.qcow2")).unwrap());
+        let image = Qcow2::create(storage, 5 << 20, &options).unwrap();
+        let cluster = image.cluster_size();
+        let mut model = vec![0; 5 << 20];
+        let mut compressor = ClusterCompressor::new(image.compression_type());
+        for _ in 0..60 {
+            let at = random.below((5 << 20) / cluster) * cluster;
+            let mut data = random.bytes(cluster);
+            data[cluster as usize / 2..].fill(random.next() as u8);
+            let len = cluster.min((5 << 20) - at) as usize;
+            data[len..].fill(0);
+            match compressor.compress(&data) {
+                Some(packed) => image.write_compressed_cluster(at, packed).unwrap(),
+                None => image.write_at(&data[..len], at).unwrap(),
+            }
+            model[at as usize..at as usize + len].copy_from_slice(&data[..len]);
+            if random.below(5) == 0 {
+                scribble(&image, &mut model, &mut random, 1);
+            }
+        }
+        image.flush().unwrap();
+        assert!(read_all(&image) == model, "case {case}: {options:?}");
+        drop(image);
+        check_with_qemu(dir.path(), "c.qcow2", &model);
+    }
+}
+
+#[test]
+fn ranges_move_without_copying() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut random = Random(5);
+    for cluster_size in ["512", "4k", "64k"] {
+        let cluster = imgcore::size::parse(cluster_size).unwrap();
+        let storage = Arc::new(FileStorage::create(folder.join("d.qcow2")).unwrap());
+        let size = 4 << 20;
+        let mut image = Qcow2::create(storage, size, &CreateOptions::new().set("cluster_size", cluster_size)).unwrap();
+        let mut model = vec![0; size as usize];
+        scribble(&image, &mut model, &mut random, 60);
+        let moves = [
+            Move { source: 0, target: 1 << 20, len: 1 << 20 },
+            Move { source: 3 << 20, target: 64 << 20, len: (1 << 20) - cluster + 300 },
+            Move { source: 1 << 20, target: 0, len: cluster },
+        ];
+        let new_size = 65u64 << 20;
+        image.remap(new_size, &moves).unwrap();
+        let mut moved = vec![0; new_size as usize];
+        for m in &moves {
+            let (from, to, len) = (m.source as usize, m.target as usize, m.len as usize);
+            moved[to..to + len].copy_from_slice(&model[from..from + len]);
+        }
+        assert!(read_all(&image) == moved);
+        scribble(&image, &mut moved, &mut random, 20);
+        assert!(read_all(&image) == moved);
+        drop(image);
+        check_with_qemu(folder, "d.qcow2", &moved);
+    }
+}
+
+#[test]
+fn threads_write_one_image() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let storage = Arc::new(FileStorage::create(dir.path().join("t.qcow2")).unwrap());
+    let size = 16u64 << 20;
+    let image = Qcow2::create(storage, size, &CreateOptions::new().set("cluster_size", "64k")).unwrap();
+    let mut model = vec![0u8; size as usize];
+    // Neighbouring threads share clusters: each owns every eighth stripe of 4 KiB.
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let image = &image;
+            scope.spawn(move || {
+                for stripe in (thread..size / 4096).step_by(8) {
+                    if stripe % 5 != 0 {
+                        image.write_at(&vec![stripe as u8 | 1; 4096], stripe * 4096).unwrap();
+                    }
+                    if stripe % 700 == 0 {
+                        image.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    for stripe in 0..size / 4096 {
+        if stripe % 5 != 0 {
+            model[(stripe * 4096) as usize..(stripe * 4096 + 4096) as usize].fill(stripe as u8 | 1);
+        }
+    }
+    image.flush().unwrap();
+    assert!(read_all(&image) == model);
+    drop(image);
+    check_with_qemu(dir.path(), "t.qcow2", &model);
+}
