@@ -116,7 +116,11 @@ fn layers_and_snapshots_survive_our_writes() {
         let below: Vec<u8> = random.bytes(below_size);
         std::fs::write(folder.join("below.raw"), &below).unwrap();
         let options = format!("cluster_size={cluster_size},compat={compat}");
-        ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &options, "-b", "below.raw", "-F", "raw", "top.qcow2", &size.to_string()], folder);
+        ok(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", "-o", &options, "-b", "below.raw", "-F", "raw", "top.qcow2", &size.to_string()],
+            folder,
+        );
         let mut model = below;
         model.resize(size as usize, 0);
 

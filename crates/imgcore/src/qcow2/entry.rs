@@ -67,7 +67,7 @@ impl Mapping {
     /// The host offset of a plain entry; with an external data file offset 0 is valid, and marked by the copied flag.
     fn host(header: &Header, file: &str, entry: u64, at: u64) -> Result<Option<u64>> {
         let host = entry & OFFSET;
-        if host % header.cluster_size() != 0 {
+        if !host.is_multiple_of(header.cluster_size()) {
             return Err(Error::corrupt(file, FORMAT, at, format!("an L2 entry points at {host:#x}, which is no cluster's start")));
         }
         let external_start = header.data_file.is_some() && entry & COPIED != 0;

@@ -149,7 +149,11 @@ impl Header {
                 0 => CompressionType::Zlib,
                 1 => CompressionType::Zstd,
                 other => {
-                    return Err(Error::unsupported(name, FORMAT, format!("compression type {other}; only zlib (0) and zstd (1) are known")));
+                    return Err(Error::unsupported(
+                        name,
+                        FORMAT,
+                        format!("compression type {other}; only zlib (0) and zstd (1) are known"),
+                    ));
                 }
             };
             if header.has(COMPRESSION) != (header.compression != CompressionType::Zlib) {
@@ -232,7 +236,7 @@ impl Header {
     /// Checks sizes and places of tables, so that nothing is allocated from unchecked numbers.
     pub fn check(&self, name: &str) -> Result<()> {
         let corrupt = |offset: u64, what: String| Err(Error::corrupt(name, FORMAT, offset, what));
-        let aligned = |offset: u64| offset % self.cluster_size() == 0 && offset < MAX_OFFSET;
+        let aligned = |offset: u64| offset.is_multiple_of(self.cluster_size()) && offset < MAX_OFFSET;
         if self.refcount_order > 6 {
             return corrupt(96, format!("refcount_order is {}, allowed are 0 to 6", self.refcount_order));
         }

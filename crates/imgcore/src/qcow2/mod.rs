@@ -123,7 +123,7 @@ impl Qcow2 {
             usize::try_from(index).ok().and_then(|i| l1.get(i)).copied().unwrap_or(0)
         };
         let offset = entry & OFFSET;
-        if offset % self.cluster_size() != 0 {
+        if !offset.is_multiple_of(self.cluster_size()) {
             let at = self.header.l1_table_offset + index * 8;
             return Err(Error::corrupt(
                 &self.file,

@@ -58,7 +58,7 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapsho
         let entry_len = ((FIXED + rest.len()) as u64).next_multiple_of(8);
         let l1_table_offset = be64(&fixed, 0);
         let l1_size = be32(&fixed, 8);
-        if u64::from(l1_size) * 8 > MAX_L1_BYTES || l1_table_offset % header.cluster_size() != 0 {
+        if u64::from(l1_size) * 8 > MAX_L1_BYTES || !l1_table_offset.is_multiple_of(header.cluster_size()) {
             return Err(corrupt(at, format!("the L1 table of snapshot {index} cannot have {l1_size} entries at {l1_table_offset:#x}")));
         }
         snapshots.push(Snapshot {

@@ -305,7 +305,7 @@ impl Qcow2 {
     pub fn write_compressed_cluster(&self, guest: u64, packed: &[u8]) -> Result<()> {
         let cluster_size = self.cluster_size();
         check_range(&self.file, self.size(), guest, 1)?;
-        if guest % cluster_size != 0 || packed.is_empty() || packed.len() as u64 >= cluster_size {
+        if !guest.is_multiple_of(cluster_size) || packed.is_empty() || packed.len() as u64 >= cluster_size {
             return Err(Error::Invalid(format!("{}: {} bytes cannot be a compressed cluster at {guest:#x}", self.file, packed.len())));
         }
         let len = packed.len() as u64;
