@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bootcheck;
+pub mod bootloader;
 pub mod disk_build;
 mod error;
 pub mod guest;

@@ -20,8 +20,8 @@ const LINUX: Guid = Guid::from_printed(0x0fc63daf_8483_4772_8e79_3d69d8477de4);
 const SWAP: Guid = Guid::from_printed(0x0657fd6d_a4ab_43c4_84e5_0933c84b4f4f);
 const LVM: Guid = Guid::from_printed(0xe6d6d379_f507_44c2_a23c_238f2a3df928);
 const RAID: Guid = Guid::from_printed(0xa19d880f_05fc_4d3b_a006_743f0f84911e);
-/// The bytes spell `Hah!IdontNeedEFI`.
-const BIOS_GRUB: Guid = Guid::from_printed(0x21686148_6449_6e6f_744e_656564454649);
+/// The type of a partition that holds GRUB's core image; its bytes spell `Hah!IdontNeedEFI`.
+pub const BIOS_GRUB: Guid = Guid::from_printed(0x21686148_6449_6e6f_744e_656564454649);
 
 const LEGACY_BIOS_BOOTABLE: u64 = 1 << 2;
 
@@ -126,7 +126,8 @@ fn read_copy(image: &dyn Image, sector_size: u64, lba: u64, last: u64) -> Result
     }
 
     let id = Guid(header.bytes(56)).to_string();
-    let mut table = Table { kind: TableKind::Gpt, sector_size, id, partitions: Vec::new(), warnings: Vec::new() };
+    let first_usable = first_usable.saturating_mul(sector_size);
+    let mut table = Table { kind: TableKind::Gpt, sector_size, id, first_usable, partitions: Vec::new(), warnings: Vec::new() };
     for (number, entry) in (1..).zip(array.chunks_exact(entry_size as usize)) {
         let entry = Fields(entry);
         let (kind, first, end) = (Guid(entry.bytes(0)), entry.u64(32), entry.u64(40));

@@ -73,7 +73,15 @@ struct Reader<'a> {
 
 pub fn read(image: &dyn Image, sector: &[u8; 512]) -> Result<Table> {
     let id = u32::from_le_bytes(std::array::from_fn(|i| sector[DISK_SIGNATURE + i]));
-    let table = Table { kind: TableKind::Mbr, sector_size: SECTOR, id: format!("{id:08x}"), partitions: Vec::new(), warnings: Vec::new() };
+    let disk_id = format!("{id:08x}");
+    let table = Table {
+        kind: TableKind::Mbr,
+        sector_size: SECTOR,
+        id: disk_id,
+        first_usable: SECTOR,
+        partitions: Vec::new(),
+        warnings: Vec::new(),
+    };
     let mut reader = Reader { image, id, table };
     let primary = entries(sector);
     for (number, entry) in (1..).zip(&primary) {

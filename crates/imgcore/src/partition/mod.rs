@@ -11,6 +11,7 @@ mod mbr;
 #[cfg(test)]
 mod tests;
 
+pub use gpt::BIOS_GRUB;
 pub use guid::Guid;
 
 use crate::{Error, Image, ImageMut, Result};
@@ -33,6 +34,8 @@ pub struct Table {
     pub sector_size: u64,
     /// `1a2b3c4d` for an MBR, a UUID in lower case for a GPT: blkid's PTUUID.
     pub id: String,
+    /// First byte that the table leaves for partitions.
+    pub first_usable: u64,
     /// Partitions by number. Never empty slots; none reaches past the end of the disk.
     pub partitions: Vec<Partition>,
     /// What is wrong with the table without making it useless.

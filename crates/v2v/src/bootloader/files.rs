@@ -1,0 +1,59 @@
+//! GRUB's files in the guest's tree.
+
+use guestfs::{Attributes, Ext, FileType, GuestFs, GuestFsMut};
+
+use super::{BootPlace, Grub, config};
+use crate::Result;
+
+/// Where the boot loader's menu comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Configured {
+    /// The guest's own `grub.cfg`, which its `update-grub` makes.
+    GrubCfg,
+    /// The guest's own `menu.lst`, which its `update-grub` makes: GRUB 2 reads it.
+    MenuLst,
+    /// A `grub.cfg` of ours that looks for kernels whenever the guest starts.
+    FindsKernels,
+}
+
+/// Puts GRUB's modules into `/boot/grub/i386-pc` of the guest, and a `grub.cfg` beside them where the guest has none.
+///
+/// `root` is the value of the kernel's `root=` (`UUID=…`) and `options` the rest of its command line, for a configuration of ours.
+pub fn install_files(fs: &mut dyn GuestFsMut, grub: &Grub, place: &BootPlace, root: &str, options: &str) -> Result<Configured> {
+    make_dirs(fs, b"/boot/grub/i386-pc")?;
+    for name in grub.module_names()? {
+        let content = grub.read(&name)?;
+        let path = [b"/boot/grub/i386-pc/", name.as_bytes()].concat();
+        fs.write(&path, &mut content.as_slice(), Some(Attributes::root(0o644)))?;
+    }
+    let read = |path: &[u8]| fs.read(path, 1 << 20).map(|c| String::from_utf8_lossy(&c).into_owned()).unwrap_or_default();
+    let has_entries =
+        |text: &str| text.lines().any(|l| matches!(l.split_whitespace().next(), Some("menuentry" | "blscfg" | "linux" | "configfile")));
+    let ours = |text: &str| text.starts_with(config::MARK);
+    let existing = read(b"/boot/grub/grub.cfg");
+    if has_entries(&existing) && !ours(&existing) {
+        return Ok(Configured::GrubCfg);
+    }
+    let menu = read(b"/boot/grub/menu.lst");
+    let is_menu = menu.lines().any(|l| l.split_whitespace().next() == Some("title"));
+    let (text, configured) = if is_menu {
+        (config::for_menu_lst(place), Configured::MenuLst)
+    } else {
+        (config::finds_kernels(place, root, options), Configured::FindsKernels)
+    };
+    fs.write(b"/boot/grub/grub.cfg", &mut text.as_bytes(), Some(Attributes::root(0o644)))?;
+    Ok(configured)
+}
+
+fn make_dirs(fs: &mut dyn GuestFsMut, path: &[u8]) -> Result<()> {
+    let ends = (1..path.len()).filter(|i| path[*i] == b'/').chain([path.len()]);
+    for end in ends {
+        match GuestFs::stat(fs, &path[..end]) {
+            Ok(stat) if stat.kind == FileType::Directory => {}
+            Err(guestfs::Error::NotFound(_)) => fs.mkdir(&path[..end], Attributes::root(0o755))?,
+            Ok(_) => return Err(guestfs::Error::WrongType { path: path[..end].to_vec(), what: "not a directory" }.into()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

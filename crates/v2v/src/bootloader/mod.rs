@@ -1,0 +1,58 @@
+//! GRUB 2 on a BIOS disk, installed without running anything in the guest.
+//!
+//! Three parts, in the order in which they are used:
+//!
+//! * [`starts_by_itself`] tells whether a disk of the source has a boot loader that a BIOS can start. PV guests mostly have none: Xen
+//!   started their kernel, or pygrub read their `menu.lst`.
+//! * [`install_files`] puts GRUB's modules and, where the guest has no `grub.cfg`, one of these into the guest's tree.
+//! * [`Grub::embed`] writes the boot sector and the core image between partition table and first partition.
+//!
+//! The files come from the host's `grub-pc-bin`; the core image is made by its `grub-mkimage` (package `grub-common`), the one program
+//! that this module runs. No file of the guest reaches it.
+
+mod config;
+mod detect;
+mod embed;
+mod files;
+mod grub;
+
+#[cfg(test)]
+mod tests;
+
+pub use detect::starts_by_itself;
+pub use files::{Configured, install_files};
+pub use grub::Grub;
+
+use crate::layout::{Layout, TargetDisk, Volume};
+use crate::{Error, Result};
+
+/// The filesystem from which the guest is to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootPlace {
+    /// The target's disk, an index in [`Layout::disks`].
+    pub disk: usize,
+    /// Partition number on it.
+    pub partition: u32,
+    /// The kind of filesystem, as blkid says.
+    pub filesystem: String,
+    /// Its UUID.
+    pub uuid: Option<String>,
+    /// Where `/boot` lies on it: `/boot`, or nothing when this filesystem is mounted there.
+    pub boot_dir: &'static str,
+}
+
+impl BootPlace {
+    /// The place of a layout's volume. `mounted_at` is where the guest mounts it: `/` or `/boot`.
+    pub fn new(layout: &Layout, volume: &Volume, mounted_at: &str) -> Result<Self> {
+        let holds = |d: &TargetDisk| d.volumes.iter().any(|v| v.target_device == volume.target_device);
+        let index = layout.disks.iter().position(holds);
+        let (Some(disk), Some(partition)) = (index, volume.partition) else {
+            return Err(Error::Invalid(format!(
+                "{} has no partition table, so no boot loader fits on its disk: convert without '--layout keep'",
+                volume.target_device
+            )));
+        };
+        let boot_dir = if mounted_at == "/boot" { "" } else { "/boot" };
+        Ok(BootPlace { disk, partition, filesystem: volume.filesystem.clone(), uuid: volume.uuid.clone(), boot_dir })
+    }
+}
