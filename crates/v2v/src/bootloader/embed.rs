@@ -37,7 +37,7 @@ impl Grub {
 }
 
 fn write(target: &dyn ImageMut, table: &Table, boot: &[u8], mut core: Vec<u8>) -> Result<()> {
-    if boot.len() < CODE || core.len() < 2 * SECTOR as usize || core.len() % SECTOR as usize != 0 {
+    if boot.len() < CODE || core.len() < 2 * SECTOR as usize || !core.len().is_multiple_of(SECTOR as usize) {
         return Err(Error::Invalid("boot.img or the core image that grub-mkimage made is too short: is GRUB's package damaged?".into()));
     }
     let room = room(table, target.size())?;

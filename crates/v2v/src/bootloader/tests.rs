@@ -214,7 +214,8 @@ fn disks_that_no_bios_starts_are_told_from_those_that_it_does() {
     let words = b"GRUB \0Geom\0Hard Disk\0Read\0 Error";
     let legacy = [(0x3e, &[3, 2][..]), (0x44, &[1, 0, 0, 0]), (0x180, words)];
     let mbr = [(0x100, &b"Missing operating system"[..])];
-    let cases: [(Vec<(u64, &[u8])>, Option<&str>); 7] = [
+    type Pieces<'a> = Vec<(u64, &'a [u8])>;
+    let cases: [(Pieces<'_>, Option<&str>); 7] = [
         (vec![], None),
         (legacy.to_vec(), None),
         ([&legacy[..], &[(512, &[1])]].concat(), Some("GRUB legacy")),
