@@ -195,9 +195,27 @@ impl<'a> Context<'a> {
         Ok(found.cloned())
     }
 
+    /// How the guest's own fstab names the root, with new device names.
+    pub fn root_spec(&self) -> Result<Option<String>> {
+        let fstab = self.text("/etc/fstab")?;
+        let spec = fstab.as_deref().and_then(|t| mounts::spec_of(t, "/"));
+        Ok(spec.map(|s| self.devices.stable(s).unwrap_or_else(|| s.into())))
+    }
+
+    /// The kernel that starts on KVM and that a boot loader's configuration means by a path, which may be seen from /boot.
+    pub fn kernel_at(&self, path: &str) -> Option<&Kernel> {
+        let path = path.rsplit_once(')').map_or(path, |(_, p)| p);
+        let inode = |p: &str| self.fs.stat(p.as_bytes()).ok().map(|s| (s.dev, s.ino));
+        let candidates = [path.to_string(), format!("/boot{path}")];
+        self.facts
+            .kernels
+            .iter()
+            .find(|kernel| candidates.iter().any(|c| c == &kernel.image || inode(c).is_some_and(|i| Some(i) == inode(&kernel.image))))
+    }
+
     /// How kernel command lines change.
     pub fn rewrite(&self) -> Rewrite<'_> {
-        Rewrite { devices: &self.devices, kernel_nic_names: self.facts.kernel_nic_names, root: None }
+        Rewrite { devices: &self.devices, kernel_nic_names: self.facts.kernel_nic_names, root: None, by_name: false }
     }
 
     /// The guest has a boot loader that its firmware started on Xen too.

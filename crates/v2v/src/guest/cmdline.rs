@@ -14,6 +14,8 @@ pub struct Rewrite<'a> {
     pub kernel_nic_names: bool,
     /// The root device to name where the line names none that is known. Only for whole lines that are to start a system.
     pub root: Option<&'a str>,
+    /// The kernel has no initrd, which alone understands UUIDs: the root is named by its device.
+    pub by_name: bool,
 }
 
 /// Parameters that mean something only on Xen. Those with `=` go whatever their value, others only as they stand.
@@ -99,7 +101,7 @@ impl Rewrite<'_> {
         }
         for name in ["root=", "resume=", "real_root="] {
             if let Some(device) = word.strip_prefix(name)
-                && let Some(new) = self.devices.stable(device)
+                && let Some(new) = if self.by_name { self.devices.plain(device) } else { self.devices.stable(device) }
             {
                 return Some(format!("{name}{new}"));
             }
@@ -116,7 +118,7 @@ mod tests {
     fn with<T>(nic: bool, f: impl FnOnce(&Rewrite<'_>) -> T) -> T {
         let (source, layout) = xen_tools_guest();
         let devices = Devices::new(&source, &layout);
-        f(&Rewrite { devices: &devices, kernel_nic_names: nic, root: None })
+        f(&Rewrite { devices: &devices, kernel_nic_names: nic, root: None, by_name: false })
     }
 
     #[test]

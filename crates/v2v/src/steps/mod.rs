@@ -2,8 +2,12 @@
 
 mod agents;
 mod clock;
+mod console;
 mod crypttab;
+mod extlinux;
 mod fstab;
+mod grub2;
+mod grub_legacy;
 mod initrd;
 mod kernel;
 mod mdadm;
@@ -25,7 +29,11 @@ pub const STEPS: &[Step] = &[
     resume::STEP,
     modules::STEP,
     network::STEP,
+    grub_legacy::STEP,
+    grub2::STEP,
+    extlinux::STEP,
     initrd::STEP,
+    console::STEP,
     agents::STEP,
     clock::STEP,
     tls::STEP,

@@ -1,0 +1,130 @@
+//! GRUB: how it names the target's volumes, and which of a guest's configurations is the true one.
+
+use guestfs::{Ext, GuestFs};
+
+use super::dpkg::Packages;
+use crate::layout::{Layout, Table, Volume};
+
+/// The volume that holds /boot, as GRUB names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootDevice {
+    /// Index of the target disk.
+    pub disk: usize,
+    /// Partition, from 1.
+    pub partition: Option<u32>,
+    /// The disk has a GPT, not an MBR.
+    pub gpt: bool,
+    /// The disk's table is the source's, and so are all names in the guest's own configuration.
+    pub kept: bool,
+}
+
+impl BootDevice {
+    /// Where a volume lies.
+    pub fn of(layout: &Layout, volume: &Volume) -> Option<Self> {
+        let (disk, target) =
+            layout.disks.iter().enumerate().find(|(_, d)| d.volumes.iter().any(|v| v.target_device == volume.target_device))?;
+        Some(BootDevice {
+            disk,
+            partition: volume.partition,
+            gpt: target.table == Table::NewGpt,
+            kept: matches!(target.table, Table::Keep { .. }),
+        })
+    }
+
+    /// GRUB legacy's name, with partitions from 0: `(hd0,1)`.
+    pub fn legacy(&self) -> String {
+        match self.partition {
+            Some(number) => format!("(hd{},{})", self.disk, number.saturating_sub(1)),
+            None => format!("(hd{})", self.disk),
+        }
+    }
+
+    /// GRUB 2's name: `hd0,msdos2`.
+    pub fn grub2(&self) -> String {
+        match self.partition {
+            Some(number) => format!("hd{},{}{number}", self.disk, if self.gpt { "gpt" } else { "msdos" }),
+            None => format!("hd{}", self.disk),
+        }
+    }
+}
+
+/// The configuration that says what the guest starts, and that the guest keeps up to date itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// GRUB 2's `grub.cfg`.
+    GrubCfg(String),
+    /// GRUB legacy's `menu.lst` or `grub.conf`.
+    MenuLst(String),
+    /// `extlinux.conf` or `syslinux.cfg`.
+    Syslinux(String),
+    /// There is none.
+    Nothing,
+}
+
+/// Places of grub.cfg, in pygrub's order.
+pub const GRUB_CFG: &[&str] = &["/boot/grub/grub.cfg", "/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub2/grub.cfg"];
+/// Places of GRUB legacy's configuration, in pygrub's order.
+pub const MENU_LST: &[&str] = &["/boot/grub/menu.lst", "/boot/grub/grub.conf", "/grub/menu.lst", "/grub/grub.conf"];
+/// Places of syslinux's configuration, in pygrub's order.
+pub const SYSLINUX: &[&str] = &[
+    "/boot/isolinux/isolinux.cfg",
+    "/boot/extlinux/extlinux.conf",
+    "/boot/extlinux.conf",
+    "/extlinux/extlinux.conf",
+    "/extlinux.conf",
+    "/boot/syslinux/syslinux.cfg",
+];
+
+/// Which configuration is the true one: pygrub's choice, but of the boot loader whose package is installed before one that is left over.
+pub fn truth(fs: &dyn GuestFs, packages: &Packages) -> Truth {
+    let with = |paths: &[&str], words: &[&str]| {
+        let starts = |path: &str| {
+            let text = fs.read(path.as_bytes(), 4 << 20).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            text.lines().any(|l| l.split_ascii_whitespace().next().is_some_and(|w| words.iter().any(|x| w.eq_ignore_ascii_case(x))))
+        };
+        paths.iter().find(|p| fs.is_file(p.as_bytes()) && starts(p)).map(|p| p.to_string())
+    };
+    let menu_lst = with(MENU_LST, &["kernel"]);
+    let grub_cfg = with(GRUB_CFG, &["linux", "linux16", "linuxefi", "blscfg"]);
+    let legacy_only = packages.has("grub-legacy") || packages.has("grub") && !packages.has("grub2-common");
+    match (grub_cfg, with(SYSLINUX, &["linux", "kernel"]), menu_lst) {
+        (_, _, Some(menu)) if legacy_only => Truth::MenuLst(menu),
+        (Some(cfg), _, _) => Truth::GrubCfg(cfg),
+        (None, Some(syslinux), _) => Truth::Syslinux(syslinux),
+        (None, None, Some(menu)) => Truth::MenuLst(menu),
+        (None, None, None) => Truth::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MemFs, xen_tools_guest};
+
+    #[test]
+    fn devices_have_both_grubs_names() {
+        let (_, layout) = xen_tools_guest();
+        let of = |i: usize| BootDevice::of(&layout, layout.volumes().nth(i).unwrap()).unwrap();
+        assert_eq!((of(0).legacy(), of(0).grub2(), of(0).kept), ("(hd0,1)".into(), "hd0,msdos2".into(), false));
+        assert_eq!((of(2).legacy(), of(2).kept), ("(hd1,0)".into(), true));
+        let whole = BootDevice { disk: 0, partition: None, gpt: false, kept: true };
+        assert_eq!((whole.legacy(), whole.grub2()), ("(hd0)".into(), "hd0".into()));
+    }
+
+    #[test]
+    fn the_true_configuration() {
+        let none = Packages::default();
+        let legacy = Packages::parse("Package: grub-legacy\nStatus: install ok installed\nVersion: 0.97\n");
+        let menu = MemFs::new().file("/boot/grub/menu.lst", "title x\nkernel /boot/vmlinuz\n");
+        let both = menu.clone().file("/boot/grub/grub.cfg", "menuentry x {\n\tlinux /boot/vmlinuz\n}\n");
+        let empty = menu.clone().file("/boot/grub/grub.cfg", "legacy_configfile /boot/grub/menu.lst\n");
+        assert_eq!(truth(&menu, &none), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&both, &none), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
+        assert_eq!(truth(&both, &legacy), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&empty, &none), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&MemFs::new(), &legacy), Truth::Nothing);
+        let syslinux = MemFs::new().file("/boot/extlinux/extlinux.conf", "default l\nlabel l\n\tkernel /vmlinuz\n");
+        assert_eq!(truth(&syslinux, &none), Truth::Syslinux("/boot/extlinux/extlinux.conf".into()));
+    }
+}

@@ -1,0 +1,163 @@
+//! GRUB 2: every entry of `grub.cfg` that is there, and the settings from which the guest makes it anew.
+
+use guestfs::Ext;
+
+use crate::Result;
+use crate::guest::cmdline::Rewrite;
+use crate::guest::devices::Devices;
+use crate::guest::grub::{BootDevice, GRUB_CFG};
+use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
+use crate::step::{Context, Step};
+
+pub(super) const STEP: Step =
+    Step { name: "grub2", about: "grub.cfg and the settings that update-grub reads name KVM's devices and consoles", run };
+
+const DEFAULTS: &str = "/etc/default/grub";
+
+fn run(cx: &mut Context<'_>) -> Result<()> {
+    let device = cx.mounted("/boot")?.and_then(|v| BootDevice::of(cx.layout, &v));
+    let root = cx.root_spec()?;
+    let others = ["/boot/grub/custom.cfg", "/etc/grub.d/40_custom", "/etc/grub.d/41_custom"];
+    for path in GRUB_CFG.iter().chain(&others) {
+        let Some(old) = cx.text(path)? else { continue };
+        let new = rewrite(&old, &cx.rewrite(), root.as_deref(), device.as_ref());
+        cx.edit(path, |_| new)?;
+    }
+    let Some(old) = cx.text(DEFAULTS)? else { return Ok(()) };
+    let mut new = settings(&old, &cx.rewrite());
+    if !new.lines().any(|l| l.trim_start().starts_with("GRUB_CMDLINE_LINUX=")) {
+        new = add_line(&new, &format!("GRUB_CMDLINE_LINUX=\"{}\"", cx.rewrite().whole("")));
+    }
+    cx.edit(DEFAULTS, |_| new)?;
+    for name in cx.names("/etc/default/grub.d") {
+        let path = [b"/etc/default/grub.d/", &name[..]].concat();
+        let Some(old) = cx.text(&path)? else { continue };
+        let new = settings(&old, &cx.rewrite());
+        cx.edit(&path, |_| new)?;
+    }
+    install_device(cx)
+}
+
+/// The disk on which updates of the package grub-pc install the boot loader, as debconf remembers it.
+fn install_device(cx: &mut Context<'_>) -> Result<()> {
+    let Some(disk) = cx.layout.disks.first().map(|d| format!("/dev/{}", d.device)) else { return Ok(()) };
+    if !cx.fs.is_file(b"/var/cache/debconf/config.dat") {
+        return Ok(());
+    }
+    let mut ours = false;
+    cx.edit_lines("/var/cache/debconf/config.dat", |line| {
+        if let Some(name) = line.strip_prefix("Name: ") {
+            ours = matches!(name.trim(), "grub-pc/install_devices" | "grub-pc/install_devices_disks_changed");
+        }
+        let old = line.strip_prefix("Value: ").filter(|v| ours && v.split(", ").all(Devices::is_disk_name));
+        Line::of(old.filter(|v| **v != *disk).map(|_| format!("Value: {disk}")))
+    })?;
+    Ok(())
+}
+
+fn rewrite(text: &str, words: &Rewrite<'_>, root: Option<&str>, device: Option<&BootDevice>) -> String {
+    let moved = device.filter(|d| !d.kept).map(BootDevice::grub2);
+    let lines: Vec<&str> = text.lines().collect();
+    let keyword = |line: &str| fields(line).first().map_or("", |w| w.1).to_string();
+    let has_initrd = |at: usize| {
+        let rest = lines.iter().skip(at + 1).map(|l| keyword(l));
+        rest.take_while(|k| k != "}" && !is_linux(k)).any(|k| k.starts_with("initrd"))
+    };
+    let mut at = 0;
+    map_lines(text, |line| {
+        at += 1;
+        let parts = fields(line);
+        match (keyword(line).as_str(), parts.get(1)) {
+            (word, Some((range, _))) if is_linux(word) => {
+                let whole = Rewrite { root, by_name: !has_initrd(at - 1), ..words.clone() };
+                let lead = if line.len() > range.end { "" } else { " " };
+                let new = format!("{}{lead}{}", &line[..range.end], whole.whole(&line[range.end..]));
+                Line::of((new != line).then_some(new))
+            }
+            ("set", Some((range, value))) if value.starts_with("root=") => {
+                let disk = value.contains("hd") || value.contains("xen/");
+                Line::of(moved.as_ref().filter(|_| disk).map(|m| replaced(line, range.clone(), &format!("root='{m}'"))))
+            }
+            _ => Line::Keep,
+        }
+    })
+}
+
+fn is_linux(keyword: &str) -> bool {
+    matches!(keyword, "linux" | "linux16" | "linuxefi")
+}
+
+/// Shell assignments of kernel options: whole lines in `GRUB_CMDLINE_LINUX`, which all entries get, parts in the others.
+fn settings(text: &str, words: &Rewrite<'_>) -> String {
+    map_lines(text, |line| {
+        let Some((name, value)) = line.split_once('=') else { return Line::Keep };
+        let name = name.trim().trim_start_matches("export ");
+        if !name.starts_with("GRUB_CMDLINE_LINUX") || name.starts_with("GRUB_CMDLINE_LINUX_XEN") {
+            return Line::Keep;
+        }
+        let quote = value.chars().next().filter(|c| *c == '"' || *c == '\'');
+        let (inner, rest) = match quote {
+            Some(quote) => match value[1..].find(quote) {
+                Some(end) => (&value[1..end + 1], &value[end + 2..]),
+                // It goes on in the next line: a person's work that is better left alone.
+                None => return Line::Keep,
+            },
+            None => value.split_at(value.find(|c: char| c.is_ascii_whitespace()).unwrap_or(value.len())),
+        };
+        let new = if name == "GRUB_CMDLINE_LINUX" { words.whole(inner) } else { words.part(inner) };
+        let quote = quote.unwrap_or('"');
+        Line::of((new != inner).then(|| format!("{}={quote}{new}{quote}{rest}", &line[..line.len() - value.len() - 1])))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MemFs, ROOT_UUID, run_step};
+
+    const ENTRY: &str = "menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simple-79b3' {\n\tload_video\n\tinsmod part_msdos\n\
+        \tset root='hd0,msdos1'\n\t  search --no-floppy --fs-uuid --set=root --hint-bios=hd0,msdos1 79b3\n\techo\t'Loading Linux 6.1.0-50-amd64 ...'\n\
+        \tlinux\t/boot/vmlinuz-6.1.0-50-amd64 root=/dev/xvda2 ro console=hvc0 quiet\n\tinitrd\t/boot/initrd.img-6.1.0-50-amd64\n}\n\
+        menuentry 'bare' {\n\tset root=(hd0)\n\tlinux /vmlinuz root=/dev/xvda2\n}\n";
+
+    #[test]
+    fn entries_and_settings() {
+        let base = MemFs::new()
+            .file("/etc/fstab", "/dev/xvda2 / ext4 defaults 0 1\n")
+            .file("/boot/grub/grub.cfg", ENTRY)
+            .file(DEFAULTS, "GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet console=hvc0\" # x\nGRUB_CMDLINE_LINUX=\"console=hvc0\"\n#GRUB_CMDLINE_LINUX=\"hvc0\"\n")
+            .file("/etc/default/grub.d/50-cloud.cfg", "GRUB_CMDLINE_LINUX_DEFAULT='console=hvc0'\nGRUB_TIMEOUT=0\n")
+            .file("/var/cache/debconf/config.dat", "Name: grub-pc/install_devices\nValue: /dev/xvda\nOwners: grub-pc\n\nName: x/y\nValue: /dev/xvda\n");
+        run_step(&base, &STEP, |cx| {
+            let new = ENTRY
+                .replace("root='hd0,msdos1'", "root='hd0,msdos2'")
+                .replace("root=(hd0)", "root='hd0,msdos2'")
+                .replace(
+                    "root=/dev/xvda2 ro console=hvc0 quiet",
+                    &format!("root=UUID={ROOT_UUID} ro quiet console=tty0 console=ttyS0,115200n8"),
+                )
+                .replace("root=/dev/xvda2\n", "root=/dev/vda2 console=tty0 console=ttyS0,115200n8\n");
+            assert_eq!(cx.show("/boot/grub/grub.cfg"), new);
+            assert_eq!(
+                cx.show(DEFAULTS),
+                "GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet\" # x\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200n8\"\n#GRUB_CMDLINE_LINUX=\"hvc0\"\n"
+            );
+            assert_eq!(cx.show("/etc/default/grub.d/50-cloud.cfg"), "GRUB_CMDLINE_LINUX_DEFAULT=''\nGRUB_TIMEOUT=0\n");
+            assert_eq!(
+                cx.show("/var/cache/debconf/config.dat"),
+                "Name: grub-pc/install_devices\nValue: /dev/vda\nOwners: grub-pc\n\nName: x/y\nValue: /dev/xvda\n"
+            );
+        });
+    }
+
+    #[test]
+    fn a_missing_setting_is_added_and_unfinished_quotes_are_left() {
+        let base = MemFs::new().file(DEFAULTS, "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet \\\nconsole=hvc0\"");
+        run_step(&base, &STEP, |cx| {
+            assert_eq!(
+                cx.show(DEFAULTS),
+                "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet \\\nconsole=hvc0\"\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200n8\"\n"
+            );
+        });
+    }
+}
