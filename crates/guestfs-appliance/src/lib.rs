@@ -1,2 +1,6 @@
 //! The appliance: a small virtual machine with our kernel and agent that touches guests' filesystems.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod initramfs;
+pub mod protocol;

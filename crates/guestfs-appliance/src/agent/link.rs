@@ -1,0 +1,169 @@
+//! The agent's end of the port: one exchange at a time, and a sign of life while it works.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::failure::{Result, other};
+use crate::protocol::{self, CHUNK, Kind, Reply, Request};
+
+/// How often the agent says that it is at work.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+
+/// What the agent and its sign of life share.
+struct Out {
+    port: Box<dyn Write + Send>,
+    /// The request that is worked on.
+    working: Option<u32>,
+}
+
+/// The connection to the host.
+pub struct Link {
+    port: Box<dyn Read>,
+    out: Arc<Mutex<Out>>,
+    payload: Vec<u8>,
+}
+
+fn lock(out: &Mutex<Out>) -> MutexGuard<'_, Out> {
+    out.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    /// Speaks over these two halves.
+    pub fn new(port: Box<dyn Read>, out: Box<dyn Write + Send>) -> Self {
+        let out = Arc::new(Mutex::new(Out { port: out, working: None }));
+        let watched = Arc::downgrade(&out);
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(ALIVE_EVERY);
+                let Some(out) = watched.upgrade() else { return };
+                let mut out = lock(&out);
+                if let Some(id) = out.working
+                    && protocol::send(&mut out.port, id, Kind::Alive, &[]).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Link { port, out, payload: Vec::new() }
+    }
+
+    /// Waits for a request, hands it to `handle`, and answers. An error means that the host is gone or talks nonsense.
+    pub fn exchange(&mut self, handle: impl FnOnce(Request, &mut Exchange<'_>) -> Result<Reply>) -> io::Result<()> {
+        let (id, kind) = protocol::receive(&mut self.port, &mut self.payload)?;
+        if kind != Kind::Request {
+            return Err(protocol::broken("a request was expected"));
+        }
+        let request: Request = protocol::decode(&self.payload)?;
+        lock(&self.out).working = Some(id);
+        let mut exchange = Exchange { id, open: request.has_stream(), lost: None, link: self };
+        let reply = handle(request, &mut exchange);
+        exchange.drain()?;
+        let reply = reply.unwrap_or_else(Reply::Failed);
+        let mut out = lock(&self.out);
+        out.working = None;
+        protocol::send_message(&mut out.port, id, Kind::Reply, &reply)
+    }
+}
+
+/// One request that is being answered.
+pub struct Exchange<'l> {
+    id: u32,
+    /// Whether data from the host is still to come.
+    open: bool,
+    /// Set when the connection failed under an operation.
+    lost: Option<io::Error>,
+    link: &'l mut Link,
+}
+
+impl Exchange<'_> {
+    /// The next piece of the host's stream; `None` at its end.
+    pub fn next_data(&mut self) -> Result<Option<&[u8]>> {
+        if !self.open {
+            return Ok(None);
+        }
+        match self.receive() {
+            Ok(Kind::Data) => Ok(Some(&self.link.payload)),
+            Ok(Kind::End) => Ok(None),
+            Ok(_) => Err(other("the content could not be read on the host")),
+            Err(e) => {
+                let failure = other(e.to_string());
+                self.lost = Some(e);
+                Err(failure)
+            }
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<Kind> {
+        let (id, kind) = protocol::receive(&mut self.link.port, &mut self.link.payload)?;
+        self.open = kind == Kind::Data;
+        match kind {
+            Kind::Data | Kind::End | Kind::Abort if id == self.id => Ok(kind),
+            _ => Err(protocol::broken("a piece of a stream was expected")),
+        }
+    }
+
+    /// The host's whole stream, if it is not longer than `limit` bytes.
+    pub fn all_data(&mut self, limit: usize) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        while let Some(data) = self.next_data()? {
+            if all.len() + data.len() > limit {
+                return Err(other(format!("more than {limit} bytes of input")));
+            }
+            all.extend_from_slice(data);
+        }
+        Ok(all)
+    }
+
+    /// Sends bytes to the host.
+    pub fn send_data(&mut self, data: &[u8]) -> Result<()> {
+        for piece in data.chunks(CHUNK) {
+            let sent = protocol::send(&mut lock(&self.link.out).port, self.id, Kind::Data, piece);
+            if let Err(e) = sent {
+                let failure = other(e.to_string());
+                self.lost = Some(e);
+                return Err(failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a message as a data frame.
+    pub fn send_batch<M: Serialize>(&mut self, batch: &M) -> Result<()> {
+        let bytes = protocol::encode(batch)?;
+        let sent = protocol::send(&mut lock(&self.link.out).port, self.id, Kind::Data, &bytes);
+        Ok(sent?)
+    }
+
+    /// Sends a range of a file, cut at its end.
+    pub fn send_range(&mut self, file: &File, offset: u64, len: u64) -> Result<()> {
+        let mut buf = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
+        let mut done = 0;
+        while done < len {
+            let want = buf.len().min(usize::try_from(len - done).unwrap_or(CHUNK));
+            let position = offset.checked_add(done).ok_or_else(|| other("an offset beyond what files can have"))?;
+            let n = file.read_at(&mut buf[..want], position)?;
+            if n == 0 {
+                return Ok(());
+            }
+            self.send_data(&buf[..n])?;
+            done += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Throws away what is left of the host's stream, so that the next request is where it is expected.
+    fn drain(&mut self) -> io::Result<()> {
+        if let Some(lost) = self.lost.take() {
+            return Err(lost);
+        }
+        while self.open {
+            self.receive()?;
+        }
+        Ok(())
+    }
+}
