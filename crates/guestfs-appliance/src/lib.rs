@@ -1,6 +1,25 @@
 //! The appliance: a small virtual machine with our kernel and agent that touches guests' filesystems.
+//!
+//! [`Appliance`] boots one in QEMU; the session it gives speaks the [`protocol`] with the [`agent`] inside. The
+//! host never mounts anything, and takes what comes from the machine for as hostile as the guest itself.
+//!
+//! Its two files, a kernel and an initramfs, are built by scripts/build-kernel and scripts/build-agent and found
+//! by [`locate`].
+
 #![deny(unsafe_code)]
 
 pub mod agent;
+mod appliance;
+mod connection;
 pub mod initramfs;
+pub mod locate;
+mod machine;
 pub mod protocol;
+mod qemu;
+mod session;
+mod sys;
+mod tools;
+
+pub use appliance::Appliance;
+pub use connection::Limits;
+pub use session::ApplianceSession;

@@ -1,0 +1,138 @@
+//! Boots the appliance: our kernel and agent in QEMU's microvm, without a BIOS, PCI or ACPI.
+
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use guestfs::engine::{Disk, Engine, Session};
+use guestfs::{Error, Result};
+use imgcore::nbd::Content;
+use imgcore::{ImageMut, Overlay};
+
+use crate::connection::{Connection, Limits};
+use crate::locate::{self, Files};
+use crate::protocol::{PORT_NAME, Request, VERSION, WireTime};
+use crate::qemu::{self, Builder};
+use crate::session::ApplianceSession;
+use crate::sys;
+
+/// A microvm has eight places for devices, and one is the agent's.
+const MAX_VIRTIO_BLK: usize = 7;
+/// Targets that the SCSI adapter is given at most.
+const MAX_DISKS: usize = 255;
+
+/// Starts appliances. It holds no state between them.
+#[derive(Clone, Debug)]
+pub struct Appliance {
+    /// Memory in MiB. What is not used costs nothing, neither time nor the host's memory.
+    pub memory_mib: u64,
+    /// How long the host waits.
+    pub limits: Limits,
+    /// The kernel and the initramfs; looked for when this is `None`.
+    pub files: Option<Files>,
+}
+
+impl Default for Appliance {
+    fn default() -> Self {
+        Appliance { memory_mib: 1024, limits: Limits::default(), files: None }
+    }
+}
+
+impl Appliance {
+    /// One with the usual settings.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How appliances run here, and why so, in words for `-v`.
+    pub fn describe(&self) -> String {
+        "QEMU with its own translator (TCG): this version does not use KVM".into()
+    }
+
+    /// As [`Engine::start`], with the concrete type.
+    pub fn boot(&self, disks: Vec<Disk>) -> Result<ApplianceSession> {
+        if disks.len() > MAX_DISKS {
+            return Err(Error::Invalid(format!("{} disks: the appliance takes {MAX_DISKS} at most", disks.len())));
+        }
+        let files = match &self.files {
+            Some(files) => files.clone(),
+            None => locate::files()?,
+        };
+        let scsi = disks.len() > MAX_VIRTIO_BLK;
+        let mut builder = Builder::new()?;
+        self.machine(&mut builder, &files, scsi);
+        let port = builder.dir().join("agent.sock");
+        let listener = UnixListener::bind(&port)
+            .map_err(|e| Error::Appliance { what: format!("{}: {e}", port.display()), console: String::new() })?;
+        builder.args(["-chardev".into(), format!("socket,id=agent,path={}", qemu::quoted(&port))]);
+        builder.args(["-device", "virtio-serial-device,max_ports=2"]);
+        builder.args(["-device".into(), format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
+
+        let mut writable: Vec<Arc<dyn ImageMut>> = Vec::new();
+        if scsi {
+            builder.args(["-device", "virtio-scsi-device,id=scsi"]);
+        }
+        for (number, disk) in disks.into_iter().enumerate() {
+            let image: Arc<dyn ImageMut> = match disk {
+                Disk::ReadOnly(image) => Arc::new(Overlay::in_folder(image, std::env::temp_dir())?),
+                Disk::Writable(image) => {
+                    writable.push(image.clone());
+                    image
+                }
+            };
+            let node = builder.disk(Content::Writable(image))?;
+            let device = if scsi {
+                format!("scsi-hd,bus=scsi.0,channel=0,scsi-id=0,lun={number},drive={node}")
+            } else {
+                format!("virtio-blk-device,drive={node}")
+            };
+            builder.args(["-device", &device]);
+        }
+        let mut qemu = builder.start()?;
+        let stream = qemu.accept(&listener, self.limits.boot)?;
+        let connection = match Connection::new(stream, self.limits.silence) {
+            Ok(connection) => connection,
+            Err(e) => return Err(qemu.error(&format!("the appliance's socket: {e}"))),
+        };
+        let session = ApplianceSession::new(qemu, connection, self.limits, writable, scsi);
+        session.hello(&hello()?)?;
+        Ok(session)
+    }
+
+    fn machine(&self, builder: &mut Builder, files: &Files, scsi: bool) {
+        let khz = sys::tsc_khz();
+        // Each word saves time: no measuring of clocks, no timers and devices that nobody uses, a reset that is
+        // QEMU's end, and a panic that is one, too.
+        let append = format!(
+            "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} no_timer_check nolapic_timer random.trust_cpu=on nbd.nbds_max=0 \
+             loop.max_loop=0"
+        );
+        let memory = self.memory_mib.to_string();
+        builder.args(["-M", "microvm,acpi=off", "-accel", "tcg", "-cpu", "max", "-m", &memory]);
+        builder.args(["-global", "virtio-mmio.force-legacy=false"]);
+        builder.args([std::ffi::OsStr::new("-kernel"), files.kernel.as_os_str(), "-initrd".as_ref(), files.initramfs.as_os_str()]);
+        builder.args(["-append", append.trim_end()]);
+        if scsi {
+            builder.args(["-global", "virtio-scsi-device.max_lun=255"]);
+        }
+    }
+}
+
+/// The host's first words: its clock, and a seed of its randomness.
+fn hello() -> Result<Request> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut seed = vec![0; 64];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut seed))
+        .map_err(|e| Error::Appliance { what: format!("/dev/urandom: {e}"), console: String::new() })?;
+    let clock = WireTime { sec: i64::try_from(now.as_secs()).unwrap_or(0), nsec: now.subsec_nanos() };
+    Ok(Request::Hello { version: VERSION, clock, seed })
+}
+
+impl Engine for Appliance {
+    /// `tools` makes no difference here: they are sent when one is first used.
+    fn start(&self, disks: Vec<Disk>, _tools: bool) -> Result<Box<dyn Session>> {
+        Ok(Box::new(self.boot(disks)?))
+    }
+}

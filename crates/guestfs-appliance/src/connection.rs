@@ -1,0 +1,132 @@
+//! The host's end of the agent's port: one exchange at a time, every wait with a deadline.
+
+use std::io::{self, BufReader, Read};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use crate::protocol::{self, CHUNK, Kind, Reply, Request};
+
+/// How long the host waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the start to the agent's first answer.
+    pub boot: Duration,
+    /// For any sign of life while the agent works; it gives one every second.
+    pub silence: Duration,
+    /// For one operation.
+    pub operation: Duration,
+    /// For one command.
+    pub command: Duration,
+}
+
+impl Default for Limits {
+    /// Far beyond what a loaded machine needs.
+    fn default() -> Self {
+        Limits {
+            boot: Duration::from_secs(60),
+            silence: Duration::from_secs(60),
+            operation: Duration::from_secs(1800),
+            command: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Why an exchange failed.
+pub enum Trouble {
+    /// The connection is of no use any more.
+    Lost(io::Error),
+    /// The caller's own stream failed; the connection is sound.
+    Source(io::Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Trouble::Lost(error)
+    }
+}
+
+/// A connection to the agent.
+pub struct Connection {
+    reader: BufReader<Patient>,
+    writer: UnixStream,
+    payload: Vec<u8>,
+    next: u32,
+}
+
+impl Connection {
+    /// Speaks over this socket.
+    pub fn new(stream: UnixStream, silence: Duration) -> io::Result<Self> {
+        stream.set_write_timeout(Some(silence))?;
+        let patient = Patient { stream: stream.try_clone()?, silence, until: Instant::now() };
+        Ok(Connection { reader: BufReader::with_capacity(CHUNK, patient), writer: stream, payload: Vec::new(), next: 1 })
+    }
+
+    /// Sends a request with its stream, if it has one, and hands what comes back to `take` until the reply.
+    pub fn exchange(
+        &mut self,
+        request: &Request,
+        stream: &mut dyn Read,
+        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        limit: Duration,
+    ) -> Result<Reply, Trouble> {
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        let until = Instant::now().checked_add(limit).ok_or(io::ErrorKind::InvalidInput).map_err(io::Error::from)?;
+        self.reader.get_mut().until = until;
+        protocol::send_message(&mut self.writer, id, Kind::Request, request)?;
+        let mut source = None;
+        if request.has_stream() {
+            source = self.send_stream(id, stream, until)?;
+        }
+        loop {
+            let (of, kind) = protocol::receive(&mut self.reader, &mut self.payload)?;
+            match kind {
+                Kind::Alive => {}
+                _ if of != id => return Err(protocol::broken("an answer to something else").into()),
+                Kind::Data => take(&self.payload)?,
+                Kind::Reply => {
+                    let reply = protocol::decode(&self.payload)?;
+                    return source.map_or(Ok(reply), |e| Err(Trouble::Source(e)));
+                }
+                _ => return Err(protocol::broken("a frame that only the host sends").into()),
+            }
+        }
+    }
+
+    /// Sends the whole stream; gives the error that the stream itself had.
+    fn send_stream(&mut self, id: u32, stream: &mut dyn Read, until: Instant) -> io::Result<Option<io::Error>> {
+        let mut buf = vec![0; CHUNK];
+        loop {
+            match stream.read(&mut buf) {
+                Ok(0) => return protocol::send(&mut self.writer, id, Kind::End, &[]).map(|()| None),
+                Ok(n) => protocol::send(&mut self.writer, id, Kind::Data, &buf[..n])?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return protocol::send(&mut self.writer, id, Kind::Abort, &[]).map(|()| Some(e)),
+            }
+            if Instant::now() > until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+/// Reads that neither wait longer than `silence` for a byte nor past `until`.
+struct Patient {
+    stream: UnixStream,
+    silence: Duration,
+    until: Instant,
+}
+
+impl Read for Patient {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left.min(self.silence)))?;
+        match self.stream.read(buf) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Finds the appliance's two files: `vmlinux`, our kernel, and `initramfs.cpio`, our agent.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use guestfs::{Error, Result};
+
+/// Names a directory with both files, before all other places.
+pub const VARIABLE: &str = "GUESTLIFT_APPLIANCE";
+
+/// Where the package puts them.
+const INSTALLED: &str = "/usr/lib/guestlift/appliance";
+
+/// What the machine boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Our kernel as an uncompressed ELF file.
+    pub kernel: PathBuf,
+    /// The archive with the agent.
+    pub initramfs: PathBuf,
+}
+
+/// Finds both files.
+pub fn files() -> Result<Files> {
+    let places = places(std::env::var_os(VARIABLE).map(PathBuf::from), std::env::current_exe().ok().as_deref(), cache().as_deref());
+    let find = |name: &str| places.iter().map(|p| p.join(name)).find(|f| f.is_file());
+    let kernel = find("vmlinux").or_else(|| cache().as_deref().and_then(newest_kernel));
+    match (kernel, find("initramfs.cpio")) {
+        (Some(kernel), Some(initramfs)) => Ok(Files { kernel, initramfs }),
+        (None, _) => Err(missing("its kernel (vmlinux)", "scripts/build-kernel", &places)),
+        (_, None) => Err(missing("its agent (initramfs.cpio)", "scripts/build-agent", &places)),
+    }
+}
+
+fn missing(what: &str, command: &str, places: &[PathBuf]) -> Error {
+    let list: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
+    let what = format!(
+        "the appliance lacks {what}: install the guestlift package, or run {command} in the source tree, or set {VARIABLE} to a directory \
+         that has it (looked in {})",
+        list.join(", ")
+    );
+    Error::Appliance { what, console: String::new() }
+}
+
+/// Directories that may hold the files, the first one first.
+fn places(variable: Option<PathBuf>, executable: Option<&Path>, cache: Option<&Path>) -> Vec<PathBuf> {
+    let mut places = Vec::from_iter(variable);
+    for dir in executable.into_iter().flat_map(|e| e.ancestors().skip(1)) {
+        // A program of the source tree lies somewhere below `target`.
+        if dir.join("CACHEDIR.TAG").is_file() {
+            places.push(dir.join("appliance"));
+        }
+    }
+    // A program that was installed under a prefix.
+    places.extend(executable.and_then(|e| Some(e.parent()?.parent()?.join("lib/guestlift/appliance"))));
+    places.push(INSTALLED.into());
+    places.extend(cache.map(|c| c.join("appliance")));
+    places.dedup();
+    places
+}
+
+/// Where built things are kept for this user.
+pub fn cache() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    Some(set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?.join("guestlift"))
+}
+
+/// The kernel that scripts/build-kernel put into the cache last.
+fn newest_kernel(cache: &Path) -> Option<PathBuf> {
+    let kernels = std::fs::read_dir(cache).ok()?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("kernel-"));
+    let files = kernels.map(|e| e.path().join("vmlinux")).filter(|p| p.is_file());
+    files.max_by_key(|p| p.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_comes_first_and_the_source_tree_before_what_is_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("CACHEDIR.TAG"), "").unwrap();
+        let executable = dir.path().join("debug/deps/test");
+        let places = places(Some("/env".into()), Some(&executable), Some(Path::new("/cache")));
+        let at = |p: &Path| places.iter().position(|q| q == p).unwrap_or_else(|| panic!("{} in {places:?}", p.display()));
+        assert_eq!(at(Path::new("/env")), 0);
+        assert!(at(&dir.path().join("appliance")) < at(Path::new(INSTALLED)));
+        assert_eq!(at(Path::new("/cache/appliance")), places.len() - 1);
+    }
+
+    #[test]
+    fn the_cache_gives_its_newest_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(newest_kernel(dir.path()), None);
+        for name in ["kernel-a", "kernel-b", "other"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("vmlinux"), name).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(newest_kernel(dir.path()), Some(dir.path().join("kernel-b/vmlinux")));
+    }
+}

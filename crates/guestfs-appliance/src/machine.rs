@@ -1,0 +1,111 @@
+//! Starts whole machines with firmware, as a converted guest will meet them: PCI, virtio disks and NICs, a serial
+//! console, no way out.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ChildStdin;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use guestfs::machine::{Machine, MachineRunner, MachineSpec};
+use guestfs::{Error, Result};
+use imgcore::nbd::Content;
+
+use crate::Appliance;
+use crate::qemu::{self, Builder, Qemu};
+
+/// Pieces of console output that wait for a reader; then the machine waits.
+const QUEUE: usize = 256;
+
+/// UEFI's code and the template of its variables, as Debian's package `ovmf` and others install them.
+const FIRMWARE: [(&str, &str); 4] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),
+];
+
+impl MachineRunner for Appliance {
+    fn start(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>> {
+        let mut builder = Builder::new()?;
+        // TCG runs several processors on several threads only where that is no slower than one.
+        builder.args(["-M", "q35", "-accel", "tcg", "-cpu", "max", "-rtc", "base=utc"]);
+        builder.args(["-m".into(), spec.memory_mib.to_string(), "-smp".into(), spec.vcpus.max(1).to_string()]);
+        if spec.uefi {
+            add_uefi(&mut builder)?;
+        }
+        // Disks and NICs in fixed places, in order: the firmware starts the first disk.
+        for (number, image) in spec.disks.iter().enumerate() {
+            let node = builder.disk(Content::Writable(image.clone()))?;
+            let boot = if number == 0 { ",bootindex=1" } else { "" };
+            builder.args(["-device".into(), format!("virtio-blk-pci,drive={node}{boot}")]);
+        }
+        for (number, mac) in spec.macs.iter().enumerate() {
+            let hex = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            if mac.split(':').count() != 6 || !mac.split(':').all(hex) {
+                return Err(Error::Invalid(format!("{mac} is not the address of a network card")));
+            }
+            builder.args(["-netdev".into(), format!("user,id=net{number},restrict=on")]);
+            // Without its boot ROM: nothing is ever started over the network.
+            builder.args(["-device".into(), format!("virtio-net-pci,netdev=net{number},mac={mac},romfile=")]);
+        }
+        let (qemu, stdin, mut stdout) = builder.start_with_console()?;
+        let (sender, output) = sync_channel(QUEUE);
+        let follower = move || {
+            let mut buf = [0; 4096];
+            while let Ok(n @ 1..) = stdout.read(&mut buf) {
+                if sender.send(buf[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("console".into())
+            .spawn(follower)
+            .map_err(|e| Error::Appliance { what: format!("cannot start a thread: {e}"), console: String::new() })?;
+        Ok(Box::new(Running { qemu, stdin, output }))
+    }
+}
+
+/// UEFI from two flash chips; the second holds the variables and is a copy that goes with the machine.
+fn add_uefi(builder: &mut Builder) -> Result<()> {
+    let there = |(code, variables): &(&str, &str)| Path::new(code).is_file() && Path::new(variables).is_file();
+    let (code, template) = FIRMWARE
+        .into_iter()
+        .find(there)
+        .ok_or_else(|| Error::Invalid("the guest starts by UEFI, whose firmware is not here: install the package ovmf".into()))?;
+    let variables: PathBuf = builder.dir().join("variables.fd");
+    std::fs::copy(template, &variables).map_err(|e| Error::Invalid(format!("{template}: {e}")))?;
+    let code = qemu::quoted(Path::new(code));
+    builder.args(["-drive".into(), format!("if=pflash,unit=0,format=raw,readonly=on,file={code}")]);
+    builder.args(["-drive".into(), format!("if=pflash,unit=1,format=raw,file={}", qemu::quoted(&variables))]);
+    Ok(())
+}
+
+struct Running {
+    qemu: Qemu,
+    stdin: ChildStdin,
+    output: Receiver<Vec<u8>>,
+}
+
+impl Machine for Running {
+    fn read_console(&mut self, timeout: Duration) -> Result<Vec<u8>> {
+        match self.output.recv_timeout(timeout) {
+            Ok(mut text) => {
+                // Its firmware speaks: all disks are connected.
+                self.qemu.forget_sockets();
+                while let Ok(more) = self.output.try_recv() {
+                    text.extend(more);
+                }
+                Ok(text)
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(Vec::new()),
+            Err(RecvTimeoutError::Disconnected) => Err(self.qemu.error("the machine ended")),
+        }
+    }
+
+    fn write_console(&mut self, keys: &[u8]) -> Result<()> {
+        let written = self.stdin.write_all(keys).and_then(|()| self.stdin.flush());
+        written.map_err(|e| self.qemu.error(&format!("cannot type on the machine's console: {e}")))
+    }
+}
