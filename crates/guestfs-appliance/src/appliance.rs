@@ -63,8 +63,8 @@ impl Appliance {
         let mut builder = Builder::new()?;
         self.machine(&mut builder, &files, scsi);
         let port = builder.dir().join("agent.sock");
-        let listener = UnixListener::bind(&port)
-            .map_err(|e| Error::Appliance { what: format!("{}: {e}", port.display()), console: String::new() })?;
+        let listener =
+            UnixListener::bind(&port).map_err(|e| Error::Appliance { what: format!("{}: {e}", port.display()), console: String::new() })?;
         builder.args(["-chardev".into(), format!("socket,id=agent,path={}", qemu::quoted(&port))]);
         builder.args(["-device", "virtio-serial-device,max_ports=2"]);
         builder.args(["-device".into(), format!("virtserialport,chardev=agent,name={PORT_NAME}")]);

@@ -88,7 +88,8 @@ mod tests {
     fn cpio_lists_what_was_put_in() {
         let bytes = super::with_agent(b"#!agent");
         assert_eq!(bytes.len() % 4, 0);
-        let Ok(mut cpio) = Command::new("cpio").arg("-itv").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn() else {
+        let Ok(mut cpio) = Command::new("cpio").arg("-itv").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
+        else {
             assert!(std::env::var_os("CI").is_none(), "cpio is missing");
             println!("skipped: cpio is not installed");
             return;

@@ -130,41 +130,116 @@ pub type Bytes = Vec<u8>;
 #[allow(missing_docs, reason = "the names are the traits'")]
 pub enum Request {
     /// The first request. `clock` is the host's, `seed` is for the random pool.
-    Hello { version: u32, clock: WireTime, seed: Bytes },
-    Mount { device: String, path: Bytes, filesystem: String, options: String },
+    Hello {
+        version: u32,
+        clock: WireTime,
+        seed: Bytes,
+    },
+    Mount {
+        device: String,
+        path: Bytes,
+        filesystem: String,
+        options: String,
+    },
     UnmountAll,
-    Lstat { path: Bytes },
-    Stat { path: Bytes },
+    Lstat {
+        path: Bytes,
+    },
+    Stat {
+        path: Bytes,
+    },
     /// Answered by data frames, each a batch of [`WireEntry`].
-    ReadDir { path: Bytes },
-    Readlink { path: Bytes },
+    ReadDir {
+        path: Bytes,
+    },
+    Readlink {
+        path: Bytes,
+    },
     /// Answered by data frames of `len` bytes at most in all.
-    Read { path: Bytes, offset: u64, len: u64 },
+    Read {
+        path: Bytes,
+        offset: u64,
+        len: u64,
+    },
     /// Answered by data frames, each a batch of name and value.
-    Xattrs { path: Bytes },
-    Statfs { path: Bytes },
+    Xattrs {
+        path: Bytes,
+    },
+    Statfs {
+        path: Bytes,
+    },
     /// Followed by the content.
-    Write { path: Bytes, attributes: Option<WireAttributes> },
-    Mkdir { path: Bytes, attributes: WireAttributes },
-    Symlink { target: Bytes, path: Bytes },
-    Link { existing: Bytes, path: Bytes },
-    Mknod { path: Bytes, kind: WireType, rdev: (u32, u32), attributes: WireAttributes },
-    Rename { from: Bytes, to: Bytes },
-    Remove { path: Bytes },
-    SetAttributes { path: Bytes, attributes: WireAttributes },
-    SetTimes { path: Bytes, atime: WireTime, mtime: WireTime },
-    SetXattr { path: Bytes, name: Bytes, value: Bytes },
+    Write {
+        path: Bytes,
+        attributes: Option<WireAttributes>,
+    },
+    Mkdir {
+        path: Bytes,
+        attributes: WireAttributes,
+    },
+    Symlink {
+        target: Bytes,
+        path: Bytes,
+    },
+    Link {
+        existing: Bytes,
+        path: Bytes,
+    },
+    Mknod {
+        path: Bytes,
+        kind: WireType,
+        rdev: (u32, u32),
+        attributes: WireAttributes,
+    },
+    Rename {
+        from: Bytes,
+        to: Bytes,
+    },
+    Remove {
+        path: Bytes,
+    },
+    SetAttributes {
+        path: Bytes,
+        attributes: WireAttributes,
+    },
+    SetTimes {
+        path: Bytes,
+        atime: WireTime,
+        mtime: WireTime,
+    },
+    SetXattr {
+        path: Bytes,
+        name: Bytes,
+        value: Bytes,
+    },
     /// Followed by the standard input. Answered by two runs of data frames, standard output first, whose lengths
     /// the reply tells.
-    Run { argv: Vec<Bytes>, env: Vec<(Bytes, Bytes)>, place: Place, timeout_ms: u64 },
+    Run {
+        argv: Vec<Bytes>,
+        env: Vec<(Bytes, Bytes)>,
+        place: Place,
+        timeout_ms: u64,
+    },
     /// Puts a file into the appliance's own root. Followed by the content.
-    Install { path: Bytes, mode: u32 },
+    Install {
+        path: Bytes,
+        mode: u32,
+    },
     Devices,
     /// Answered by data frames of `len` bytes in all.
-    ReadDevice { device: String, offset: u64, len: u64 },
+    ReadDevice {
+        device: String,
+        offset: u64,
+        len: u64,
+    },
     /// Followed by the bytes to write.
-    WriteDevice { device: String, offset: u64 },
-    RereadPartitions { device: String },
+    WriteDevice {
+        device: String,
+        offset: u64,
+    },
+    RereadPartitions {
+        device: String,
+    },
     Sync,
     /// Unmounts, writes out, answers, and then powers off.
     PowerOff,

@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn ldds_lines_give_paths() {
-        let list = "\tlinux-vdso.so.1 (0x7ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)\n\t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
+        let list =
+            "\tlinux-vdso.so.1 (0x7ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)\n\t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
         let paths = parse_ldd(list).unwrap();
         assert_eq!(paths, [Path::new("/lib/x86_64-linux-gnu/libc.so.6"), Path::new("/lib64/ld-linux-x86-64.so.2")]);
         assert_eq!(parse_ldd("\tlibx.so => not found\n"), Err("libx.so".to_string()));

@@ -123,9 +123,7 @@ impl State {
         let tree = || self.mounts.tree();
         match request {
             Request::Hello { version, clock, seed } => hello(version, clock, &seed),
-            Request::Mount { device, path, filesystem, options } => {
-                self.mounts.mount(&device, &path, &filesystem, &options).map(done)
-            }
+            Request::Mount { device, path, filesystem, options } => self.mounts.mount(&device, &path, &filesystem, &options).map(done),
             Request::UnmountAll => self.mounts.unmount_all().map(done),
             Request::Lstat { path } => tree()?.lstat(&path).map(Reply::Stat),
             Request::Stat { path } => tree()?.stat(&path).map(Reply::Stat),
@@ -177,7 +175,8 @@ impl State {
             fs::create_dir_all(dir)?;
         }
         fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777))?;
-        for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
+        for (name, target) in
+            [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")]
         {
             let _ = std::os::unix::fs::symlink(target, Path::new("/dev").join(name));
         }

@@ -158,8 +158,8 @@ impl Tree {
         let temporary = temporary_name();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = fs::openat(&dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
-        let written = fill(File::from(fd), old.as_ref(), attributes, exchange)
-            .and_then(|()| Ok(fs::renameat(&dir, &temporary, &dir, &name)?));
+        let written =
+            fill(File::from(fd), old.as_ref(), attributes, exchange).and_then(|()| Ok(fs::renameat(&dir, &temporary, &dir, &name)?));
         if written.is_err() {
             let _ = fs::unlinkat(&dir, &temporary, AtFlags::empty());
         }
