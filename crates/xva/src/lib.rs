@@ -17,6 +17,7 @@
 mod archive;
 mod bytes;
 mod chunks;
+mod container;
 mod disk;
 mod gunzip;
 mod legacy;
@@ -29,6 +30,7 @@ mod wrap;
 mod xmlrpc;
 
 pub use archive::{Options, Xva};
+pub use container::{XvaContainer, probe};
 pub use model::{Appliance, Boot, Disk, Drive, Form, Nic, Role, Vm};
 pub use stream::{StreamSink, read_stream};
 
