@@ -215,9 +215,7 @@ impl Found {
         let mut found = Found::default();
         let mut tar = Tar::new(Walk::new(bytes), name);
         while let Some(entry) = tar.next()? {
-            let (folder, file) = entry.name.rsplit_once('/').unwrap_or(("", &entry.name));
-            // An archive of a folder has everything one level deeper.
-            let folder = folder.rsplit_once('/').map_or(folder, |(_, last)| last);
+            let (folder, file) = entry.split();
             let member = Member::parse(file);
             if !entry.regular && !matches!(member, Member::Other) {
                 return Err(Error::corrupt(name, XVA, entry.data, format!("{} is a link or a device, not a file", entry.name)));

@@ -40,7 +40,7 @@ fn probe_archive(file: File) -> bool {
     let mut tar = Tar::new(Pipe::new(reader, ""), "");
     for _ in 0..PROBED_MEMBERS {
         let Ok(Some(entry)) = tar.next() else { return false };
-        let (folder, file) = entry.name.rsplit_once('/').unwrap_or(("", &entry.name));
+        let (folder, file) = entry.split();
         match Member::parse(file) {
             Member::Ova => return true,
             Member::Chunk(_) | Member::Legacy(_) | Member::Sum(..) if !folder.is_empty() => return true,
@@ -94,10 +94,16 @@ impl DiskSet for Xva {
                 detail("drive", format!("{} of {}: {disk}{boot}{read_only}", drive.device, vm.name));
             }
             for nic in &vm.nics {
-                detail("nic", [&nic.mac, &nic.bridge, &nic.network].into_iter().filter(|t| !t.is_empty()).cloned().collect::<Vec<_>>().join(", "));
+                detail(
+                    "nic",
+                    [&nic.mac, &nic.bridge, &nic.network].into_iter().filter(|t| !t.is_empty()).cloned().collect::<Vec<_>>().join(", "),
+                );
             }
             if !vm.dom0_files().is_empty() {
-                detail("warning", format!("{} starts with files of the Xen host that are not in the archive: {}", vm.name, vm.dom0_files().join(", ")));
+                detail(
+                    "warning",
+                    format!("{} starts with files of the Xen host that are not in the archive: {}", vm.name, vm.dom0_files().join(", ")),
+                );
             }
             if vm.suspended {
                 detail("warning", format!("{} was suspended: its filesystems are dirty", vm.name));

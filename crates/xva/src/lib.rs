@@ -6,7 +6,7 @@
 //!
 //! * [`Xva::open`] indexes an archive or folder once, without reading disk data, and gives every disk as an
 //!   [`imgcore::Image`]. A chunk's checksum is verified when the chunk is first read.
-//! * [`read_stream`] reads an archive once from front to end, without a temporary copy, and hands every chunk to a
+//! * a [`Stream`] is an archive that is read once from front to end, without a temporary copy: every chunk goes to a
 //!   [`StreamSink`] in order, verified by parallel workers.
 //!
 //! An archive is hostile input. Nothing in it can make this crate allocate by a number it claims, open a file that is
@@ -32,7 +32,7 @@ mod xmlrpc;
 pub use archive::{Options, Xva};
 pub use container::{XvaContainer, probe};
 pub use model::{Appliance, Boot, Disk, Drive, Form, Nic, Role, Vm};
-pub use stream::{StreamSink, read_stream};
+pub use stream::{Stream, StreamSink};
 
 /// The format's name in messages.
 const XVA: &str = "XVA";

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imgcore::{Error, Progress, Result};
 
@@ -16,7 +16,7 @@ use crate::model::{Appliance, Form};
 use crate::modern::parse_ova;
 use crate::sums::{MAX_TEXT, Sum, SumKind};
 use crate::tar::Tar;
-use crate::wrap::unwrap;
+use crate::wrap::{Wrap, unwrap};
 use crate::xmlrpc::MAX_XML;
 
 /// The longest chunk that is read; real ones have 1 MiB.
@@ -30,65 +30,104 @@ const MAX_REST: u64 = 64 << 20;
 
 /// Takes what a stream holds.
 pub trait StreamSink {
-    /// The description, before any data. An error stops the reading.
-    fn begin(&mut self, appliance: &Appliance) -> Result<()>;
-
     /// Bytes of disk `disk` (an index in [`Appliance::disks`]) at `offset`, verified where the archive has inline
-    /// checksums. A disk's pieces come in ascending order, one disk after the other. What never comes is zeroes.
+    /// checksums. A disk's pieces come in ascending order, one disk after the other. What never comes is
+    /// zeroes. An error stops the reading.
     fn data(&mut self, disk: usize, offset: u64, data: &[u8]) -> Result<()>;
 }
 
-/// Reads an archive, packed or not, from `input` to its end; `name` is for messages.
-///
-/// Memory is bounded by a few chunks. Nothing that was handed over counts before this returns `Ok`: a truncated or
-/// damaged archive is an error that may come last.
-pub fn read_stream(input: impl Read + Send, name: &str, sink: &mut dyn StreamSink, progress: &dyn Progress) -> Result<Appliance> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 8);
-    let (items, queue) = sync_channel(DEPTH);
-    let (jobs, job_queue) = sync_channel::<Job>(DEPTH);
-    let job_queue = Mutex::new(job_queue);
-    let (recycle, spare) = channel();
-    std::thread::scope(|scope| {
-        // Ends when the reader has dropped its end.
-        let job_queue = &job_queue;
-        for _ in 0..workers {
+/// An archive that arrives, packed or not, of which the description was read.
+pub struct Stream<'a> {
+    name: Arc<str>,
+    appliance: Appliance,
+    tar: Tar<Pipe<Box<dyn Read + Send + 'a>>>,
+    packed: bool,
+}
+
+impl<'a> Stream<'a> {
+    /// Reads `input` up to the end of `ova.xml`; `name` is for messages.
+    pub fn open(input: impl Read + Send + 'a, name: &str) -> Result<Self> {
+        let (wrap, reader) = unwrap(input, name)?;
+        let mut tar = Tar::new(Pipe::new(reader, name), name);
+        loop {
+            let Some(entry) = tar.next()? else {
+                return Err(Error::corrupt(name, XVA, None, "the archive holds no ova.xml: it is not an XVA"));
+            };
+            let (_, file) = entry.split();
+            match Member::parse(file) {
+                Member::Ova if entry.regular => {
+                    let appliance = parse_ova(&tar.read_all(MAX_XML, "ova.xml")?, name)?;
+                    // A packed archive's positions say nothing about the file.
+                    return Ok(Stream { name: name.into(), appliance, tar, packed: wrap != Wrap::None });
+                }
+                Member::Other => {}
+                _ => {
+                    return Err(Error::unsupported(
+                        name,
+                        XVA,
+                        "a stream whose disk data comes before ova.xml: save it as a file, and give the file",
+                    ));
+                }
+            }
+        }
+    }
+
+    /// What it describes.
+    pub fn appliance(&self) -> &Appliance {
+        &self.appliance
+    }
+
+    /// Reads the rest to the end. The description that it gives back may have more warnings.
+    ///
+    /// Memory is bounded by a few chunks. Nothing that was handed over counts before this returns `Ok`: that an archive
+    /// is truncated or damaged may show last.
+    pub fn read(self, sink: &mut dyn StreamSink, progress: &dyn Progress) -> Result<Appliance> {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 8);
+        let (items, queue) = sync_channel(DEPTH);
+        let (jobs, job_queue) = sync_channel::<Job>(DEPTH);
+        let job_queue = Mutex::new(job_queue);
+        let (recycle, spare) = channel();
+        let Stream { name, appliance, tar, packed } = self;
+        let name = &*name;
+        let state = State::new(&appliance);
+        progress.total(appliance.disks.iter().map(|d| d.size).fold(0, u64::saturating_add));
+        std::thread::scope(|scope| {
+            let job_queue = &job_queue;
+            for _ in 0..workers {
+                // Ends when the reader has dropped its end.
+                scope.spawn(move || {
+                    loop {
+                        let job = job_queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        let Ok(job) = job else { return };
+                        job.run(name);
+                    }
+                });
+            }
             scope.spawn(move || {
-                loop {
-                    let job = job_queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(job) = job else { return };
-                    job.run(name);
+                let mut reader = Reader { name, items: items.clone(), jobs, spare, state };
+                if let Err(Stop::Error(e)) = reader.run(tar, packed) {
+                    let _ = items.send(Err(e));
                 }
             });
-        }
-        scope.spawn(move || {
-            let mut reader = Reader { name, items: items.clone(), jobs, spare, state: None };
-            if let Err(Stop::Error(e)) = reader.run(input) {
-                let _ = items.send(Err(e));
-            }
-        });
-        deliver(queue, &recycle, sink, progress, name)
-    })
+            deliver(appliance, queue, &recycle, sink, progress, name)
+        })
+    }
 }
 
 /// The caller's part: everything in order.
 fn deliver(
+    mut appliance: Appliance,
     queue: Receiver<Result<Item>>,
     recycle: &Sender<Vec<u8>>,
     sink: &mut dyn StreamSink,
     progress: &dyn Progress,
     name: &str,
 ) -> Result<Appliance> {
-    let mut appliance: Option<Appliance> = None;
     // For a table at the archive's end.
     let mut sums = Vec::new();
     let mut last = (0, 0);
     for item in queue {
         match item? {
-            Item::Begin(a) => {
-                sink.begin(&a)?;
-                progress.total(a.disks.iter().map(|d| d.size).fold(0, u64::saturating_add));
-                appliance = Some(a);
-            }
             Item::Data { disk, number, offset, len, ready } => {
                 let (data, sum) = ready.recv().map_err(|_| Error::Invalid(format!("{name}: a worker stopped")))??;
                 sink.data(disk, offset, data.get(..len).unwrap_or(&data))?;
@@ -104,7 +143,6 @@ fn deliver(
                 }
             }
             Item::End { table, warnings } => {
-                let mut appliance = appliance.ok_or_else(|| Error::Invalid(format!("{name}: no description")))?;
                 if let Some(raw) = table.filter(|_| !sums.is_empty()) {
                     let table = parse_table(&raw, name)?;
                     for (disk, number, sum) in sums {
@@ -130,7 +168,6 @@ fn deliver(
 }
 
 enum Item {
-    Begin(Appliance),
     Data { disk: usize, number: u64, offset: u64, len: usize, ready: Receiver<Result<(Vec<u8>, Option<Sum>)>> },
     End { table: Option<Vec<u8>>, warnings: Vec<String> },
 }
@@ -182,7 +219,7 @@ struct Reader<'a> {
     items: SyncSender<Result<Item>>,
     jobs: SyncSender<Job>,
     spare: Receiver<Vec<u8>>,
-    state: Option<State>,
+    state: State,
 }
 
 /// What is known since `ova.xml` was read.
@@ -215,14 +252,9 @@ struct Pending {
 }
 
 impl Reader<'_> {
-    fn run(&mut self, input: impl Read + Send) -> Result<(), Stop> {
-        let (wrap, reader) = unwrap(input, self.name)?;
-        // A packed archive's positions say nothing about the file.
-        let packed = wrap != crate::wrap::Wrap::None;
-        let mut tar = Tar::new(Pipe::new(reader, self.name), self.name);
+    fn run(&mut self, mut tar: Tar<impl Input>, packed: bool) -> Result<(), Stop> {
         while let Some(entry) = tar.next()? {
-            let (folder, file) = entry.name.rsplit_once('/').unwrap_or(("", &entry.name));
-            let folder = folder.rsplit_once('/').map_or(folder, |(_, last)| last);
+            let (folder, file) = entry.split();
             let member = Member::parse(file);
             if !entry.regular && !matches!(member, Member::Other) {
                 return Err(self.corrupt(entry.data, format!("{} is a link or a device, not a file", entry.name)).into());
@@ -231,19 +263,9 @@ impl Reader<'_> {
                 self.flush(None)?;
             }
             match member {
-                Member::Ova if self.state.is_none() => {
-                    let appliance = parse_ova(&tar.read_all(MAX_XML, "ova.xml")?, self.name)?;
-                    self.state = Some(State::new(&appliance));
-                    self.items.send(Ok(Item::Begin(appliance))).map_err(|_| Stop::Unheard)?;
-                }
                 Member::Other | Member::Ova => {}
-                Member::Table => {
-                    let wanted = self.state.as_ref().is_some_and(|s| !s.any_sum);
-                    if wanted {
-                        let table = tar.read_all(MAX_XML, "checksum.xml")?;
-                        self.state()?.table = Some(table);
-                    }
-                }
+                Member::Table if !self.state.any_sum => self.state.table = Some(tar.read_all(MAX_XML, "checksum.xml")?),
+                Member::Table => {}
                 Member::Chunk(number) => self.chunk(&mut tar, folder, number, entry.size, if packed { 0 } else { entry.data })?,
                 Member::Sum(number, kind) => self.checksum(&mut tar, folder, number, kind)?,
                 Member::Legacy(number) => self.legacy(&mut tar, folder, number)?,
@@ -265,52 +287,45 @@ impl Reader<'_> {
         self.finish()
     }
 
-    fn state(&mut self) -> Result<&mut State> {
-        let name = self.name;
-        self.state.as_mut().ok_or_else(|| {
-            Error::unsupported(name, XVA, "a stream whose disk data comes before ova.xml: save it as a file, and give the file")
-        })
-    }
-
     fn corrupt(&self, at: impl Into<Option<u64>>, what: String) -> Error {
         Error::corrupt(self.name, XVA, at, what)
     }
 
     /// The disk that a folder's data belongs to; others are noted and passed over.
-    fn disk(&mut self, folder: &str) -> Result<Option<usize>> {
-        let state = self.state()?;
+    fn disk(&mut self, folder: &str) -> Option<usize> {
+        let state = &mut self.state;
         let disk = state.ids.iter().position(|id| id == folder);
         if disk.is_none() && state.strangers.len() < 100 {
             state.strangers.insert(folder.into());
         }
-        Ok(disk)
+        disk
     }
 
     fn chunk(&mut self, tar: &mut Tar<impl Input>, folder: &str, number: u64, size: u64, at: u64) -> Result<(), Stop> {
-        let Some(disk) = self.disk(folder)? else { return Ok(()) };
+        let Some(disk) = self.disk(folder) else { return Ok(()) };
         let entry = format!("{folder}/{number:08}");
         let offset = Some(at).filter(|a| *a > 0);
         if size > MAX_CHUNK {
             return Err(self.corrupt(offset, format!("{entry} has {size} bytes: more than {MAX_CHUNK} are not read")).into());
         }
-        let state = self.state()?;
+        let state = &mut self.state;
         state.any_data = true;
         let place = state.mappers.get_mut(disk).map_or(Ok(None), |m| m.place(number, size));
         let place = place.map_err(|what| self.corrupt(offset, format!("disk {folder}: {what}")))?;
         let mut data = self.spare.try_recv().unwrap_or_default();
         data.resize(usize::try_from(size).unwrap_or(0), 0);
         tar.read(&mut data)?;
-        self.state()?.pending = Some(Pending { disk, number, data, place, entry, at });
+        self.state.pending = Some(Pending { disk, number, data, place, entry, at });
         Ok(())
     }
 
     fn checksum(&mut self, tar: &mut Tar<impl Input>, folder: &str, number: u64, kind: SumKind) -> Result<(), Stop> {
         let text = tar.read_all(MAX_TEXT, "a checksum")?;
         let entry = format!("{folder}/{number:08}");
-        if self.disk(folder)?.is_none() {
+        if self.disk(folder).is_none() {
             return Ok(());
         }
-        if self.state()?.pending.as_ref().is_none_or(|p| p.entry != entry) {
+        if self.state.pending.as_ref().is_none_or(|p| p.entry != entry) {
             let what = format!("a stream in which the checksum of {entry} does not follow it: save it as a file, and give the file");
             return Err(Error::unsupported(self.name, XVA, what).into());
         }
@@ -320,7 +335,7 @@ impl Reader<'_> {
 
     /// Sends the pending chunk on, with its checksum if it has one.
     fn flush(&mut self, sum: Option<Sum>) -> Result<(), Stop> {
-        let Some(state) = self.state.as_mut() else { return Ok(()) };
+        let state = &mut self.state;
         let Some(pending) = state.pending.take() else { return Ok(()) };
         state.any_sum |= sum.is_some();
         let Some((offset, len)) = pending.place else { return Ok(()) };
@@ -348,8 +363,8 @@ impl Reader<'_> {
     }
 
     fn legacy(&mut self, tar: &mut Tar<impl Input>, folder: &str, number: u64) -> Result<(), Stop> {
-        let Some(disk) = self.disk(folder)? else { return Ok(()) };
-        let state = self.state()?;
+        let Some(disk) = self.disk(folder) else { return Ok(()) };
+        let state = &mut self.state;
         state.any_data = true;
         let (Some((next, mut offset)), Some(size)) = (state.legacy.get(disk).copied(), state.sizes.get(disk).copied()) else {
             return Ok(());
@@ -390,7 +405,7 @@ impl Reader<'_> {
             self.send(disk, number, offset, done, data, Work::Nothing)?;
             offset += done as u64;
         }
-        if let Some(slot) = self.state()?.legacy.get_mut(disk) {
+        if let Some(slot) = self.state.legacy.get_mut(disk) {
             *slot = (next + 1, offset);
         }
         Ok(())
@@ -398,9 +413,7 @@ impl Reader<'_> {
 
     fn finish(&mut self) -> Result<(), Stop> {
         let name = self.name;
-        let Some(state) = self.state.take() else {
-            return Err(self.corrupt(None, "the archive holds no ova.xml: it is not an XVA".into()).into());
-        };
+        let state = &mut self.state;
         if !state.any_data && state.sizes.iter().any(|s| *s > 0) {
             let what = "the archive holds no disk data: it is an export of metadata only. Export the machine with its disks";
             return Err(self.corrupt(None, what.into()).into());
@@ -420,7 +433,7 @@ impl Reader<'_> {
         if matches!(state.form, Form::Modern { .. }) && state.any_data && !state.any_sum && state.table.is_none() {
             warnings.push("the archive holds no checksums: damage to disk data cannot be noticed".into());
         }
-        let _ = self.items.send(Ok(Item::End { table: state.table, warnings }));
+        let _ = self.items.send(Ok(Item::End { table: state.table.take(), warnings }));
         Ok(())
     }
 }

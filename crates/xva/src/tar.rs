@@ -28,6 +28,14 @@ pub(crate) struct Entry {
     pub regular: bool,
 }
 
+impl Entry {
+    /// The folder right above it, and its own name. An archive of a folder has everything one level deeper.
+    pub fn split(&self) -> (&str, &str) {
+        let (folder, file) = self.name.rsplit_once('/').unwrap_or(("", &self.name));
+        (folder.rsplit_once('/').map_or(folder, |(_, last)| last), file)
+    }
+}
+
 /// Walks over the members of an archive.
 pub(crate) struct Tar<I> {
     input: I,
