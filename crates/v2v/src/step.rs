@@ -2,6 +2,7 @@
 
 use guestfs::{Error as GuestError, Ext, FileType, GuestFs, GuestFsMut};
 
+use crate::bootloader::{BootPlace, Grub};
 use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
 use crate::guest::kernels::Kernel;
@@ -50,6 +51,8 @@ pub struct Options {
     pub host_kernel_problem: Option<String>,
     /// Kernel packages to be installed, in order.
     pub kernel_packages: Vec<Package>,
+    /// The host's GRUB; looked for where it is usual, and only when the guest needs it, if not given.
+    pub grub: Option<Grub>,
 }
 
 /// A kernel from outside the guest.
@@ -79,6 +82,12 @@ pub struct Facts {
     pub kernel: Option<Kernel>,
     /// All kernels that can start on KVM, the chosen one first; set by step `kernel`.
     pub kernels: Vec<Kernel>,
+    /// What the result's firmware starts, in words; set by step `bootloader`.
+    pub boot_loader: String,
+    /// Where [`grub`](Self::grub) is to be embedded ([`Grub::embed`]) once the disks are written; `None` where a boot loader is there.
+    pub boot_place: Option<BootPlace>,
+    /// The GRUB whose modules were put into the guest.
+    pub grub: Option<Grub>,
     /// Network interfaces are called `ethN`, as the kernel does; set by step `network`.
     pub kernel_nic_names: bool,
 }

@@ -32,7 +32,7 @@ pub(super) fn for_menu_lst(place: &BootPlace) -> String {
 /// Finds kernels at each start, so that installing or removing one needs nothing more.
 ///
 /// The newest by its version is the default. GRUB's scripts can't sort, and its globs come in no order: versions are compared number by
-/// number. Kernels of Xen's own (`-xen`) do not start on KVM and are passed over, as are rescue images and backup copies.
+/// number. Kernels of Xen's own (`-xen`, but not Debian's `-xen-amd64`) do not start on KVM and are passed over, as are rescue images and backup copies.
 pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str) -> String {
     let (search, dir) = (search(place), place.boot_dir);
     let root = word(root);
@@ -89,7 +89,7 @@ function add {
 for kernel in @DIR@/vmlinuz-*; do
   if [ ! -f "$kernel" ]; then continue; fi
   regexp --set=1:version '.*/vmlinuz-(.*)' "$kernel"
-  if regexp '(xen|rescue|\.old|\.bak|\.dpkg)' "$version"; then continue; fi
+  if regexp '(-xen$|el5xen|xenU|rescue|\.old|\.bak|\.dpkg)' "$version"; then continue; fi
   set v1=0
   set v2=0
   set v3=0

@@ -1,6 +1,7 @@
 //! The steps of a conversion, in order: one file and one line in [`STEPS`] each.
 
 mod agents;
+mod bootloader;
 mod clock;
 mod console;
 mod crypttab;
@@ -32,6 +33,7 @@ pub const STEPS: &[Step] = &[
     grub_legacy::STEP,
     grub2::STEP,
     extlinux::STEP,
+    bootloader::STEP,
     initrd::STEP,
     console::STEP,
     agents::STEP,

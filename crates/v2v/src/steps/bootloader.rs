@@ -1,0 +1,184 @@
+//! A boot loader that a BIOS can start, where the guest has none: Xen needed none.
+
+use guestfs::{GuestFs, GuestFsMut};
+
+use crate::Result;
+use crate::bootloader::{BootPlace, Configured, Grub, install_files, starts_by_itself};
+use crate::guest::cmdline::Rewrite;
+use crate::guest::grub::{Truth, truth};
+use crate::layout::Table;
+use crate::source::Boot;
+use crate::step::{Context, Step};
+
+pub(super) const STEP: Step = Step {
+    name: "bootloader",
+    about: "Xen started the kernel, or read the boot loader's configuration itself: on KVM a BIOS needs a boot loader on the disk",
+    run,
+};
+
+const GRUB_CFG: &str = "/boot/grub/grub.cfg";
+
+fn run(cx: &mut Context<'_>) -> Result<()> {
+    if cx.is_hvm() {
+        cx.facts.boot_loader = "the guest's own, as on Xen".into();
+        return Ok(());
+    }
+    let mounted_at = if cx.mounted("/boot")? == cx.mounted("/")? { "/" } else { "/boot" };
+    let Some(volume) = cx.mounted("/boot")?.or_else(|| only_filesystem(cx)) else {
+        return Err(cx.fail(
+            "/etc/fstab does not tell which volume the system starts from (a logical volume or an array?): a boot loader cannot be placed; put /boot \
+             on a partition of its own first",
+        ));
+    };
+    let place = BootPlace::new(cx.layout, &volume, mounted_at)?;
+    if let Some(Table::Keep { disk }) = cx.layout.disks.get(place.disk).map(|d| d.table)
+        && let Some(image) = cx.source.disks.get(disk).and_then(|d| d.image.as_deref())
+        && let Some(loader) = starts_by_itself(image)?
+    {
+        cx.facts.boot_loader = format!("{loader} of the guest");
+        cx.note(format!("the disk starts by itself: {loader}"));
+        return Ok(());
+    }
+    let grub = match &cx.options.grub {
+        Some(grub) => grub.clone(),
+        None => Grub::find(None).map_err(|e| cx.fail(e.to_string()))?,
+    };
+    set_leftovers_aside(cx)?;
+    let (root, options) = cmdline(cx)?;
+    let configured = install_files(&mut cx.fs, &grub, &place, &root, &options)?;
+    let menu = match configured {
+        Configured::GrubCfg => "with the guest's own grub.cfg",
+        Configured::MenuLst => "which reads the guest's own menu.lst",
+        Configured::FindsKernels => "with a grub.cfg that finds the guest's kernels at each start",
+    };
+    cx.facts.boot_loader = format!("GRUB 2 on {}, {menu}", cx.layout.disks[place.disk].device);
+    let note = cx.facts.boot_loader.clone();
+    cx.note(note);
+    cx.facts.boot_place = Some(place);
+    cx.facts.grub = Some(grub);
+    Ok(())
+}
+
+/// The one volume with a filesystem, for a guest whose fstab does not name its root.
+fn only_filesystem(cx: &Context<'_>) -> Option<crate::layout::Volume> {
+    let mut found = cx
+        .layout
+        .volumes()
+        .filter(|v| !v.recreate && (v.filesystem.starts_with("ext") || v.filesystem == "xfs" || v.filesystem == "btrfs"));
+    let first = found.next()?;
+    found.next().is_none().then(|| first.clone())
+}
+
+/// A grub.cfg beside the menu.lst that the guest really uses would win: it is kept under another name.
+fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
+    let kept = format!("{GRUB_CFG}.xen");
+    if matches!(truth(&cx.fs, &cx.packages), Truth::MenuLst(_))
+        && cx.fs.lstat(GRUB_CFG.as_bytes()).is_ok()
+        && cx.fs.lstat(kept.as_bytes()).is_err()
+    {
+        cx.fs.rename(GRUB_CFG.as_bytes(), kept.as_bytes())?;
+        cx.note(format!("{GRUB_CFG} is a leftover beside menu.lst: kept as {kept}"));
+    }
+    Ok(())
+}
+
+/// The root and the other words of the command line for a guest without a configuration of its own: what Xen's configuration said.
+fn cmdline(cx: &Context<'_>) -> Result<(String, String)> {
+    let by_name = cx.facts.kernel.as_ref().is_some_and(|k| k.initrd.is_none());
+    let spec = cx.root_spec()?;
+    let spec = match (by_name, cx.mounted("/")?) {
+        (true, Some(volume)) => Some(format!("/dev/{}", volume.target_device)),
+        _ => spec,
+    };
+    let given = match &cx.source.boot {
+        Boot::Direct { cmdline, .. } => cmdline.as_str(),
+        _ => "",
+    };
+    let line = Rewrite { root: spec.as_deref(), by_name, ..cx.rewrite() }.whole(given);
+    let (root, rest): (Vec<_>, Vec<_>) = line.split_ascii_whitespace().partition(|w| w.starts_with("root="));
+    let root = root.last().and_then(|w| w.strip_prefix("root=")).map(String::from).or(spec);
+    let Some(root) = root else {
+        return Err(cx.fail("neither /etc/fstab nor the source says what the root filesystem is"));
+    };
+    // The configuration says `ro` itself.
+    Ok((root, rest.into_iter().filter(|w| *w != "ro").collect::<Vec<_>>().join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use guestfs::Ext;
+
+    use super::*;
+    use crate::step::Options;
+    use crate::testing::{MemFs, ROOT_UUID, bzimage, run_step_with};
+
+    /// A folder that looks like the host's GRUB.
+    fn options(folder: &std::path::Path) -> Options {
+        for file in ["boot.img", "normal.mod", "moddep.lst"] {
+            std::fs::write(folder.join(file), file).unwrap();
+        }
+        Options { grub: Some(Grub::find(Some(folder)).unwrap()), ..Options::default() }
+    }
+
+    fn run_on(base: &MemFs, check: impl FnOnce(&mut Context<'_>)) {
+        let folder = tempfile::tempdir().unwrap();
+        run_step_with(base, &options(folder.path()), &super::super::kernel::STEP, |cx| {
+            cx.run(&STEP).unwrap();
+            check(cx);
+        });
+    }
+
+    fn guest() -> MemFs {
+        MemFs::new()
+            .file("/etc/fstab", "/dev/xvda2 / ext4 defaults 0 1\n")
+            .file("/boot/vmlinuz-6.1", bzimage("6.1"))
+            .file("/boot/initrd.img-6.1", "x")
+    }
+
+    #[test]
+    fn a_menu_lst_is_read_by_grub2() {
+        let base = guest().file("/boot/grub/menu.lst", "title x\nkernel /boot/vmlinuz-6.1\n");
+        run_on(&base, |cx| {
+            assert!(cx.show(GRUB_CFG).contains("legacy_configfile /boot/grub/menu.lst"));
+            assert!(cx.fs.exists(b"/boot/grub/i386-pc/normal.mod"));
+            let place = cx.facts.boot_place.as_ref().unwrap();
+            assert_eq!((place.disk, place.partition, place.boot_dir), (0, 2, "/boot"));
+        });
+        let with_leftover = base
+            .file(GRUB_CFG, "menuentry old {\nlinux /vmlinuz\n}\n")
+            .file("/var/lib/dpkg/status", "Package: grub-legacy\nStatus: install ok installed\nVersion: 0.97\n");
+        run_on(&with_leftover, |cx| {
+            assert!(cx.show(GRUB_CFG).contains("legacy_configfile"));
+            assert!(cx.show("/boot/grub/grub.cfg.xen").contains("menuentry old"));
+        });
+    }
+
+    #[test]
+    fn a_guest_without_any_configuration_gets_one_with_xens_command_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(folder.path());
+        let (mut source, layout) = crate::testing::xen_tools_guest();
+        source.boot = Boot::Direct { kernel: None, ramdisk: None, cmdline: "root=/dev/xvda2 ro elevator=noop".into(), pvh: false };
+        let base = guest();
+        let mut cx = Context::new(&source, &layout, &options, crate::staged::Staged::new(&base)).unwrap();
+        cx.run(&super::super::kernel::STEP).unwrap();
+        cx.run(&STEP).unwrap();
+        assert_eq!(cmdline(&cx).unwrap(), (format!("UUID={ROOT_UUID}"), "elevator=noop console=tty0 console=ttyS0,115200n8".into()));
+        assert!(cx.show(GRUB_CFG).contains("elevator=noop"));
+        assert!(cx.facts.boot_loader.contains("finds the guest's kernels"));
+    }
+
+    #[test]
+    fn a_root_that_no_bios_reaches_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(folder.path());
+        let (source, mut layout) = crate::testing::xen_tools_guest();
+        for volume in layout.disks.iter_mut().flat_map(|d| &mut d.volumes) {
+            volume.filesystem = "LVM2_member".into();
+        }
+        let base = MemFs::new().file("/etc/fstab", "/dev/mapper/vg-root / ext4 defaults 0 1\n");
+        let mut cx = Context::new(&source, &layout, &options, crate::staged::Staged::new(&base)).unwrap();
+        let error = cx.run(&STEP).unwrap_err().to_string();
+        assert!(error.contains("does not tell which volume the system starts from"), "{error}");
+    }
+}
