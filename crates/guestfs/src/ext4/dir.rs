@@ -88,7 +88,8 @@ fn parse(fs: &Ext4, dir: &Inode, row: &[u8], entries: &mut Vec<RawEntry>) -> Res
             len => usize::from(len),
         };
         let filetype = fs.superblock.has_incompat(INCOMPAT_FILETYPE);
-        let name_len = if filetype { usize::from(row[at + 6]) } else { usize::from(le16(row, at + 6)) };
+        // Of 16 bits without kinds, but never above 255; the upper half marks a checksum even there.
+        let name_len = usize::from(row[at + 6]);
         if len < 8 || len % 4 != 0 || at + len > row.len() || name_len + 8 > len {
             if ino == 0 && len == 0 {
                 // The unused end of an inline directory.
