@@ -9,6 +9,7 @@ mod error;
 pub mod guest;
 pub mod input;
 pub mod layout;
+pub mod output;
 pub mod source;
 pub mod staged;
 pub mod step;

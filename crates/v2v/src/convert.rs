@@ -1,0 +1,349 @@
+//! The conversion: read, inspect, plan, copy, change, describe, check.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guestfs::engine::Disk;
+use guestfs::inspect::Inspection;
+use guestfs::machine::MachineSpec;
+use guestfs::volume::{GuestDisk, Volumes};
+use guestfs::{Guest, OpenOptions};
+use imgcore::formats::CreateOptions;
+use imgcore::storage::FileStorage;
+use imgcore::{Image, ImageMut, Overlay, Progress, copy};
+
+use crate::bootcheck::{self, BootReport};
+use crate::disk_build;
+use crate::layout::Layout;
+use crate::options::{Host, Request};
+use crate::output::{Folder, Machine, MachineDisk, libvirt, names, script};
+use crate::plan::{self, Plan};
+use crate::report::{Clock, Ran, Report};
+use crate::source::{Boot, Source};
+use crate::staged::Staged;
+use crate::step::{self, Context};
+use crate::{Error, Result, input, steps, stream};
+
+/// Files of the Xen host and packages are no larger.
+const HOST_FILE_LIMIT: u64 = 1 << 30;
+/// The boot check gives a guest no less memory than it needs to start, and no more than a busy host has.
+const CHECK_MEMORY_MIB: std::ops::RangeInclusive<u64> = 256..=2048;
+
+/// Says what a conversion would do. Nothing is written, but for a stream, which is spooled to a nameless temporary file.
+pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
+    let mut clock = Clock::new(host.events);
+    let (mut source, stream) = read(request, host, &mut clock)?;
+    let name = name_of(request, &source)?;
+    if let Some(stream) = stream {
+        let folder = std::env::temp_dir();
+        let spool = clock.stage("Reading the stream", || stream::receive(stream, &source, &stream::Place::Nameless(&folder), host))?;
+        spool.attach(&mut source)?;
+    }
+    let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
+    let prepared = Prepared::new(request, &source, &guest)?;
+    let options = step_options(request, &source)?;
+    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
+    Ok(prepared.plan(&source, &context, files(request, &name, &prepared.layout)))
+}
+
+/// Converts a guest.
+///
+/// A boot check that fails is not an error: the result is kept, and [`Report::is_success`] says so.
+pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
+    let mut clock = Clock::new(host.events);
+    let (mut source, stream) = read(request, host, &mut clock)?;
+    let name = name_of(request, &source)?;
+    let folder = Folder::begin(&request.out, &name)?;
+    if !request.force {
+        folder.check_free(&[format!("{name}.xml")])?;
+    }
+    if let Some(stream) = stream {
+        let place = stream::Place::Folder(folder.work());
+        let spool = clock.stage("Reading the stream", || stream::receive(stream, &source, &place, host))?;
+        spool.attach(&mut source)?;
+    }
+    let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
+    let prepared = Prepared::new(request, &source, &guest)?;
+    let options = step_options(request, &source)?;
+    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
+    let files = files(request, &name, &prepared.layout);
+    if !request.force {
+        folder.check_free(&files)?;
+    }
+    let plan = prepared.plan(&source, &context, files.iter().map(|f| folder.path_of(f).display().to_string()).collect());
+    for warning in &plan.warnings {
+        host.events.warning(warning);
+    }
+
+    let targets = clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, &folder, &files))?;
+    stop_if_cancelled(host.progress)?;
+    let ran = clock.stage("Changing the guest", || prepared.apply(&source, &context.fs, &targets, host))?;
+    stop_if_cancelled(host.progress)?;
+    clock.stage("Writing everything out", || targets.iter().try_for_each(|t| t.flush()))?;
+
+    let machine = machine(request, &source, &prepared, name, &folder, &files);
+    let boot_check = match request.check_boot {
+        None => None,
+        Some(patience) => Some(clock.stage("Starting the result", || check_boot(&machine, &targets, &folder, patience, host))?),
+    };
+    stop_if_cancelled(host.progress)?;
+    drop(targets);
+    folder.write(&format!("{}-run.sh", machine.name), &script::script(&machine), true)?;
+    folder.write(&format!("{}.xml", machine.name), &libvirt::domain(&machine), false)?;
+    // What was spooled is no part of the result.
+    drop(context);
+    drop(guest);
+    folder.commit(&files, request.force)?;
+    Ok(Report { name: machine.name, plan, ran: ran.iter().map(Ran::from).collect(), boot_check, timings: clock.timings() })
+}
+
+/// The source, complete: every NIC has a MAC address.
+fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(Source, Option<Box<dyn input::DiskStream>>)> {
+    let input_request = input::Request {
+        guest: &request.guest,
+        formats: host.formats,
+        allow: &request.allow,
+        disks: &request.disks,
+        kernel: request.kernel.as_deref(),
+        ramdisk: request.ramdisk.as_deref(),
+    };
+    let opened = clock.stage("Reading the source", || input::read(&request.input, &input_request))?;
+    let mut source = opened.source;
+    let seed = format!("{}\n{}", source.name, source.uuid.as_deref().unwrap_or_default());
+    for (index, nic) in source.nics.iter_mut().enumerate().filter(|(_, n)| n.mac.is_none()) {
+        let mac = made_up_mac(&seed, index);
+        source.warnings.push(format!("NIC {index} has no fixed MAC address on Xen: it gets {mac}"));
+        nic.mac = Some(mac);
+    }
+    Ok((source, opened.stream))
+}
+
+/// A MAC address of QEMU's range that follows from the guest, so that converting it twice gives the same: FNV-1a.
+fn made_up_mac(seed: &str, index: usize) -> String {
+    let text = format!("{seed}\n{index}");
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    let bytes = (hash ^ hash >> 32).to_be_bytes();
+    format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[5], bytes[6], bytes[7])
+}
+
+fn name_of(request: &Request, source: &Source) -> Result<String> {
+    request.name.as_ref().map_or_else(|| Ok(names::safe(&source.name)), |name| names::chosen(name))
+}
+
+/// The files of the result, in the order in which they get their place.
+fn files(request: &Request, name: &str, layout: &Layout) -> Vec<String> {
+    let disks = layout.disks.iter().map(|d| format!("{name}-{}.{}", d.device, request.format.name()));
+    disks.chain([format!("{name}-run.sh"), format!("{name}.xml")]).collect()
+}
+
+fn open(request: &Request, source: &Source, host: &Host<'_>) -> Result<Guest> {
+    let disk = |d: &crate::source::SourceDisk| {
+        let image = d.image.clone().ok_or_else(|| Error::Invalid(format!("disk {} ({}) has not been read", d.target, d.origin)))?;
+        Ok(GuestDisk { name: d.target.clone(), image })
+    };
+    let disks = source.disks.iter().map(disk).collect::<Result<_>>()?;
+    let log = |what: &str| host.events.detail(what);
+    let options = OpenOptions { appliance: Some(host.engine), root: request.root.as_deref(), log: &log, ..Default::default() };
+    Ok(Guest::open(disks, &options).map_err(|e| Error::Invalid(format!("{}: {e}", source.name)))?)
+}
+
+/// What the steps are asked for: the Xen host's kernel, and packages.
+fn step_options(request: &Request, source: &Source) -> Result<step::Options> {
+    let mut options = step::Options::default();
+    if let Boot::Direct { kernel: Some(kernel), ramdisk, .. } = &source.boot {
+        match host_kernel(request, kernel, ramdisk.as_deref()) {
+            Ok(kernel) => options.host_kernel = Some(kernel),
+            Err(e) if request.kernel.is_some() || request.ramdisk.is_some() => return Err(e),
+            Err(e) => options.host_kernel_problem = Some(e.to_string()),
+        }
+    }
+    for path in &request.kernel_packages {
+        options.kernel_packages.push(step::Package { name: file_name(path), data: host_file(path)? });
+    }
+    Ok(options)
+}
+
+fn host_kernel(request: &Request, kernel: &Path, ramdisk: Option<&Path>) -> Result<step::HostKernel> {
+    let find = |path: &Path| {
+        let text = path.to_string_lossy();
+        let named = input::images::Named { config: Some(&request.guest), path: &text, format: None, in_dev: false };
+        input::images::find(&named, &mut Vec::new()).map_err(Error::Invalid)
+    };
+    let ramdisk = match ramdisk {
+        None => None,
+        Some(path) => {
+            let found = find(path)?;
+            Some((file_name(&found), host_file(&found)?))
+        }
+    };
+    let found = find(kernel)?;
+    Ok(step::HostKernel { kernel_name: file_name(&found), kernel: host_file(&found)?, ramdisk })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn host_file(path: &Path) -> Result<Vec<u8>> {
+    let failed = |source| Error::Io { file: path.display().to_string(), action: "read", source };
+    let size = path.metadata().map_err(failed)?.len();
+    if size > HOST_FILE_LIMIT {
+        return Err(Error::Invalid(format!("{}: larger than 1 GiB: this is no kernel and no package", path.display())));
+    }
+    std::fs::read(path).map_err(failed)
+}
+
+/// What is known before the steps run.
+struct Prepared {
+    layout: Layout,
+    inspection: Inspection,
+    volumes: Volumes,
+}
+
+impl Prepared {
+    fn new(request: &Request, source: &Source, guest: &Guest) -> Result<Self> {
+        let contents = disk_build::examine(source)?;
+        let layout = disk_build::compute(source, &contents, &disk_build::Options { keep: request.keep_layout })?;
+        let inspection = guest.inspection.clone().ok_or_else(|| Error::Invalid(format!("{}: was not inspected", source.name)))?;
+        Ok(Prepared { layout, inspection, volumes: guest.volumes.clone() })
+    }
+
+    fn run_steps<'a>(&'a self, source: &'a Source, options: &'a step::Options, guest: &'a Guest) -> Result<Context<'a>> {
+        let mut context = Context::new(source, &self.layout, options, Staged::new(guest.fs()))?;
+        steps::run_all(&mut context)?;
+        Ok(context)
+    }
+
+    fn plan(&self, source: &Source, context: &Context<'_>, outputs: Vec<String>) -> Plan {
+        let mut warnings = source.warnings.clone();
+        for step in &context.reports {
+            warnings.extend(step.warnings.iter().map(|w| format!("{}: {w}", step.name)));
+        }
+        let command = |c: &crate::staged::StagedCommand| plan::Command { command: c.shown(), step: c.step.into(), why: c.why.clone() };
+        Plan {
+            guest: plan::Guest {
+                system: self.inspection.release.product_name.clone(),
+                arch: self.inspection.arch.into(),
+                hostname: self.inspection.hostname.clone(),
+                ..plan::Guest::of(source)
+            },
+            disks: plan::disks(&self.layout, source),
+            boot_loader: String::new(),
+            steps: context.reports.clone(),
+            files: context.fs.diff(),
+            commands: context.fs.commands().iter().map(command).collect(),
+            outputs,
+            warnings,
+        }
+    }
+
+    /// Makes all changes on the copied disks, in one appliance.
+    fn apply(&self, source: &Source, staged: &Staged<'_>, targets: &[Arc<dyn ImageMut>], host: &Host<'_>) -> Result<Vec<crate::staged::Ran>> {
+        if staged.is_unchanged() {
+            return Ok(Vec::new());
+        }
+        let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), false)?;
+        for mount in &self.inspection.mounts {
+            let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
+            let place = self.layout.volumes().find(|v| v.disk == volume.disk && v.source_offset == volume.start);
+            let Some(place) = place else {
+                return Err(Error::Invalid(format!("{}: {} has no place on the new disks", source.name, volume.device)));
+            };
+            let subvolume = mount.options.split(|b| *b == b',').find(|o| o.starts_with(b"subvol"));
+            let options = subvolume.map(|s| format!("rw,{}", String::from_utf8_lossy(s)));
+            let device = format!("/dev/{}", place.target_device);
+            session.mount(&device, &mount.path, volume.kind(), options.as_deref().unwrap_or("rw"))?;
+        }
+        let ran = staged.apply(&source.name, session.as_mut())?;
+        session.unmount_all()?;
+        session.shutdown()?;
+        Ok(ran)
+    }
+}
+
+/// Makes the new disks and fills them.
+fn copy_disks(
+    request: &Request,
+    host: &Host<'_>,
+    source: &Source,
+    layout: &Layout,
+    folder: &Folder,
+    files: &[String],
+) -> Result<Vec<Arc<dyn ImageMut>>> {
+    let total = Total::new(host.progress, layout.disks.iter().flat_map(disk_build::moves).map(|m| m.len).sum());
+    let mut targets = Vec::new();
+    for (disk, file) in layout.disks.iter().zip(files) {
+        let target = create(request, host, &folder.work().join(file), disk.size)?;
+        let options = copy::Options { target_is_zero: true, ..copy::Options::default() };
+        disk_build::build(source, disk, target.as_ref(), &options, &total)?;
+        targets.push(target);
+    }
+    Ok(targets)
+}
+
+fn create(request: &Request, host: &Host<'_>, path: &Path, size: u64) -> Result<Arc<dyn ImageMut>> {
+    let storage = Arc::new(FileStorage::create(path)?);
+    let options = if request.preallocated { CreateOptions::new().set("preallocation", "falloc") } else { CreateOptions::new() };
+    let driver = host.formats.driver(request.format.name())?;
+    Ok(driver.create(storage, size, &options)?)
+}
+
+/// Several copies as one piece of work.
+struct Total<'a>(&'a dyn Progress);
+
+impl<'a> Total<'a> {
+    fn new(progress: &'a dyn Progress, bytes: u64) -> Self {
+        progress.total(bytes);
+        Total(progress)
+    }
+}
+
+impl Progress for Total<'_> {
+    fn total(&self, _: u64) {}
+    fn advance(&self, done: u64) {
+        self.0.advance(done);
+    }
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
+fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
+    if progress.cancelled() { Err(imgcore::Error::Cancelled.into()) } else { Ok(()) }
+}
+
+fn machine(request: &Request, source: &Source, prepared: &Prepared, name: String, folder: &Folder, files: &[String]) -> Machine {
+    let disk = |(disk, file): (&crate::layout::TargetDisk, &String)| MachineDisk {
+        device: disk.device.clone(),
+        file: folder.path_of(file),
+        format: request.format,
+        read_only: disk.volumes.iter().all(|v| source.disks.get(v.disk).is_some_and(|d| d.read_only)) && !disk.volumes.is_empty(),
+    };
+    Machine {
+        name,
+        uuid: source.uuid.clone(),
+        description: source.description.clone(),
+        memory_mib: source.memory_mib,
+        vcpus: source.vcpus,
+        arch: if prepared.inspection.arch == "i386" { "i686".into() } else { "x86_64".into() },
+        uefi: source.boot == Boot::Uefi,
+        disks: prepared.layout.disks.iter().zip(files).map(disk).collect(),
+        nics: Machine::nics(source, &request.plugs),
+    }
+}
+
+fn check_boot(machine: &Machine, targets: &[Arc<dyn ImageMut>], folder: &Folder, patience: Duration, host: &Host<'_>) -> Result<BootReport> {
+    let overlay = |target: &Arc<dyn ImageMut>| {
+        let overlay = Overlay::in_folder(target.clone() as Arc<dyn Image>, folder.work())?;
+        Ok(Arc::new(overlay) as Arc<dyn ImageMut>)
+    };
+    let spec = MachineSpec {
+        memory_mib: machine.memory_mib.clamp(*CHECK_MEMORY_MIB.start(), *CHECK_MEMORY_MIB.end()),
+        vcpus: machine.vcpus.clamp(1, 4),
+        disks: targets.iter().map(overlay).collect::<Result<_>>()?,
+        macs: machine.nics.iter().map(|n| n.mac.clone()).collect(),
+        uefi: machine.uefi,
+    };
+    bootcheck::check(host.machines, &spec, patience, &mut |bytes| host.events.console(bytes))
+}

@@ -1,0 +1,75 @@
+//! What a user asks of a conversion, and what the program lends it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use guestfs::engine::Engine;
+use guestfs::machine::MachineRunner;
+use imgcore::{Formats, Progress};
+
+use crate::input::DiskFile;
+use crate::output::{DiskFormat, PlugRule};
+
+/// What a user asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The source: a file or folder; `-` for standard input.
+    pub guest: PathBuf,
+    /// The input's mode; `auto` finds out.
+    pub input: String,
+    /// Disks that the user names.
+    pub disks: Vec<DiskFile>,
+    /// Folders that images may name files in, beside their own.
+    pub allow: Vec<PathBuf>,
+    /// The Xen host's kernel, when it is not where the configuration says.
+    pub kernel: Option<PathBuf>,
+    /// As `kernel`.
+    pub ramdisk: Option<PathBuf>,
+    /// Kernel packages to install, in order.
+    pub kernel_packages: Vec<PathBuf>,
+    /// The root filesystem, where there are several: `/dev/xvda2`.
+    pub root: Option<String>,
+    /// Leave every disk as it is.
+    pub keep_layout: bool,
+    /// The folder of the result. May be missing for a plan.
+    pub out: PathBuf,
+    /// The format of its disks.
+    pub format: DiskFormat,
+    /// Take all room for its disks now.
+    pub preallocated: bool,
+    /// Its name; the source's when `None`.
+    pub name: Option<String>,
+    /// Replace a result that is there.
+    pub force: bool,
+    /// Where NICs are plugged in.
+    pub plugs: Vec<PlugRule>,
+    /// Start the result and wait so long for a login prompt.
+    pub check_boot: Option<Duration>,
+}
+
+/// What the program lends a conversion.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// The image formats that are known.
+    pub formats: &'a Formats,
+    /// Starts the appliance.
+    pub engine: &'a dyn Engine,
+    /// Starts the result.
+    pub machines: &'a dyn MachineRunner,
+    /// Hears how far long work is, and says whether to stop.
+    pub progress: &'a dyn Progress,
+    /// Hears what happens.
+    pub events: &'a dyn Events,
+}
+
+/// Hears what happens in a conversion. The library itself never prints.
+pub trait Events: Send + Sync {
+    /// A part of the work begins: `Copying the disks`.
+    fn stage(&self, what: &str);
+    /// A detail, for those who asked to hear all.
+    fn detail(&self, what: &str);
+    /// What the user should look at.
+    fn warning(&self, what: &str);
+    /// The console of the result while it boots.
+    fn console(&self, bytes: &[u8]);
+}
