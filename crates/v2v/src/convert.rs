@@ -239,7 +239,13 @@ impl Prepared {
     }
 
     /// Makes all changes on the copied disks, in one appliance.
-    fn apply(&self, source: &Source, staged: &Staged<'_>, targets: &[Arc<dyn ImageMut>], host: &Host<'_>) -> Result<Vec<crate::staged::Ran>> {
+    fn apply(
+        &self,
+        source: &Source,
+        staged: &Staged<'_>,
+        targets: &[Arc<dyn ImageMut>],
+        host: &Host<'_>,
+    ) -> Result<Vec<crate::staged::Ran>> {
         if staged.is_unchanged() {
             return Ok(Vec::new());
         }
@@ -333,7 +339,13 @@ fn machine(request: &Request, source: &Source, prepared: &Prepared, name: String
     }
 }
 
-fn check_boot(machine: &Machine, targets: &[Arc<dyn ImageMut>], folder: &Folder, patience: Duration, host: &Host<'_>) -> Result<BootReport> {
+fn check_boot(
+    machine: &Machine,
+    targets: &[Arc<dyn ImageMut>],
+    folder: &Folder,
+    patience: Duration,
+    host: &Host<'_>,
+) -> Result<BootReport> {
     let overlay = |target: &Arc<dyn ImageMut>| {
         let overlay = Overlay::in_folder(target.clone() as Arc<dyn Image>, folder.work())?;
         Ok(Arc::new(overlay) as Arc<dyn ImageMut>)

@@ -4,16 +4,21 @@
 
 pub mod bootcheck;
 pub mod bootloader;
+pub mod convert;
 pub mod disk_build;
 mod error;
 pub mod guest;
 pub mod input;
 pub mod layout;
+pub mod options;
 pub mod output;
+pub mod plan;
+pub mod report;
 pub mod source;
 pub mod staged;
 pub mod step;
 pub mod steps;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -174,7 +174,14 @@ impl Plan {
         let guest = &self.guest;
         writeln!(out, "Guest {} ({})", clean(&guest.name), clean(&guest.origin))?;
         writeln!(out, "  {}, {}; {}", clean(&guest.system), guest.arch, clean(&guest.boot))?;
-        writeln!(out, "  {} MiB of memory, {} processors, {} disks, {} NICs", guest.memory_mib, guest.vcpus, guest.disks.len(), guest.macs.len())?;
+        writeln!(
+            out,
+            "  {} MiB of memory, {} processors, {} disks, {} NICs",
+            guest.memory_mib,
+            guest.vcpus,
+            guest.disks.len(),
+            guest.macs.len()
+        )?;
         writeln!(out, "\nDisks")?;
         for disk in &self.disks {
             writeln!(out, "  {}  {}, {}", disk.device, size::human(disk.size), disk.table)?;

@@ -36,9 +36,9 @@ pub fn receive(stream: Box<dyn DiskStream>, source: &Source, place: &Place<'_>, 
     let mut end: u64 = 0;
     for disk in &source.disks {
         starts.push(end);
-        end = disk.size.checked_next_multiple_of(ALIGNMENT).and_then(|len| end.checked_add(len)).filter(|e| *e < 1 << 60).ok_or_else(|| {
-            Error::Invalid(format!("{}: disk {} says that it has {} bytes, which is too large", source.name, disk.target, disk.size))
-        })?;
+        end = disk.size.checked_next_multiple_of(ALIGNMENT).and_then(|len| end.checked_add(len)).filter(|e| *e < 1 << 60).ok_or_else(
+            || Error::Invalid(format!("{}: disk {} says that it has {} bytes, which is too large", source.name, disk.target, disk.size)),
+        )?;
     }
     let storage = match place {
         Place::Folder(folder) => FileStorage::create(folder.join("stream.qcow2"))?,

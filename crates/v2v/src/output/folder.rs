@@ -4,10 +4,12 @@
 //! files are then renamed into place, disks first and `NAME.xml` last: where that is, the result is whole. What a killed
 //! conversion left behind is not locked, and the next one of that name removes it.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::{Error, Result};
 
@@ -15,8 +17,8 @@ use crate::{Error, Result};
 pub struct Folder {
     target: PathBuf,
     work: PathBuf,
-    /// Holds the lock.
-    lock: File,
+    /// Holds the lock until it is closed.
+    _lock: File,
     made_target: bool,
     committed: bool,
 }
@@ -43,7 +45,7 @@ impl Folder {
                 return Err(failed(&work, "create", e));
             }
         };
-        let folder = Folder { target, work, lock, made_target, committed: false };
+        let folder = Folder { target, work, _lock: lock, made_target, committed: false };
         empty(&folder.work).map_err(|e| failed(&folder.work, "clean up", e))?;
         Ok(folder)
     }
@@ -124,7 +126,6 @@ impl Drop for Folder {
             // Only goes when it is empty.
             let _ = fs::remove_dir(&self.target);
         }
-        let _ = self.lock.unlock();
     }
 }
 
@@ -142,10 +143,10 @@ fn lock(work: &Path) -> io::Result<Option<File>> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
         };
-        match file.try_lock() {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(e)) => return Err(e),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(e.into()),
         }
         // The one before may have removed it between opening and locking.
         let (mine, there) = (file.metadata()?, work.metadata());
