@@ -17,12 +17,14 @@ use crate::bootcheck::{self, BootReport};
 use crate::disk_build;
 use crate::layout::Layout;
 use crate::options::{Host, Request};
-use crate::output::{Folder, Machine, MachineDisk, libvirt, names, script};
+use crate::output::{DiskFormat, Folder, Machine, MachineDisk, libvirt, names, script};
 use crate::plan::{self, Plan};
 use crate::report::{Clock, Ran, Report};
 use crate::source::{Boot, Source};
 use crate::staged::Staged;
+use crate::start::{Start, place_of};
 use crate::step::{self, Context};
+use crate::stream::Spool;
 use crate::{Error, Result, input, steps, stream};
 
 /// Files of the Xen host and packages are no larger.
@@ -43,8 +45,8 @@ pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
     let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
     let prepared = Prepared::new(request, &source, &guest)?;
     let options = step_options(request, &source)?;
-    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
-    Ok(prepared.plan(&source, &context, files(request, &name, &prepared.layout)))
+    let (context, start) = clock.stage("Planning", || prepared.run_steps(request, &source, &options, &guest))?;
+    Ok(prepared.plan(&source, &context, &start, files(request, &name, &prepared.layout)))
 }
 
 /// Converts a guest.
@@ -58,25 +60,29 @@ pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
     if !request.force {
         folder.check_free(&[format!("{name}.xml")])?;
     }
+    let mut spool = None;
     if let Some(stream) = stream {
         let place = stream::Place::Folder(folder.work());
-        let spool = clock.stage("Reading the stream", || stream::receive(stream, &source, &place, host))?;
-        spool.attach(&mut source)?;
+        let received = clock.stage("Reading the stream", || stream::receive(stream, &source, &place, host))?;
+        received.attach(&mut source)?;
+        spool = Some(received);
     }
     let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
     let prepared = Prepared::new(request, &source, &guest)?;
     let options = step_options(request, &source)?;
-    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
+    let (context, start) = clock.stage("Planning", || prepared.run_steps(request, &source, &options, &guest))?;
     let files = files(request, &name, &prepared.layout);
     if !request.force {
         folder.check_free(&files)?;
     }
-    let plan = prepared.plan(&source, &context, files.iter().map(|f| folder.path_of(f).display().to_string()).collect());
+    let plan = prepared.plan(&source, &context, &start, files.iter().map(|f| folder.path_of(f).display().to_string()).collect());
     for warning in &plan.warnings {
         host.events.warning(warning);
     }
 
-    let targets = clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, &folder, &files))?;
+    let targets =
+        clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &files))?;
+    start.embed(&targets)?;
     stop_if_cancelled(host.progress)?;
     let ran = clock.stage("Changing the guest", || prepared.apply(&source, &context.fs, &targets, host))?;
     stop_if_cancelled(host.progress)?;
@@ -209,13 +215,20 @@ impl Prepared {
         Ok(Prepared { layout, inspection, volumes: guest.volumes.clone() })
     }
 
-    fn run_steps<'a>(&'a self, source: &'a Source, options: &'a step::Options, guest: &'a Guest) -> Result<Context<'a>> {
+    fn run_steps<'a>(
+        &'a self,
+        request: &Request,
+        source: &'a Source,
+        options: &'a step::Options,
+        guest: &'a Guest,
+    ) -> Result<(Context<'a>, Start)> {
         let mut context = Context::new(source, &self.layout, options, Staged::new(guest.fs()))?;
         steps::run_all(&mut context)?;
-        Ok(context)
+        let start = Start::prepare(&mut context, &self.inspection, &self.volumes, request.keep_layout)?;
+        Ok((context, start))
     }
 
-    fn plan(&self, source: &Source, context: &Context<'_>, outputs: Vec<String>) -> Plan {
+    fn plan(&self, source: &Source, context: &Context<'_>, start: &Start, outputs: Vec<String>) -> Plan {
         let mut warnings = source.warnings.clone();
         for step in &context.reports {
             warnings.extend(step.warnings.iter().map(|w| format!("{}: {w}", step.name)));
@@ -229,7 +242,7 @@ impl Prepared {
                 ..plan::Guest::of(source)
             },
             disks: plan::disks(&self.layout, source),
-            boot_loader: String::new(),
+            boot_loader: start.about.clone(),
             steps: context.reports.clone(),
             files: context.fs.diff(),
             commands: context.fs.commands().iter().map(command).collect(),
@@ -252,8 +265,7 @@ impl Prepared {
         let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), false)?;
         for mount in &self.inspection.mounts {
             let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
-            let place = self.layout.volumes().find(|v| v.disk == volume.disk && v.source_offset == volume.start);
-            let Some(place) = place else {
+            let Some(place) = place_of(&self.layout, &self.volumes, mount.volume) else {
                 return Err(Error::Invalid(format!("{}: {} has no place on the new disks", source.name, volume.device)));
             };
             let subvolume = mount.options.split(|b| *b == b',').find(|o| o.starts_with(b"subvol"));
@@ -274,16 +286,25 @@ fn copy_disks(
     host: &Host<'_>,
     source: &Source,
     layout: &Layout,
+    spool: Option<&Spool>,
     folder: &Folder,
     files: &[String],
 ) -> Result<Vec<Arc<dyn ImageMut>>> {
-    let total = Total::new(host.progress, layout.disks.iter().flat_map(disk_build::moves).map(|m| m.len).sum());
+    // The largest disk is made of the spool itself, after all others were copied from there.
+    let spool = spool.filter(|_| request.format == DiskFormat::Qcow2 && !request.preallocated);
+    let moved = (0..layout.disks.len()).max_by_key(|i| layout.disks[*i].size).filter(|_| spool.is_some());
+    let copied = || layout.disks.iter().zip(files).enumerate().filter(|(index, _)| Some(*index) != moved);
+    let total = Total::new(host.progress, copied().flat_map(|(_, (disk, _))| disk_build::moves(disk)).map(|m| m.len).sum());
     let mut targets = Vec::new();
-    for (disk, file) in layout.disks.iter().zip(files) {
+    for (_, (disk, file)) in copied() {
         let target = create(request, host, &folder.work().join(file), disk.size)?;
         let options = copy::Options { target_is_zero: true, ..copy::Options::default() };
         disk_build::build(source, disk, target.as_ref(), &options, &total)?;
         targets.push(target);
+    }
+    if let Some((spool, index)) = spool.zip(moved) {
+        let (disk, file) = (&layout.disks[index], &files[index]);
+        targets.insert(index, stream::become_disk(spool, disk, folder.work(), file, host)?);
     }
     Ok(targets)
 }

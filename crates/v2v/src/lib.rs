@@ -16,6 +16,7 @@ pub mod plan;
 pub mod report;
 pub mod source;
 pub mod staged;
+mod start;
 pub mod step;
 pub mod steps;
 mod stream;

@@ -3,17 +3,23 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use imgcore::formats::CreateOptions;
+use imgcore::formats::{CreateOptions, OpenContext};
+use imgcore::qcow2::{Move, Qcow2};
 use imgcore::storage::FileStorage;
-use imgcore::{Image, ImageMut, Slice};
+use imgcore::{Image, ImageMut, NoGate, OpenOptions, Slice};
 
+use crate::disk_build;
 use crate::input::DiskStream;
+use crate::layout::TargetDisk;
 use crate::options::Host;
 use crate::source::Source;
 use crate::{Error, Result};
 
 /// Disks lie this far apart in the spool: what one L2 table of qcow2 maps, so that none belongs to two disks.
 const ALIGNMENT: u64 = 512 << 20;
+
+/// The spool's name in its folder.
+const FILE: &str = "stream.qcow2";
 
 /// Where to spool.
 pub enum Place<'a> {
@@ -41,7 +47,7 @@ pub fn receive(stream: Box<dyn DiskStream>, source: &Source, place: &Place<'_>, 
         )?;
     }
     let storage = match place {
-        Place::Folder(folder) => FileStorage::create(folder.join("stream.qcow2"))?,
+        Place::Folder(folder) => FileStorage::create(folder.join(FILE))?,
         Place::Nameless(folder) => {
             let name = format!("{}/(stream)", folder.display());
             let file = tempfile::tempfile_in(folder).map_err(|source| Error::Io { file: name.clone(), action: "create", source })?;
@@ -73,4 +79,24 @@ impl Spool {
         }
         Ok(())
     }
+}
+
+/// Makes one target disk, `file`, of the spool in `folder` by moving its clusters: nothing is copied. The source's disks can't be
+/// read afterwards.
+pub fn become_disk(spool: &Spool, disk: &TargetDisk, folder: &Path, file: &str, host: &Host<'_>) -> Result<Arc<dyn ImageMut>> {
+    let moves = disk_build::moves(disk).into_iter().map(|m| {
+        let start = spool.starts.get(m.disk).and_then(|s| s.checked_add(m.source_offset));
+        let source = start.ok_or_else(|| Error::Invalid(format!("{file}: no disk {} was received", m.disk)))?;
+        Ok(Move { source, target: m.target_offset, len: m.len })
+    });
+    let moves = moves.collect::<Result<Vec<_>>>()?;
+    let path = folder.join(file);
+    std::fs::rename(folder.join(FILE), &path).map_err(|source| Error::Io { file: path.display().to_string(), action: "rename", source })?;
+    let options = OpenOptions::new(&NoGate);
+    let storage = Arc::new(FileStorage::open_writable(&path)?);
+    let mut image = Qcow2::open_mut(storage, &OpenContext::new(host.formats, &options, false))?;
+    image.remap(disk.size, &moves)?;
+    disk_build::write_table(disk, &image)?;
+    disk_build::write_swaps(disk, &image)?;
+    Ok(Arc::new(image))
 }

@@ -168,7 +168,7 @@ pub struct OpenContext<'a> {
 
 impl<'a> OpenContext<'a> {
     /// The context of the first image of a chain.
-    pub(super) fn new(formats: &'a Formats, options: &'a OpenOptions<'a>, guessed: bool) -> Self {
+    pub fn new(formats: &'a Formats, options: &'a OpenOptions<'a>, guessed: bool) -> Self {
         OpenContext { formats, options, guessed, chain: Vec::new() }
     }
 
