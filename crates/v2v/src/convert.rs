@@ -22,7 +22,6 @@ use crate::plan::{self, Plan};
 use crate::report::{Clock, Ran, Report};
 use crate::source::{Boot, Source};
 use crate::staged::Staged;
-use crate::start::{Start, place_of};
 use crate::step::{self, Context};
 use crate::stream::Spool;
 use crate::{Error, Result, input, steps, stream};
@@ -45,8 +44,8 @@ pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
     let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
     let prepared = Prepared::new(request, &source, &guest)?;
     let options = step_options(request, &source)?;
-    let (context, start) = clock.stage("Planning", || prepared.run_steps(request, &source, &options, &guest))?;
-    Ok(prepared.plan(&source, &context, &start, files(request, &name, &prepared.layout)))
+    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
+    Ok(prepared.plan(&source, &context, files(request, &name, &prepared.layout)))
 }
 
 /// Converts a guest.
@@ -70,19 +69,23 @@ pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
     let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
     let prepared = Prepared::new(request, &source, &guest)?;
     let options = step_options(request, &source)?;
-    let (context, start) = clock.stage("Planning", || prepared.run_steps(request, &source, &options, &guest))?;
+    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
     let files = files(request, &name, &prepared.layout);
     if !request.force {
         folder.check_free(&files)?;
     }
-    let plan = prepared.plan(&source, &context, &start, files.iter().map(|f| folder.path_of(f).display().to_string()).collect());
+    let plan = prepared.plan(&source, &context, files.iter().map(|f| folder.path_of(f).display().to_string()).collect());
     for warning in &plan.warnings {
         host.events.warning(warning);
     }
 
     let targets =
         clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &files))?;
-    start.embed(&targets)?;
+    if let (Some(grub), Some(place)) = (&context.facts.grub, &context.facts.boot_place)
+        && let Some(target) = targets.get(place.disk)
+    {
+        grub.embed(target.as_ref(), place)?;
+    }
     stop_if_cancelled(host.progress)?;
     let ran = clock.stage("Changing the guest", || prepared.apply(&source, &context.fs, &targets, host))?;
     stop_if_cancelled(host.progress)?;
@@ -151,7 +154,7 @@ fn open(request: &Request, source: &Source, host: &Host<'_>) -> Result<Guest> {
     let disks = source.disks.iter().map(disk).collect::<Result<_>>()?;
     let log = |what: &str| host.events.detail(what);
     let options = OpenOptions { appliance: Some(host.engine), root: request.root.as_deref(), log: &log, ..Default::default() };
-    Ok(Guest::open(disks, &options).map_err(|e| Error::Invalid(format!("{}: {e}", source.name)))?)
+    Guest::open(disks, &options).map_err(|e| Error::Invalid(format!("{}: {e}", source.name)))
 }
 
 /// What the steps are asked for: the Xen host's kernel, and packages.
@@ -215,20 +218,13 @@ impl Prepared {
         Ok(Prepared { layout, inspection, volumes: guest.volumes.clone() })
     }
 
-    fn run_steps<'a>(
-        &'a self,
-        request: &Request,
-        source: &'a Source,
-        options: &'a step::Options,
-        guest: &'a Guest,
-    ) -> Result<(Context<'a>, Start)> {
+    fn run_steps<'a>(&'a self, source: &'a Source, options: &'a step::Options, guest: &'a Guest) -> Result<Context<'a>> {
         let mut context = Context::new(source, &self.layout, options, Staged::new(guest.fs()))?;
         steps::run_all(&mut context)?;
-        let start = Start::prepare(&mut context, &self.inspection, &self.volumes, request.keep_layout)?;
-        Ok((context, start))
+        Ok(context)
     }
 
-    fn plan(&self, source: &Source, context: &Context<'_>, start: &Start, outputs: Vec<String>) -> Plan {
+    fn plan(&self, source: &Source, context: &Context<'_>, outputs: Vec<String>) -> Plan {
         let mut warnings = source.warnings.clone();
         for step in &context.reports {
             warnings.extend(step.warnings.iter().map(|w| format!("{}: {w}", step.name)));
@@ -242,7 +238,7 @@ impl Prepared {
                 ..plan::Guest::of(source)
             },
             disks: plan::disks(&self.layout, source),
-            boot_loader: start.about.clone(),
+            boot_loader: context.facts.boot_loader.clone(),
             steps: context.reports.clone(),
             files: context.fs.diff(),
             commands: context.fs.commands().iter().map(command).collect(),
@@ -265,7 +261,8 @@ impl Prepared {
         let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), false)?;
         for mount in &self.inspection.mounts {
             let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
-            let Some(place) = place_of(&self.layout, &self.volumes, mount.volume) else {
+            let place = self.layout.volumes().find(|v| v.disk == volume.disk && v.source_offset == volume.start);
+            let Some(place) = place else {
                 return Err(Error::Invalid(format!("{}: {} has no place on the new disks", source.name, volume.device)));
             };
             let subvolume = mount.options.split(|b| *b == b',').find(|o| o.starts_with(b"subvol"));

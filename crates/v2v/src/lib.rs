@@ -16,7 +16,6 @@ pub mod plan;
 pub mod report;
 pub mod source;
 pub mod staged;
-mod start;
 pub mod step;
 pub mod steps;
 mod stream;

@@ -1,0 +1,268 @@
+//! The command line of `v2v`: its own long options, and virt-v2v's words (`-i`, `-o`, `-os`, `-of`, `-oa`, `-on`).
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use v2v::input::DiskFile;
+use v2v::options::Request;
+use v2v::output::{DiskFormat, Plug, PlugRule};
+
+use crate::common::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  v2v --from xen --to kvm /etc/xen/web.cfg -os /var/lib/libvirt/images
+      converts a guest by its xl or xm configuration
+  v2v web.xva -os out --check-boot
+      converts an export of XenServer or XCP-ng, and starts the result once to see that it boots
+  ssh xenserver xe vm-export vm=web filename= | v2v - -os out
+      converts an export while it is made: no copy of it is kept
+  v2v --plan web.cfg
+      shows everything that would be changed, and changes nothing
+  v2v web.cfg -os out --disk xvda2=/mnt/backup/web-root.img
+      takes a disk from elsewhere than the configuration says
+  v2v web.cfg -os out --kernel-package linux-image-amd64.deb
+      gives a kernel to a guest that has none of its own
+
+Written are DIR/NAME-vda.qcow2 (-vdb, …), DIR/NAME.xml for 'virsh define', and DIR/NAME-run.sh, which starts the guest in QEMU.
+NAME.xml comes last: where it is, the result is whole. The source is only read.";
+
+/// Converts guests from Xen to KVM.
+#[derive(Debug, Parser)]
+#[command(name = "v2v", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Args {
+    /// The guest: an xl or xm configuration, a libvirt XML, an XVA (file or folder), a disk image, or '-' for an XVA on
+    /// standard input
+    #[arg(value_name = "GUEST")]
+    pub guest: PathBuf,
+
+    /// The hypervisor that the guest comes from
+    #[arg(long, value_name = "HYPERVISOR", default_value = "xen", value_parser = ["xen"])]
+    pub from: String,
+
+    /// The hypervisor that it goes to
+    #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm"])]
+    pub to: String,
+
+    /// What GUEST is; found out by its content if not given
+    #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto")]
+    pub input: String,
+
+    /// How the result is handed over: files in a folder
+    #[arg(short = 'o', long = "output", value_name = "MODE", default_value = "local")]
+    pub output: String,
+
+    /// The folder of the result (also -os)
+    #[arg(long, value_name = "DIR", required_unless_present = "plan")]
+    pub out: Option<PathBuf>,
+
+    /// The format of its disks (also -of)
+    #[arg(long, value_name = "FORMAT", default_value = "qcow2")]
+    pub format: Format,
+
+    /// How room for its disks is taken (also -oa)
+    #[arg(long, value_name = "MODE", default_value = "sparse")]
+    pub allocation: Allocation,
+
+    /// Its name (also -on); the source's if not given
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Replace a result of that name
+    #[arg(long)]
+    pub force: bool,
+
+    /// A disk that the source does not name, or names wrongly: xvda2=FILE, with ',format=raw' behind it if need be
+    #[arg(long, value_name = "[TARGET=]FILE")]
+    pub disk: Vec<String>,
+
+    /// The root filesystem, where there are several systems: /dev/xvda2, UUID=…
+    #[arg(long, value_name = "DEVICE")]
+    pub root: Option<String>,
+
+    /// Whether volumes become partitions of one bootable disk, or every disk stays as it is
+    #[arg(long, value_name = "LAYOUT", default_value = "merge")]
+    pub layout: LayoutArg,
+
+    /// The Xen host's kernel, for a guest without one of its own
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// The ramdisk that belongs to --kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub ramdisk: Option<PathBuf>,
+
+    /// A kernel package to install in the guest, offline; what it depends on as well
+    #[arg(long, value_name = "DEB", num_args = 1..)]
+    pub kernel_package: Vec<PathBuf>,
+
+    /// Where NICs are plugged in: a bridge, or OLD:NEW for those of one bridge or network
+    #[arg(long, value_name = "[OLD:]BRIDGE")]
+    pub bridge: Vec<String>,
+
+    /// Where NICs are plugged in: a network of libvirt, or OLD:NEW
+    #[arg(long, value_name = "[OLD:]NETWORK")]
+    pub network: Vec<String>,
+
+    /// Let images name files in this folder too, not only in their own
+    #[arg(long, value_name = "DIR")]
+    pub allow_path: Vec<PathBuf>,
+
+    /// Show every change as a diff, and change nothing
+    #[arg(long)]
+    pub plan: bool,
+
+    /// Start the result on a throw-away overlay and wait for its login prompt, for so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "300")]
+    pub check_boot: Option<u64>,
+
+    /// Write what was found, done and measured as JSON
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+
+    /// Print the plan or the report as JSON on standard output
+    #[arg(long)]
+    pub json: bool,
+
+    /// Say what is done and why, and show the console of --check-boot
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// The format of disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Qcow2,
+    Raw,
+}
+
+/// How room is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allocation {
+    Sparse,
+    Preallocated,
+}
+
+/// What becomes of disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LayoutArg {
+    Merge,
+    Keep,
+}
+
+/// virt-v2v's words of several letters behind one dash, which clap does not know.
+const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name")];
+
+/// Writes virt-v2v's words as long options.
+pub(crate) fn translated(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut rest = false;
+    let word = |argument: OsString| {
+        rest |= argument == "--";
+        let text = argument.to_str().filter(|_| !rest).unwrap_or_default();
+        let (name, value) = text.split_once('=').map_or((text, None), |(n, v)| (n, Some(v)));
+        match (WORDS.iter().find(|(short, _)| *short == name), value) {
+            (Some((_, long)), None) => (*long).into(),
+            (Some((_, long)), Some(value)) => format!("{long}={value}").into(),
+            (None, _) => argument,
+        }
+    };
+    arguments.map(word).collect()
+}
+
+impl Args {
+    /// What is asked for, in the library's words.
+    pub fn request(&self) -> Result<Request, Failure> {
+        if self.output != "local" {
+            return Err(Failure::new(format!("-o {}: no such output", self.output))
+                .hint("use '-o local -os DIR', then 'virsh define DIR/NAME.xml' to hand the guest over to libvirt"));
+        }
+        let plugs = |texts: &[String], plug: fn(String) -> Plug| texts.iter().map(|t| PlugRule::parse(t, plug)).collect::<Vec<_>>();
+        Ok(Request {
+            guest: self.guest.clone(),
+            input: self.input.clone(),
+            disks: self.disk.iter().map(|d| DiskFile::parse(d)).collect::<Result<_, _>>()?,
+            allow: self.allow_path.clone(),
+            kernel: self.kernel.clone(),
+            ramdisk: self.ramdisk.clone(),
+            kernel_packages: self.kernel_package.clone(),
+            root: self.root.clone(),
+            keep_layout: self.layout == LayoutArg::Keep,
+            out: self.out.clone().unwrap_or_else(|| ".".into()),
+            format: if self.format == Format::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 },
+            preallocated: self.allocation == Allocation::Preallocated,
+            name: self.name.clone(),
+            force: self.force,
+            plugs: [plugs(&self.bridge, Plug::Bridge), plugs(&self.network, Plug::Network)].concat(),
+            check_boot: self.check_boot.map(Duration::from_secs),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(words: &[&str]) -> Args {
+        Args::try_parse_from(translated(std::iter::once("v2v").chain(words.iter().copied()).map(OsString::from))).unwrap()
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn words_of_virt_v2v() {
+        let args = parse(&[
+            "--from",
+            "xen",
+            "--to",
+            "kvm",
+            "-i",
+            "xlcfg",
+            "web.cfg",
+            "-o",
+            "local",
+            "-os",
+            "out",
+            "-of",
+            "raw",
+            "-oa",
+            "preallocated",
+            "-on=new",
+        ]);
+        assert_eq!(args.guest, PathBuf::from("web.cfg"));
+        let request = args.request().unwrap();
+        assert_eq!((request.input.as_str(), request.out, request.format), ("xlcfg", PathBuf::from("out"), DiskFormat::Raw));
+        assert!(request.preallocated);
+        assert_eq!(request.name.as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn the_short_form() {
+        let args = parse(&["-", "-os", "out", "--check-boot", "--disk", "xvda2=x"]);
+        assert_eq!(args.guest, PathBuf::from("-"));
+        assert_eq!(args.check_boot, Some(300));
+        assert_eq!(parse(&["x", "-os", "out", "--check-boot=60"]).check_boot, Some(60));
+        assert!(parse(&["--plan", "x"]).out.is_none());
+        let after_dashes = translated(["--", "-os"].into_iter().map(OsString::from));
+        assert_eq!(after_dashes, ["--", "-os"]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_an_error() {
+        for words in [&["x"][..], &["x", "-os"], &["x", "-os", "out", "--from", "vmware"], &["x", "-os", "out", "-v", "-q"]] {
+            let words = std::iter::once("v2v").chain(words.iter().copied()).map(OsString::from);
+            assert!(Args::try_parse_from(translated(words)).is_err());
+        }
+        let failure = parse(&["x", "-os", "out", "-o", "libvirt"]).request().unwrap_err();
+        assert_eq!(failure.message(), "-o libvirt: no such output");
+    }
+}
