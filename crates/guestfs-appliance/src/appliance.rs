@@ -61,7 +61,7 @@ impl Appliance {
         };
         let scsi = disks.len() > MAX_VIRTIO_BLK;
         let mut builder = Builder::new()?;
-        self.machine(&mut builder, &files, scsi);
+        self.machine(&mut builder, &files);
         let port = builder.dir().join("agent.sock");
         let listener =
             UnixListener::bind(&port).map_err(|e| Error::Appliance { what: format!("{}: {e}", port.display()), console: String::new() })?;
@@ -100,7 +100,7 @@ impl Appliance {
         Ok(session)
     }
 
-    fn machine(&self, builder: &mut Builder, files: &Files, scsi: bool) {
+    fn machine(&self, builder: &mut Builder, files: &Files) {
         let khz = sys::tsc_khz();
         // Each word saves time: no measuring of clocks, no timers and devices that nobody uses, a reset that is
         // QEMU's end, and a panic that is one, too.
@@ -112,10 +112,7 @@ impl Appliance {
         builder.args(["-M", "microvm,acpi=off", "-accel", "tcg", "-cpu", "max", "-m", &memory]);
         builder.args(["-global", "virtio-mmio.force-legacy=false"]);
         builder.args([std::ffi::OsStr::new("-kernel"), files.kernel.as_os_str(), "-initrd".as_ref(), files.initramfs.as_os_str()]);
-        builder.args(["-append", append.trim_end()]);
-        if scsi {
-            builder.args(["-global", "virtio-scsi-device.max_lun=255"]);
-        }
+        builder.args(["-append", append.as_str()]);
     }
 }
 
