@@ -5,10 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use guestfs::{Ext, FileType, GuestFs, Stat, show};
 use similar::TextDiff;
 
-use super::{Op, Staged};
+use super::{Op, Staged, path};
 
 /// Files above this are not compared line by line.
 const TEXT_LIMIT: u64 = 512 << 10;
+
+/// More new files than this in one directory are told as one.
+const CROWD: usize = 20;
+
+struct Crowd {
+    dir: Vec<u8>,
+    first: Vec<u8>,
+    files: usize,
+    bytes: u64,
+}
 
 /// What happens to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -49,16 +59,57 @@ impl Staged<'_> {
                 }
             }
         }
-        touched.into_iter().filter_map(|(path, steps)| self.diff_of(path, steps)).collect()
+        let mut diffs: Vec<FileDiff> = Vec::new();
+        let crowds = self.crowds();
+        for (path, steps) in touched {
+            match crowds.iter().find(|c| path::parent(path) == Some(&c.dir)) {
+                None => diffs.extend(self.diff_of(path, steps)),
+                Some(crowd) if crowd.first == path => {
+                    let text = format!("{} new files, {}\n", crowd.files, imgcore::size::human(crowd.bytes));
+                    diffs.push(FileDiff { path: show(&path::join(&crowd.dir, b"")), kind: Kind::Added, steps, text });
+                }
+                Some(_) => {}
+            }
+        }
+        diffs
+    }
+
+    /// Directories with many new files and nothing else that is touched, which are told as one.
+    fn crowds(&self) -> Vec<Crowd> {
+        let mut dirs: BTreeMap<&[u8], Vec<&[u8]>> = BTreeMap::new();
+        for change in self.changes() {
+            if let Some(dir) = path::parent(change.op.path()) {
+                dirs.entry(dir).or_default().push(change.op.path());
+            }
+        }
+        let mut crowds = Vec::new();
+        for (dir, mut paths) in dirs {
+            paths.sort();
+            paths.dedup();
+            let new = |p: &&&[u8]| self.base.lstat(p).is_err();
+            let Some(first) = paths.first().filter(|_| paths.len() > CROWD && paths.iter().all(|p| new(&p))) else { continue };
+            let sizes: Vec<u64> = paths.iter().filter_map(|p| self.lstat(p).ok()).map(|s| s.size).collect();
+            crowds.push(Crowd { dir: dir.to_vec(), first: first.to_vec(), files: sizes.len(), bytes: sizes.iter().sum() });
+        }
+        crowds
     }
 
     /// The files that one step changed, in order of name; directories that had to be made for them are not told.
     pub fn paths_of(&self, step: &str) -> Vec<String> {
+        let crowds = self.crowds();
         let paths: BTreeSet<&[u8]> = {
             let of_step = self.changes().iter().filter(|c| c.step == step && !matches!(c.op, Op::Mkdir { .. }));
             of_step.map(|c| c.op.path()).collect()
         };
-        paths.into_iter().map(show).collect()
+        let mut told: Vec<String> = paths
+            .into_iter()
+            .map(|p| match crowds.iter().find(|c| path::parent(p) == Some(&c.dir)) {
+                Some(crowd) => show(&path::join(&crowd.dir, b"")),
+                None => show(p),
+            })
+            .collect();
+        told.dedup();
+        told
     }
 
     fn diff_of(&self, path: &[u8], steps: Vec<&'static str>) -> Option<FileDiff> {

@@ -135,3 +135,17 @@ fn diffs_tell_text_binary_links_and_modes() {
     assert_eq!(of("/etc/up").unwrap().0, Kind::Removed);
     assert_eq!(diff.len(), 5);
 }
+
+#[test]
+fn many_new_files_of_one_directory_are_told_as_one() {
+    let base = guest();
+    let mut fs = Staged::new(&base);
+    fs.begin("bootloader");
+    for i in 0..30 {
+        fs.put(format!("/boot/grub/i386-pc/{i}.mod").as_bytes(), b"1234", None).unwrap();
+    }
+    let told: Vec<_> = fs.diff().into_iter().map(|d| (d.path, d.text)).collect();
+    assert_eq!(told.last().unwrap(), &("/boot/grub/i386-pc/".to_string(), "30 new files, 120 B\n".to_string()));
+    assert_eq!(told.len(), 4, "{told:?}");
+    assert_eq!(fs.paths_of("bootloader"), ["/boot/grub/i386-pc/"]);
+}

@@ -1,14 +1,16 @@
 //! A boot loader that a BIOS can start, where the guest has none: Xen needed none.
 
-use guestfs::{GuestFs, GuestFsMut};
+use guestfs::{Ext, GuestFs, GuestFsMut};
 
 use crate::Result;
 use crate::bootloader::{BootPlace, Configured, Grub, install_files, starts_by_itself};
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{Truth, truth};
+use crate::guest::kernels::compare_versions;
 use crate::layout::Table;
 use crate::source::Boot;
 use crate::step::{Context, Step};
+use crate::steps::grub_legacy;
 
 pub(super) const STEP: Step = Step {
     name: "bootloader",
@@ -43,8 +45,9 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         Some(grub) => grub.clone(),
         None => Grub::find(None).map_err(|e| cx.fail(e.to_string()))?,
     };
+    let given = unmaintained_menu(cx)?;
     set_leftovers_aside(cx)?;
-    let (root, options) = cmdline(cx)?;
+    let (root, options) = cmdline(cx, given)?;
     let configured = install_files(&mut cx.fs, &grub, &place, &root, &options)?;
     let menu = match configured {
         Configured::GrubCfg => "with the guest's own grub.cfg",
@@ -82,19 +85,40 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The root and the other words of the command line for a guest without a configuration of its own: what Xen's configuration said.
-fn cmdline(cx: &Context<'_>) -> Result<(String, String)> {
+/// A menu.lst that nothing in the guest keeps up to date (Debian 13 has no grub-legacy) would start the kernel of today until that is removed: it
+/// is kept under another name. Returns the command line of its default entry.
+///
+/// One whose default is not the newest kernel was made so by a person, and stays.
+fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
+    let Truth::MenuLst(path) = truth(&cx.fs, &cx.packages) else { return Ok(None) };
+    let updater = ["/usr/sbin/update-grub", "/sbin/update-grub"].iter().any(|p| cx.fs.is_file(p.as_bytes()));
+    let newest = cx.facts.kernels.iter().max_by(|a, b| compare_versions(&a.version, &b.version));
+    let Some(args) = grub_legacy::default_args(cx, &path)? else { return Ok(None) };
+    if updater || cx.facts.kernel.as_ref() != newest {
+        return Ok(None);
+    }
+    let kept = format!("{path}.xen");
+    cx.fs.rename(path.as_bytes(), kept.as_bytes())?;
+    cx.note(format!(
+        "nothing in the guest keeps {path} up to date: it is kept as {kept}, and its default entry's options are used for every kernel"
+    ));
+    Ok(Some(args))
+}
+
+/// The root and the other words of the command line for a guest without a configuration of its own: what `given` or Xen's configuration said.
+fn cmdline(cx: &Context<'_>, given: Option<String>) -> Result<(String, String)> {
     let by_name = cx.facts.kernel.as_ref().is_some_and(|k| k.initrd.is_none());
     let spec = cx.root_spec()?;
     let spec = match (by_name, cx.mounted("/")?) {
         (true, Some(volume)) => Some(format!("/dev/{}", volume.target_device)),
         _ => spec,
     };
-    let given = match &cx.source.boot {
-        Boot::Direct { cmdline, .. } => cmdline.as_str(),
-        _ => "",
+    let given = match (given, &cx.source.boot) {
+        (Some(given), _) => given,
+        (None, Boot::Direct { cmdline, .. }) => cmdline.clone(),
+        _ => String::new(),
     };
-    let line = Rewrite { root: spec.as_deref(), by_name, ..cx.rewrite() }.whole(given);
+    let line = Rewrite { root: spec.as_deref(), by_name, ..cx.rewrite() }.whole(&given);
     let (root, rest): (Vec<_>, Vec<_>) = line.split_ascii_whitespace().partition(|w| w.starts_with("root="));
     let root = root.last().and_then(|w| w.strip_prefix("root=")).map(String::from).or(spec);
     let Some(root) = root else {
@@ -106,8 +130,6 @@ fn cmdline(cx: &Context<'_>) -> Result<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use guestfs::Ext;
-
     use super::*;
     use crate::step::Options;
     use crate::testing::{MemFs, ROOT_UUID, bzimage, run_step_with};
@@ -137,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_menu_lst_is_read_by_grub2() {
-        let base = guest().file("/boot/grub/menu.lst", "title x\nkernel /boot/vmlinuz-6.1\n");
+        let base = guest().file("/boot/grub/menu.lst", "title x\nkernel /boot/vmlinuz-6.1\n").file("/usr/sbin/update-grub", "");
         run_on(&base, |cx| {
             assert!(cx.show(GRUB_CFG).contains("legacy_configfile /boot/grub/menu.lst"));
             assert!(cx.fs.exists(b"/boot/grub/i386-pc/normal.mod"));
@@ -154,6 +176,23 @@ mod tests {
     }
 
     #[test]
+    fn a_menu_lst_that_nobody_updates_gives_its_options() {
+        let menu = "default 0\ntitle x\nroot (hd0,0)\nkernel /boot/vmlinuz-6.1 root=/dev/xvda2 ro my.option=1 console=hvc0\ninitrd /boot/initrd.img-6.1\n";
+        let base = guest().file("/boot/grub/menu.lst", menu);
+        run_on(&base, |cx| {
+            assert!(cx.show(GRUB_CFG).contains("my.option=1 console=tty0"));
+            assert!(cx.fs.exists(b"/boot/grub/menu.lst.xen") && !cx.fs.exists(b"/boot/grub/menu.lst"));
+        });
+        let pinned = base.file("/boot/vmlinuz-6.2", bzimage("6.2"));
+        let folder = tempfile::tempdir().unwrap();
+        run_step_with(&pinned, &options(folder.path()), &super::super::kernel::STEP, |cx| {
+            cx.run(&grub_legacy::STEP).unwrap();
+            cx.run(&STEP).unwrap();
+            assert!(cx.show(GRUB_CFG).contains("legacy_configfile"), "the default is an older kernel on purpose");
+        });
+    }
+
+    #[test]
     fn a_guest_without_any_configuration_gets_one_with_xens_command_line() {
         let folder = tempfile::tempdir().unwrap();
         let options = options(folder.path());
@@ -163,7 +202,7 @@ mod tests {
         let mut cx = Context::new(&source, &layout, &options, crate::staged::Staged::new(&base)).unwrap();
         cx.run(&super::super::kernel::STEP).unwrap();
         cx.run(&STEP).unwrap();
-        assert_eq!(cmdline(&cx).unwrap(), (format!("UUID={ROOT_UUID}"), "elevator=noop console=tty0 console=ttyS0,115200n8".into()));
+        assert_eq!(cmdline(&cx, None).unwrap(), (format!("UUID={ROOT_UUID}"), "elevator=noop console=tty0 console=ttyS0,115200n8".into()));
         assert!(cx.show(GRUB_CFG).contains("elevator=noop"));
         assert!(cx.facts.boot_loader.contains("finds the guest's kernels"));
     }

@@ -107,8 +107,15 @@ fn is_hypervisor(path: &str) -> bool {
     name.starts_with("xen") && !name.contains("vmlinuz")
 }
 
+/// The options of the kernel that the default entry starts.
+pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String>> {
+    let Some(text) = cx.text(path)? else { return Ok(None) };
+    Ok(entries(&text).into_iter().nth(default_of(cx, &text)).map(|e| e.args))
+}
+
 struct Entry {
     kernel: String,
+    args: String,
     initrd: bool,
 }
 
@@ -117,9 +124,11 @@ fn entries(text: &str) -> Vec<Entry> {
     for line in text.lines() {
         let parts = fields(line);
         match (parts.first().map(|w| w.1.to_ascii_lowercase()).as_deref(), entries.last_mut()) {
-            (Some("title"), _) => entries.push(Entry { kernel: String::new(), initrd: false }),
+            (Some("title"), _) => entries.push(Entry { kernel: String::new(), args: String::new(), initrd: false }),
             (Some("kernel"), Some(entry)) => {
-                entry.kernel = parts.iter().skip(1).find(|w| !w.1.starts_with("--")).map_or("", |w| w.1).into();
+                if let Some((range, path)) = parts.iter().skip(1).find(|w| !w.1.starts_with("--")) {
+                    (entry.kernel, entry.args) = (path.to_string(), line[range.end..].trim().into());
+                }
             }
             (Some("initrd"), Some(entry)) => entry.initrd = true,
             _ => {}
