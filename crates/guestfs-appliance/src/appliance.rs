@@ -83,7 +83,7 @@ impl Appliance {
             };
             let node = builder.disk(Content::Writable(image))?;
             let device = if scsi {
-                format!("scsi-hd,bus=scsi.0,channel=0,scsi-id=0,lun={number},drive={node}")
+                format!("scsi-hd,bus=scsi.0,channel=0,scsi-id={number},lun=0,drive={node}")
             } else {
                 format!("virtio-blk-device,drive={node}")
             };
@@ -91,7 +91,7 @@ impl Appliance {
         }
         let mut qemu = builder.start()?;
         let stream = qemu.accept(&listener, self.limits.boot)?;
-        let connection = match Connection::new(stream, self.limits.silence) {
+        let connection = match Connection::new(stream, self.limits.boot) {
             Ok(connection) => connection,
             Err(e) => return Err(qemu.error(&format!("the appliance's socket: {e}"))),
         };

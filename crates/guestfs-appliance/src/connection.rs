@@ -61,6 +61,12 @@ impl Connection {
         Ok(Connection { reader: BufReader::with_capacity(CHUNK, patient), writer: stream, payload: Vec::new(), next: 1 })
     }
 
+    /// How long the agent may be silent from now on.
+    pub fn set_silence(&mut self, silence: Duration) -> io::Result<()> {
+        self.reader.get_mut().silence = silence;
+        self.writer.set_write_timeout(Some(silence))
+    }
+
     /// Sends a request with its stream, if it has one, and hands what comes back to `take` until the reply.
     pub fn exchange(
         &mut self,

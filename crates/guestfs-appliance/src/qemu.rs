@@ -29,7 +29,7 @@ const PACKAGE: &str = "qemu-system-x86";
 /// Bytes of console that are kept for a message.
 const TAIL: usize = 8 << 10;
 /// Lines of it that are shown.
-const TAIL_LINES: usize = 12;
+const TAIL_LINES: usize = 30;
 
 /// What a machine is made of, collected before it starts.
 pub struct Builder {

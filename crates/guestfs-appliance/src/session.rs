@@ -61,8 +61,12 @@ impl ApplianceSession {
         let about = About { path: b"/", action: "start" };
         match self.exchange(about, request, &mut io::empty(), &mut no_data, self.limits.boot)? {
             Reply::Hello { version: protocol::VERSION, kernel } => {
-                self.lock().qemu.forget_sockets();
-                Ok(kernel)
+                let mut inner = self.lock();
+                inner.qemu.forget_sockets();
+                match inner.connection.set_silence(self.limits.silence) {
+                    Ok(()) => Ok(kernel),
+                    Err(e) => Err(inner.qemu.error(&format!("the appliance's socket: {e}"))),
+                }
             }
             Reply::Hello { version, .. } => Err(Error::Appliance {
                 what: format!(

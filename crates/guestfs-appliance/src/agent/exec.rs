@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, chroot, kill_process_group, pidfd_open, setsid, wait};
@@ -22,6 +22,9 @@ const IN_GUEST: &str = "guestlift-exec-in-guest";
 const HERE: &str = "guestlift-exec";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long killed processes may take to end.
+const REAPING: Duration = Duration::from_secs(10);
 
 /// What a command left.
 pub struct Ran {
@@ -84,9 +87,17 @@ fn end_everything() {
     }
 }
 
-/// Takes the status of every process that was left to us.
+/// Takes the status of every process that was left to us. All were killed; one that is deep in the kernel may need
+/// a moment, and one that hangs there is not waited for.
 fn reap() {
-    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+    let until = Instant::now() + REAPING;
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) => {}
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            _ => return,
+        }
+    }
 }
 
 /// The last bytes of a stream, [`OUTPUT_LIMIT`] at most.

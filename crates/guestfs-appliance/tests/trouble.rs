@@ -1,0 +1,185 @@
+//! An appliance that hangs, dies, or is lied about; and a parent that is killed. Every one ends, soon, and leaves nothing.
+
+mod common;
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
+use std::time::{Duration, Instant};
+
+use common::*;
+use guestfs::engine::Engine;
+use guestfs::{Error, GuestFs};
+use guestfs_appliance::{Appliance, Limits, initramfs, locate};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+fn impatient() -> Appliance {
+    let limits = Limits { silence: Duration::from_secs(4), boot: Duration::from_secs(40), ..Limits::default() };
+    Appliance { limits, ..Appliance::new() }
+}
+
+fn message(error: Error) -> String {
+    assert!(matches!(error, Error::Appliance { .. }), "{error}");
+    error.to_string()
+}
+
+fn gone(pid: Pid) -> bool {
+    let until = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < until {
+        if test_kill_process(pid).is_err() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+/// Boots with `program` as /init.
+fn boot_with(dir: &Path, init: &[u8], boot: Duration) -> Error {
+    let archive = dir.join("initramfs");
+    std::fs::write(&archive, initramfs::with_agent(init)).unwrap();
+    let kernel = locate::files().unwrap().kernel;
+    let limits = Limits { boot, ..Limits::default() };
+    Appliance { files: Some(locate::Files { kernel, initramfs: archive }), limits, ..Appliance::new() }
+        .boot(Vec::new())
+        .map(drop)
+        .unwrap_err()
+}
+
+#[test]
+fn a_stopped_machine_is_an_error_in_time_and_is_ended() {
+    let session = impatient().boot(Vec::new()).unwrap();
+    let pid = session.process();
+    kill_process(pid, Signal::STOP).unwrap();
+    let began = Instant::now();
+    let error = message(session.lstat(b"/").unwrap_err());
+    assert!(error.contains("does not answer"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(gone(pid));
+    let again = message(session.lstat(b"/").unwrap_err());
+    assert!(again.contains("gone"), "{again}");
+}
+
+#[test]
+fn a_killed_machine_is_an_error_at_once() {
+    let session = impatient().boot(Vec::new()).unwrap();
+    kill_process(session.process(), Signal::KILL).unwrap();
+    let error = message(session.lstat(b"/").unwrap_err());
+    assert!(error.contains("died"), "{error}");
+}
+
+#[test]
+fn a_panic_of_its_kernel_is_an_error_with_the_consoles_last_lines() {
+    let dir = scratch();
+    let error = message(boot_with(dir.path(), b"#!/no/such/interpreter\n", Duration::from_secs(40)));
+    assert!(error.contains("died") && error.contains("console") && error.contains("No working init found"), "{error}");
+}
+
+#[test]
+fn an_agent_that_never_speaks_is_an_error_within_the_deadline() {
+    let dir = scratch();
+    let source = dir.path().join("silent.rs");
+    std::fs::write(&source, "fn main() { loop { std::thread::sleep(std::time::Duration::from_secs(9)) } }").unwrap();
+    let init = compile(&source);
+    let began = Instant::now();
+    let error = message(boot_with(dir.path(), &init, Duration::from_secs(5)));
+    assert!(error.contains("does not answer"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn an_agent_that_talks_nonsense_is_an_error() {
+    let dir = scratch();
+    let source = dir.path().join("liar.rs");
+    // Without /dev mounted the port is made by hand: its numbers are in sysfs, which this liar does not bother with.
+    let program = r#"
+        use std::io::Write;
+        fn main() {
+            let dir = |d: &str| std::fs::create_dir_all(d).unwrap();
+            dir("/dev");
+            extern "C" { fn mount(a: *const i8, b: *const i8, c: *const i8, f: u64, d: *const i8) -> i32; }
+            let dev = b"devtmpfs\0".as_ptr() as *const i8;
+            unsafe { mount(dev, b"/dev\0".as_ptr() as *const i8, dev, 0, std::ptr::null()) };
+            loop {
+                if let Ok(mut port) = std::fs::OpenOptions::new().write(true).open("/dev/vport0p1") {
+                    loop { let _ = port.write_all(&[0xff; 4096]); }
+                }
+            }
+        }"#;
+    std::fs::write(&source, program).unwrap();
+    let error = message(boot_with(dir.path(), &compile(&source), Duration::from_secs(40)));
+    assert!(error.contains("nonsense") && error.contains("no frame"), "{error}");
+}
+
+/// A static program of one file.
+fn compile(source: &Path) -> Vec<u8> {
+    let program = source.with_extension("");
+    let (from, to) = (source.to_str().unwrap(), program.to_str().unwrap());
+    tool(&["rustc", "--edition", "2021", "-A", "warnings", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o", to, from]);
+    std::fs::read(program).unwrap()
+}
+
+#[test]
+fn missing_files_name_the_command_that_makes_them() {
+    let files = locate::Files { kernel: "/nonexistent/vmlinux".into(), initramfs: "/nonexistent/initramfs".into() };
+    let error = Appliance { files: Some(files), ..Appliance::new() }.boot(Vec::new()).map(drop).unwrap_err();
+    assert!(message(error).contains("/nonexistent/vmlinux"));
+}
+
+/// Run again by the test below as the parent that gets killed.
+#[test]
+fn parent_that_waits() {
+    let Some(dir) = std::env::var_os("GUESTLIFT_TEST_PARENT").map(PathBuf::from) else { return };
+    let disk = ext4(&dir, "disk", 16);
+    let session = Appliance::new().boot(vec![read_only(&disk)]).unwrap();
+    std::fs::write(dir.join("pid.new"), session.process().as_raw_nonzero().to_string()).unwrap();
+    std::fs::rename(dir.join("pid.new"), dir.join("pid")).unwrap();
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+#[test]
+fn a_killed_parent_leaves_no_process_and_no_socket() {
+    let dir = scratch();
+    let mut parent = Process::new(std::env::current_exe().unwrap())
+        .args(["--exact", "parent_that_waits"])
+        .env("GUESTLIFT_TEST_PARENT", dir.path())
+        .env("TMPDIR", dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid_file = dir.path().join("pid");
+    let until = Instant::now() + Duration::from_secs(60);
+    while !pid_file.exists() {
+        assert!(Instant::now() < until, "the parent did not boot its appliance");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = Pid::from_raw(std::fs::read_to_string(&pid_file).unwrap().parse().unwrap()).unwrap();
+    assert!(test_kill_process(pid).is_ok());
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(gone(pid), "QEMU outlived its parent");
+    let left: Vec<_> = walk(dir.path()).into_iter().filter(|p| p.metadata().is_ok_and(|m| m.file_type().is_socket())).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(walk(&entry.path()));
+        }
+        found.push(entry.path());
+    }
+    found
+}
+
+#[test]
+fn a_dropped_session_leaves_no_process() {
+    let session = Engine::start(&Appliance::new(), Vec::new(), false);
+    drop(session);
+    let session = Appliance::new().boot(Vec::new()).unwrap();
+    let pid = session.process();
+    drop(session);
+    assert!(test_kill_process(pid).is_err());
+}
