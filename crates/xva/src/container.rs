@@ -11,7 +11,7 @@ use crate::archive::{Member, Options, Xva};
 use crate::bytes::Pipe;
 use crate::model::{Boot, Form, Role, Vm};
 use crate::tar::Tar;
-use crate::wrap::unwrap;
+use crate::wrap::{Wrap, unwrap};
 
 /// Members that are looked at to tell an XVA from another tar.
 const PROBED_MEMBERS: usize = 8;
@@ -33,6 +33,11 @@ pub fn probe(path: &Path) -> bool {
     }
     // A pipe would lose what is read here.
     std::fs::metadata(path).is_ok_and(|m| m.is_file()) && File::open(path).is_ok_and(probe_archive)
+}
+
+/// Whether an archive that begins with these bytes (four or more) is compressed as a whole.
+pub fn is_packed(head: &[u8]) -> bool {
+    Wrap::detect(head) != Wrap::None
 }
 
 fn probe_archive(file: File) -> bool {

@@ -30,7 +30,7 @@ mod wrap;
 mod xmlrpc;
 
 pub use archive::{Options, Xva};
-pub use container::{XvaContainer, probe};
+pub use container::{XvaContainer, is_packed, probe};
 pub use model::{Appliance, Boot, Disk, Drive, Form, Nic, Role, Vm};
 pub use stream::{Stream, StreamSink};
 

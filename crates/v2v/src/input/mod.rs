@@ -21,6 +21,7 @@ pub mod xen_disk;
 pub mod xen_vif;
 pub mod xl;
 pub mod xm;
+pub mod xva;
 
 /// One kind of source.
 pub struct Input {
@@ -35,7 +36,7 @@ pub struct Input {
 }
 
 /// All kinds, in the order in which they are probed.
-pub const INPUTS: &[Input] = &[libvirt::INPUT, xen_config::INPUT, disk::INPUT];
+pub const INPUTS: &[Input] = &[xva::INPUT, libvirt::INPUT, xen_config::INPUT, disk::INPUT];
 
 /// What a source can be told by.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +65,8 @@ pub struct Request<'a> {
     pub formats: &'a Formats,
     /// Folders that images may name files in, beside their own.
     pub allow: &'a [PathBuf],
+    /// The name or UUID of the machine that is meant, where there are several.
+    pub machine: Option<&'a str>,
     /// Disks that the user names: they replace a configuration's disk of the same name.
     pub disks: &'a [DiskFile],
     /// Where the host's kernel and ramdisk are, when not where the configuration says.
@@ -212,7 +215,7 @@ mod tests {
             let name = entry.unwrap().file_name().into_string().unwrap().replace(".rs", "");
             assert!(name == "mod" || this.contains(&format!("mod {name};\n")), "{name} is not part of the crate");
         }
-        for mode in ["libvirtxml", "xlcfg", "disk"] {
+        for mode in ["xva", "libvirtxml", "xlcfg", "disk"] {
             assert_eq!(INPUTS.iter().filter(|i| i.mode == mode).count(), 1, "{mode}");
         }
     }
