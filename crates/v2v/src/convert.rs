@@ -113,6 +113,7 @@ fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(So
         guest: &request.guest,
         formats: host.formats,
         allow: &request.allow,
+        machine: request.machine.as_deref(),
         disks: &request.disks,
         kernel: request.kernel.as_deref(),
         ramdisk: request.ramdisk.as_deref(),

@@ -17,6 +17,8 @@ pub struct Request {
     pub guest: PathBuf,
     /// The input's mode; `auto` finds out.
     pub input: String,
+    /// The name or UUID of the machine that is meant, where the source holds several.
+    pub machine: Option<String>,
     /// Disks that the user names.
     pub disks: Vec<DiskFile>,
     /// Folders that images may name files in, beside their own.

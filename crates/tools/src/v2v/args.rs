@@ -74,6 +74,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub force: bool,
 
+    /// The machine that is meant, by name or UUID, where an appliance holds several
+    #[arg(long, value_name = "NAME")]
+    pub machine: Option<String>,
+
     /// A disk that the source does not name, or names wrongly: xvda2=FILE, with ',format=raw' behind it if need be
     #[arg(long, value_name = "[TARGET=]FILE")]
     pub disk: Vec<String>,
@@ -186,6 +190,7 @@ impl Args {
         Ok(Request {
             guest: self.guest.clone(),
             input: self.input.clone(),
+            machine: self.machine.clone(),
             disks: self.disk.iter().map(|d| DiskFile::parse(d)).collect::<Result<_, _>>()?,
             allow: self.allow_path.clone(),
             kernel: self.kernel.clone(),

@@ -257,7 +257,7 @@ mod tests {
     /// A folder with the disks `root` and `swap`, and an appliance of them.
     fn make(name: &str, options: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
-        let noise: Vec<u8> = (0..ROOT).map(|i| if i < 2 << 20 && i >= 1 << 20 { 0 } else { (i * i >> 7) as u8 }).collect();
+        let noise: Vec<u8> = (0..ROOT).map(|i| if (1 << 20..2 << 20).contains(&i) { 0 } else { ((i * i) >> 7) as u8 }).collect();
         std::fs::write(folder.path().join("root"), noise).unwrap();
         std::fs::write(folder.path().join("swap"), vec![7; SWAP]).unwrap();
         let path = folder.path().join(name);
