@@ -249,3 +249,36 @@ fn broken_sources_are_clear_errors() {
         assert_eq!(left, 0, "{}: left something in the output directory", source.display());
     }
 }
+
+#[test]
+fn the_boot_check_says_where_a_disk_stops() {
+    use std::sync::Arc;
+
+    use imgcore::{Overlay, raw::Raw, storage::FileStorage};
+
+    let check = |disk: &Path, patience| {
+        let base = Arc::new(Raw::open(Arc::new(FileStorage::open(disk).expect("the disk opens"))).expect("raw"));
+        let spec = guestfs::machine::MachineSpec {
+            memory_mib: 512,
+            vcpus: 1,
+            disks: vec![Arc::new(Overlay::in_memory(base))],
+            macs: vec!["00:16:3e:77:00:10".into()],
+            uefi: false,
+        };
+        let mut console = Vec::new();
+        let runner = guestfs_appliance::Appliance::new();
+        let report = ::v2v::bootcheck::check(&runner, &spec, patience, &mut |bytes| console.extend_from_slice(bytes)).expect("QEMU starts");
+        (report, String::from_utf8_lossy(&console).into_owned())
+    };
+    use ::v2v::bootcheck::Stage;
+
+    // The source as it is: no boot sector at all.
+    let Some(source) = guest("bookworm", "partitioned") else { return };
+    let (report, console) = check(&source.disks[0], Duration::from_secs(120));
+    assert!(!report.booted && report.stage == Stage::Firmware, "{report:?}\n{console}");
+    // With a boot loader, but root= names a device of Xen.
+    let Some(source) = guest("bookworm", "grub2") else { return };
+    let (report, console) = check(&source.disks[0], Duration::from_secs(180));
+    assert!(!report.booted, "{report:?}\n{console}");
+    assert!(report.stage >= Stage::BootLoader, "{report:?}\n{console}");
+}
