@@ -42,6 +42,25 @@ pub struct Extent {
     pub file: Option<Arc<str>>,
 }
 
+/// One internal snapshot of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its id, mostly a number.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was taken, in seconds since 1970.
+    pub date_sec: u32,
+    /// The nanoseconds of that.
+    pub date_nsec: u32,
+    /// The guest's clock then, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Bytes of saved machine state; 0 for a snapshot of the disk alone.
+    pub vm_state_size: u64,
+    /// Instructions executed then, where recorded.
+    pub icount: Option<u64>,
+}
+
 /// What a person wants to know of an image, for `img info`.
 #[derive(Clone, Debug, Default)]
 pub struct ImageInfo {
@@ -61,6 +80,10 @@ pub struct ImageInfo {
     pub backing_format: Option<String>,
     /// Set when the image was not closed cleanly.
     pub dirty: bool,
+    /// Length of the file, where known.
+    pub file_size: Option<u64>,
+    /// Internal snapshots.
+    pub snapshots: Vec<SnapshotInfo>,
     /// Details of the format, in the order in which they are shown.
     pub details: Vec<(String, String)>,
 }

@@ -93,8 +93,7 @@ impl Image for Raw {
         while at < range.end {
             let data = self.storage.next_data(at)?.unwrap_or(range.end..range.end);
             let start = data.start.clamp(at, range.end);
-            // The padding behind an odd end belongs to the last sector.
-            let end = data.end.next_multiple_of(SECTOR).clamp(start, range.end);
+            let end = data.end.clamp(start, range.end);
             if start > at && emit(at..start, ExtentKind::Zero).is_break() {
                 return Ok(());
             }
@@ -112,6 +111,7 @@ impl Image for Raw {
             file: self.file.to_string(),
             virtual_size: self.size,
             actual_size: self.storage.allocated(),
+            file_size: self.storage.size().ok(),
             ..ImageInfo::default()
         }
     }

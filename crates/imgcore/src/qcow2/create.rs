@@ -99,6 +99,7 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
         backing_file,
         backing_format: options.get("backing_fmt").map(str::to_owned),
         data_file: None,
+        bitmaps: None,
     };
     let l1_size = header.size.div_ceil(header.l2_span()).max(1);
     header.l1_size = u32::try_from(l1_size).unwrap_or(u32::MAX);

@@ -40,7 +40,7 @@ impl FormatDriver for Qcow2Driver {
         Ok(Arc::new(Qcow2::create(storage, size, options)?))
     }
 
-    fn check(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>, repair: Repair) -> Result<CheckReport> {
-        super::check::check(storage, context, repair)
+    fn check(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>, repair: Repair) -> Result<CheckReport> {
+        super::check::check(storage, repair)
     }
 }

@@ -9,7 +9,7 @@ pub(super) const FORMAT: &str = "qcow2";
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 const MAX_L1_BYTES: u64 = 32 << 20;
-const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+pub(super) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 const MAX_SNAPSHOTS: u32 = 65_536;
 const MAX_BACKING_NAME: u32 = 1023;
 /// Offsets in tables have 56 bits.
@@ -26,6 +26,21 @@ const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_FEATURES: u32 = 0x6803_f857;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+/// Set while persistent bitmaps are up to date.
+const BITMAPS: u64 = 1;
+/// Set while the external data file is valid as a raw image of its own.
+pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
+const MAX_BITMAPS: u32 = 65_535;
+const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
+
+/// Where persistent bitmaps are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bitmaps {
+    pub count: u32,
+    pub directory_size: u64,
+    pub directory_offset: u64,
+}
 
 /// How clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +74,7 @@ pub(super) struct Header {
     pub backing_file: Option<String>,
     pub backing_format: Option<String>,
     pub data_file: Option<String>,
+    pub bitmaps: Option<Bitmaps>,
 }
 
 pub(super) fn be32(bytes: &[u8], at: usize) -> u32 {
@@ -139,6 +155,7 @@ impl Header {
             backing_file: None,
             backing_format: None,
             data_file: None,
+            bitmaps: None,
         };
         let mut first = vec![0; cluster_size as usize];
         read_padded(storage, &mut first, 0)?;
@@ -202,6 +219,18 @@ impl Header {
             match kind {
                 EXTENSION_BACKING_FORMAT => self.backing_format = Some(text(name, first, at as usize, len as usize)?),
                 EXTENSION_DATA_FILE => self.data_file = Some(text(name, first, at as usize, len as usize)?),
+                EXTENSION_BITMAPS if self.autoclear & BITMAPS != 0 => {
+                    let field = |from: u64| (at + from) as usize;
+                    let bitmaps = Bitmaps {
+                        count: be32(first, field(0)),
+                        directory_size: be64(first, field(8)),
+                        directory_offset: be64(first, field(16)),
+                    };
+                    if len < 24 || bitmaps.count > MAX_BITMAPS || bitmaps.directory_size > MAX_BITMAP_DIRECTORY {
+                        return Err(Error::corrupt(name, FORMAT, at, format!("the bitmaps extension is wrong: {bitmaps:?}")));
+                    }
+                    self.bitmaps = Some(bitmaps);
+                }
                 EXTENSION_FEATURES => {
                     for entry in first[at as usize..at as usize + len as usize].chunks_exact(48) {
                         let label = entry[2..].split(|b| *b == 0).next().unwrap_or_default();
@@ -368,6 +397,7 @@ mod tests {
             backing_file: Some("base.raw".into()),
             backing_format: Some("raw".into()),
             data_file: None,
+            bitmaps: None,
         }
     }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use crate::formats::OpenContext;
 use crate::image::check_range;
 use crate::storage::read_padded;
-use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, Storage};
+use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, SnapshotInfo, Storage};
 
 mod check;
 mod codec;
@@ -28,6 +28,7 @@ mod l2;
 mod ranges;
 mod refcount;
 mod remap;
+mod repair;
 mod snapshot;
 mod write;
 
@@ -35,7 +36,6 @@ pub use codec::ClusterCompressor;
 pub use driver::Qcow2Driver;
 pub use header::CompressionType;
 pub use remap::Move;
-pub use snapshot::Snapshot;
 
 use entry::{Mapping, OFFSET};
 use header::{DATA_FILE, EXTENDED_L2, FORMAT, Header};
@@ -54,6 +54,7 @@ pub struct Qcow2 {
     l1: RwLock<Vec<u64>>,
     l2: l2::L2Cache,
     backing: Option<Arc<dyn Image>>,
+    snapshots: Vec<SnapshotInfo>,
     file: Arc<str>,
     data_file: Arc<str>,
     kept: Mutex<KeptClusters>,
@@ -90,7 +91,9 @@ impl Qcow2 {
         let mut bytes = vec![0; header.l1_size as usize * 8];
         read_padded(&*storage, &mut bytes, header.l1_table_offset)?;
         let file: Arc<str> = storage.name().into();
+        let snapshots = snapshot::read(&*storage, &header)?.into_iter().map(|s| s.info).collect();
         Ok(Qcow2 {
+            snapshots,
             data: storage.clone(),
             storage,
             l1: RwLock::new(l2::words(&bytes).collect()),
@@ -234,11 +237,6 @@ impl Qcow2 {
         codec::decompress(self.header.compression, &packed, out)
             .map_err(|what| Error::corrupt(&self.file, FORMAT, host, format!("a compressed cluster of {len} bytes cannot be read: {what}")))
     }
-
-    /// Names and ids of internal snapshots.
-    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        snapshot::read(&*self.storage, &self.header)
-    }
 }
 
 /// Whether `next`, `distance` bytes after the start of `first`, continues it.
@@ -337,11 +335,12 @@ impl Image for Qcow2 {
         }
         detail("refcount bits", (1u32 << header.refcount_order).to_string());
         if header.version == 3 {
+            if let (true, Some(data_file)) = (header.has(DATA_FILE), &header.data_file) {
+                detail("data file", data_file.clone());
+                detail("data file raw", flag(header.autoclear & header::DATA_FILE_RAW != 0));
+            }
             detail("corrupt", flag(header.has(header::CORRUPT)));
             detail("extended l2", flag(header.has(EXTENDED_L2)));
-        }
-        if let (true, Some(data_file)) = (header.has(DATA_FILE), &header.data_file) {
-            detail("data file", data_file.clone());
         }
         ImageInfo {
             format: FORMAT,
@@ -352,6 +351,8 @@ impl Image for Qcow2 {
             backing_file: header.backing_file.clone(),
             backing_format: header.backing_format.clone(),
             dirty: header.has(header::DIRTY),
+            file_size: self.storage.size().ok(),
+            snapshots: self.snapshots.clone(),
             details,
         }
     }

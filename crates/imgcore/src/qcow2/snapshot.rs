@@ -4,36 +4,20 @@
 
 use super::header::{FORMAT, Header, be32, be64};
 use crate::storage::read_padded;
-use crate::{Error, Result, Storage};
+use crate::{Error, Result, SnapshotInfo, Storage};
 
 const FIXED: usize = 40;
 const MAX_EXTRA: u32 = 1024;
 const MAX_TABLE: u64 = 64 << 20;
 const MAX_L1_BYTES: u64 = 32 << 20;
 
-/// One internal snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Its id, mostly a number.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// When it was taken, in seconds since 1970.
-    pub date_sec: u32,
-    /// The nanoseconds of that.
-    pub date_nsec: u32,
-    /// The guest's clock then, in nanoseconds.
-    pub vm_clock_nsec: u64,
-    /// Bytes of saved machine state; 0 for a snapshot of the disk alone.
-    pub vm_state_size: u64,
-    /// Virtual size then, in bytes.
-    pub disk_size: u64,
-    /// Instructions executed then, where recorded.
-    pub icount: Option<u64>,
-    pub(super) l1_table_offset: u64,
-    pub(super) l1_size: u32,
+/// One entry of the table.
+pub(super) struct Snapshot {
+    pub info: SnapshotInfo,
+    pub l1_table_offset: u64,
+    pub l1_size: u32,
     /// Bytes of the entry in the table.
-    pub(super) entry_len: u64,
+    pub entry_len: u64,
 }
 
 /// Reads the snapshot table, with bounds on all that it counts.
@@ -61,19 +45,16 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapsho
         if u64::from(l1_size) * 8 > MAX_L1_BYTES || !l1_table_offset.is_multiple_of(header.cluster_size()) {
             return Err(corrupt(at, format!("the L1 table of snapshot {index} cannot have {l1_size} entries at {l1_table_offset:#x}")));
         }
-        snapshots.push(Snapshot {
+        let info = SnapshotInfo {
             id: String::from_utf8_lossy(id).into_owned(),
             name: String::from_utf8_lossy(name).into_owned(),
             date_sec: be32(&fixed, 16),
             date_nsec: be32(&fixed, 20),
             vm_clock_nsec: be64(&fixed, 24),
             vm_state_size: number(0, u64::from(be32(&fixed, 32))),
-            disk_size: number(8, header.size),
             icount: (extra.len() >= 24).then(|| be64(extra, 16)).filter(|count| *count != u64::MAX),
-            l1_table_offset,
-            l1_size,
-            entry_len,
-        });
+        };
+        snapshots.push(Snapshot { info, l1_table_offset, l1_size, entry_len });
         at += entry_len;
         if at - header.snapshots_offset > MAX_TABLE {
             return Err(corrupt(header.snapshots_offset, format!("the snapshot table is larger than {MAX_TABLE} bytes")));

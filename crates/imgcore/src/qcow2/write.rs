@@ -9,7 +9,7 @@ use super::header::{CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, FORMAT, Header};
 use super::ranges::RangeLocks;
 use super::refcount::{Metadata, Refcounts};
 use super::{Qcow2, snapshot};
-use crate::formats::OpenContext;
+use crate::formats::{OpenContext, Repair};
 use crate::image::check_range;
 use crate::{Error, Image, ImageMut, Result, Storage};
 
@@ -37,9 +37,13 @@ impl Qcow2 {
     /// Opens the image in `storage` for reading and writing.
     ///
     /// # Errors
-    /// Images that are marked dirty or corrupt must be repaired first; extended L2 entries and external data files can
+    /// Images that are marked corrupt must be repaired first (dirty ones are repaired here); extended L2 entries and external data files can
     /// only be read.
     pub fn open_mut(storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Self> {
+        if Header::read(&*storage)?.has(DIRTY) {
+            // With lazy refcounts, the counts may be too low after a crash. QEMU repairs them before writing, too.
+            super::check::check(storage.clone(), Repair::All)?;
+        }
         let image = Self::open(storage, context)?;
         let unsupported =
             |what: &str| Err(Error::unsupported(&image.file, FORMAT, format!("writing to an image with {what}; convert it first")));
@@ -53,7 +57,7 @@ impl Qcow2 {
             return Err(Error::corrupt(&image.file, FORMAT, 72, "the image is marked corrupt; run 'img check -r all' before writing"));
         }
         if image.header.has(DIRTY) {
-            return Err(Error::corrupt(&image.file, FORMAT, 72, "the image was not closed cleanly; run 'img check -r all' before writing"));
+            return Err(Error::corrupt(&image.file, FORMAT, 72, "the image was not closed cleanly and cannot be repaired; convert it"));
         }
         image.into_writable()
     }

@@ -8,7 +8,10 @@ use clap::{ArgMatches, Command};
 use crate::common::Failure;
 
 mod args;
+mod check;
 mod create;
+mod info;
+mod map;
 
 /// One command of the program: a new one is a new file and a line in [`COMMANDS`].
 pub(crate) struct Entry {
@@ -20,7 +23,7 @@ pub(crate) struct Entry {
     run: fn(&ArgMatches) -> Result<ExitCode, Failure>,
 }
 
-const COMMANDS: &[Entry] = &[create::ENTRY];
+const COMMANDS: &[Entry] = &[check::ENTRY, create::ENTRY, info::ENTRY, map::ENTRY];
 
 /// The arguments, or clap's complaint about them.
 fn parse<T>(parsed: Result<T, clap::Error>) -> Result<T, Failure> {

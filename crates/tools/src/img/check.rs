@@ -1,0 +1,154 @@
+//! `img check`: whether an image's metadata is sound, and repairing it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, FromArgMatches, ValueEnum};
+use imgcore::formats::{CheckReport, Repair};
+use imgcore::storage::FileStorage;
+use imgcore::{Error, LocalGate, OpenOptions};
+use serde_json::{Map, Value};
+
+use super::args::Output;
+use super::{Entry, parse};
+use crate::common::{self, Failure, json};
+
+/// This command's line in the table.
+pub(super) const ENTRY: Entry =
+    Entry { name: "check", arguments: Check::augment_args, run: |matches| run(parse(Check::from_arg_matches(matches))?) };
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    Leaks,
+    All,
+}
+
+/// Check an image's metadata.
+#[derive(Args)]
+#[command(
+    after_help = "Exit codes: 0 sound, 1 the check failed, 2 corrupt, 3 leaked clusters only, 63 nothing to check in this format.\n\n\
+                  Examples:\n  img check disk.qcow2\n  img check --output=json disk.qcow2\n  img check -r leaks disk.qcow2"
+)]
+struct Check {
+    /// Print errors only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Format of the image; found out when not given
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Output::Human)]
+    output: Output,
+    /// Repair leaked clusters, or all that can be repaired
+    #[arg(short, long, value_enum, value_name = "WHAT")]
+    repair: Option<Which>,
+    /// Accepted for qemu-img's sake: the host's cache mode
+    #[arg(short = 'T', long, value_name = "MODE")]
+    cache: Option<String>,
+    /// Accepted for qemu-img's sake: images are not locked here
+    #[arg(short = 'U', long, conflicts_with = "repair")]
+    force_share: bool,
+    /// The image
+    filename: PathBuf,
+}
+
+fn run(args: Check) -> Result<ExitCode, Failure> {
+    let formats = common::formats();
+    let (storage, repair) = match args.repair {
+        None => (FileStorage::open(&args.filename)?, Repair::None),
+        Some(Which::Leaks) => (FileStorage::open_writable(&args.filename)?, Repair::Leaks),
+        Some(Which::All) => (FileStorage::open_writable(&args.filename)?, Repair::All),
+    };
+    let storage = Arc::new(storage);
+    let options = OpenOptions::new(&LocalGate).format(args.format.as_deref());
+    let format = match &args.format {
+        Some(format) => formats.driver(format)?,
+        None => formats.probe_storage(&*storage)?,
+    };
+    let report = match formats.check(storage, &options, repair) {
+        Err(Error::Unsupported { format: "raw", .. }) => {
+            return Err(Failure::new("This image format does not support checks").code(63));
+        }
+        result => result?,
+    };
+    for message in &report.messages {
+        eprintln!("{message}");
+    }
+    match args.output {
+        _ if args.quiet => {}
+        Output::Human => print!("{}", human(&report)),
+        Output::Json => json::print(&as_json(&report, &args.filename.display().to_string(), format.name())),
+    }
+    Ok(ExitCode::from(match &report {
+        r if r.corruptions > 0 => 2,
+        r if r.check_errors > 0 => 1,
+        r if r.leaks > 0 => 3,
+        _ => 0,
+    }))
+}
+
+fn human(report: &CheckReport) -> String {
+    let mut out = String::new();
+    if report.corruptions_fixed + report.leaks_fixed > 0 {
+        out += &format!(
+            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\nDouble checking the fixed image now...\n",
+            report.leaks_fixed, report.corruptions_fixed
+        );
+    }
+    if report.corruptions + report.leaks + report.check_errors == 0 {
+        out += "No errors were found on the image.\n";
+    }
+    if report.corruptions > 0 {
+        out += &format!(
+            "\n{} errors were found on the image.\nData may be corrupted, or further writes to the image may corrupt it.\n",
+            report.corruptions
+        );
+    }
+    if report.leaks > 0 {
+        out +=
+            &format!("\n{} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.\n", report.leaks);
+    }
+    if report.check_errors > 0 {
+        out += &format!("\n{} internal errors have occurred during the check.\n", report.check_errors);
+    }
+    if report.total_clusters > 0 && report.allocated_clusters > 0 {
+        let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+        out += &format!(
+            "{}/{} = {:.2}% allocated, {:.2}% fragmented, {:.2}% compressed clusters\n",
+            report.allocated_clusters,
+            report.total_clusters,
+            percent(report.allocated_clusters, report.total_clusters),
+            percent(report.fragmented_clusters, report.allocated_clusters),
+            percent(report.compressed_clusters, report.allocated_clusters)
+        );
+    }
+    if report.image_end_offset > 0 {
+        out += &format!("Image end offset: {}\n", report.image_end_offset);
+    }
+    out
+}
+
+fn as_json(report: &CheckReport, file: &str, format: &str) -> Value {
+    let mut out = Map::new();
+    out.insert("filename".into(), file.into());
+    out.insert("format".into(), format.into());
+    out.insert("check-errors".into(), report.check_errors.into());
+    for (name, number) in [
+        ("image-end-offset", report.image_end_offset),
+        ("corruptions", report.corruptions),
+        ("leaks", report.leaks),
+        ("corruptions-fixed", report.corruptions_fixed),
+        ("leaks-fixed", report.leaks_fixed),
+        ("total-clusters", report.total_clusters),
+        ("allocated-clusters", report.allocated_clusters),
+        ("fragmented-clusters", report.fragmented_clusters),
+        ("compressed-clusters", report.compressed_clusters),
+    ] {
+        // qemu-img leaves out what is zero.
+        if number > 0 {
+            out.insert(name.into(), number.into());
+        }
+    }
+    Value::Object(out)
+}

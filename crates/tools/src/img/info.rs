@@ -1,0 +1,252 @@
+//! `img info`: what an image is.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, FromArgMatches};
+use imgcore::formats::{DiskSet, Located};
+use imgcore::{Formats, ImageInfo, LocalGate, OpenOptions, Reference, SnapshotInfo, size};
+use jiff::{Timestamp, tz::TimeZone};
+use serde_json::{Map, Value, json};
+
+use super::args::Output;
+use super::{Entry, parse};
+use crate::common::{self, Failure, json};
+
+/// This command's line in the table.
+pub(super) const ENTRY: Entry =
+    Entry { name: "info", arguments: Info::augment_args, run: |matches| run(parse(Info::from_arg_matches(matches))?) };
+
+const MAX_CHAIN: usize = 200;
+
+/// Display information about an image, or the disks of a container such as an XVA.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  img info disk.qcow2\n  img info --output=json --backing-chain top.qcow2\n  img info export.xva")]
+struct Info {
+    /// Format of the image; found out when not given
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Output::Human)]
+    output: Output,
+    /// Show the images below, too
+    #[arg(short, long)]
+    backing_chain: bool,
+    /// Accepted for qemu-img's sake: images are not locked here
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// The image, container, or disk of a container as FILE#DISK
+    filename: PathBuf,
+}
+
+fn run(args: Info) -> Result<ExitCode, Failure> {
+    let formats = common::formats();
+    if let Located::File(path) = formats.locate(&args.filename)
+        && args.format.is_none()
+        && let Some(container) = formats.container(&path)?
+    {
+        show_container(&args, container.name(), &*container.open(&path)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let chain = collect(&formats, &args)?;
+    match args.output {
+        Output::Human => {
+            let texts: Vec<String> = chain.iter().map(|(info, full)| human(info, full.as_deref())).collect();
+            print!("{}", texts.join("\n"));
+        }
+        Output::Json if args.backing_chain => {
+            json::print(&chain.iter().map(|(info, full)| as_json(info, full.as_deref())).collect::<Vec<_>>())
+        }
+        Output::Json => chain.iter().for_each(|(info, full)| json::print(&as_json(info, full.as_deref()))),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The image and, if asked, those below; each with the path of the image below it.
+fn collect(formats: &Formats, args: &Info) -> Result<Vec<(ImageInfo, Option<String>)>, Failure> {
+    let mut chain = Vec::new();
+    let mut seen = HashSet::new();
+    let (mut path, mut format) = (args.filename.clone(), args.format.clone());
+    loop {
+        let options = OpenOptions::new(&LocalGate).format(format.as_deref()).without_backing();
+        let info = formats.open(&path, &options)?.info();
+        let below = info.backing_file.clone();
+        let full = match &below {
+            Some(target) => Some(Reference { from: &info.file, target, role: "backing file" }.path()),
+            None => None,
+        };
+        format = info.backing_format.clone();
+        let shown = full.as_ref().and_then(|path| path.as_ref().ok()).map(|p| p.display().to_string());
+        chain.push((info, shown));
+        match full {
+            Some(next) if args.backing_chain => {
+                if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) || chain.len() > MAX_CHAIN {
+                    return Err(Failure::new(format!(
+                        "{}: the chain of backing files comes back to this file or is too long",
+                        path.display()
+                    )));
+                }
+                path = next?;
+            }
+            _ => return Ok(chain),
+        }
+    }
+}
+
+fn human(info: &ImageInfo, full: Option<&str>) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out += &text;
+        out.push('\n');
+    };
+    line(format!("image: {}", info.file));
+    line(format!("file format: {}", info.format));
+    line(format!("virtual size: {} ({} bytes)", size::human(info.virtual_size), info.virtual_size));
+    let actual = info.actual_size.map_or("unavailable".into(), size::human);
+    line(format!("disk size: {actual}"));
+    if let Some(bytes) = info.cluster_size {
+        line(format!("cluster_size: {bytes}"));
+    }
+    if info.dirty {
+        line("cleanly shut down: no".into());
+    }
+    if let Some(backing) = &info.backing_file {
+        let actual = full.filter(|full| full != backing).map_or(String::new(), |full| format!(" (actual path: {full})"));
+        line(format!("backing file: {backing}{actual}"));
+    }
+    if let Some(format) = &info.backing_format {
+        line(format!("backing file format: {format}"));
+    }
+    if !info.snapshots.is_empty() {
+        line("Snapshot list:".into());
+        line(snapshot_line("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"));
+    }
+    for snapshot in &info.snapshots {
+        let icount = snapshot.icount.map_or(String::new(), |count| count.to_string());
+        let vm_size = size::human(snapshot.vm_state_size);
+        line(snapshot_line(&snapshot.id, &snapshot.name, &vm_size, &date(snapshot), &clock(snapshot.vm_clock_nsec), &icount));
+    }
+    if !info.details.is_empty() {
+        line("Format specific information:".into());
+    }
+    for (name, value) in &info.details {
+        line(format!("    {name}: {value}"));
+    }
+    if let Some(bytes) = file_length(info) {
+        line("Child node '/file':".into());
+        line(format!("    filename: {}", info.file));
+        line(format!("    protocol type: {}", protocol(info)));
+        line(format!("    file length: {} ({bytes} bytes)", size::human(bytes)));
+        line(format!("    disk size: {actual}"));
+    }
+    out
+}
+
+/// In whole sectors, as qemu-img counts.
+fn file_length(info: &ImageInfo) -> Option<u64> {
+    info.file_size.map(|bytes| bytes.next_multiple_of(512))
+}
+
+fn protocol(info: &ImageInfo) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let device = std::fs::metadata(&info.file).is_ok_and(|m| m.file_type().is_block_device());
+    if device { "host_device" } else { "file" }
+}
+
+fn snapshot_line(id: &str, tag: &str, vm_size: &str, date: &str, clock: &str, icount: &str) -> String {
+    format!("{id:<7} {tag:<16} {vm_size:>8} {date:>20} {clock:>15} {icount:>10}")
+}
+
+/// In the local time zone.
+fn date(snapshot: &SnapshotInfo) -> String {
+    match Timestamp::from_second(i64::from(snapshot.date_sec)) {
+        Ok(time) => time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Err(_) => snapshot.date_sec.to_string(),
+    }
+}
+
+fn clock(nanoseconds: u64) -> String {
+    let seconds = nanoseconds / 1_000_000_000;
+    let milliseconds = nanoseconds / 1_000_000 % 1000;
+    format!("{:04}:{:02}:{:02}.{milliseconds:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+fn as_json(info: &ImageInfo, full: Option<&str>) -> Value {
+    let mut out = Map::new();
+    if let Some(bytes) = file_length(info) {
+        out.insert("children".into(), json!([{ "name": "file", "info": file_json(info, bytes) }]));
+    }
+    let mut put = |name: &str, value: Option<Value>| drop(value.map(|value| out.insert(name.into(), value)));
+    put("backing-filename-format", info.backing_format.clone().map(Value::from));
+    if !info.snapshots.is_empty() {
+        put("snapshots", Some(info.snapshots.iter().map(snapshot_json).collect()));
+    }
+    put("virtual-size", Some(info.virtual_size.into()));
+    put("filename", Some(info.file.clone().into()));
+    put("cluster-size", info.cluster_size.map(Value::from));
+    put("format", Some(info.format.into()));
+    put("actual-size", info.actual_size.map(Value::from));
+    if !info.details.is_empty() {
+        let data: Map<String, Value> = info.details.iter().map(|(name, value)| (name.replace(' ', "-"), detail(value))).collect();
+        put("format-specific", Some(json!({ "type": info.format, "data": data })));
+    }
+    put("full-backing-filename", full.map(Value::from));
+    put("backing-filename", info.backing_file.clone().map(Value::from));
+    put("dirty-flag", Some(info.dirty.into()));
+    Value::Object(out)
+}
+
+fn file_json(info: &ImageInfo, bytes: u64) -> Value {
+    json!({
+        "children": [],
+        "virtual-size": bytes,
+        "filename": info.file,
+        "format": protocol(info),
+        "actual-size": info.actual_size,
+        "format-specific": { "type": protocol(info), "data": {} },
+        "dirty-flag": false
+    })
+}
+
+/// Details are texts; in JSON, numbers and truth values stand as such.
+fn detail(value: &str) -> Value {
+    match value {
+        "true" => true.into(),
+        "false" => false.into(),
+        text => text.parse::<u64>().map_or_else(|_| text.into(), Value::from),
+    }
+}
+
+fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
+    let mut out = json!({
+        "vm-clock-nsec": snapshot.vm_clock_nsec % 1_000_000_000,
+        "name": snapshot.name,
+        "date-sec": snapshot.date_sec,
+        "date-nsec": snapshot.date_nsec,
+        "vm-clock-sec": snapshot.vm_clock_nsec / 1_000_000_000,
+        "id": snapshot.id,
+        "vm-state-size": snapshot.vm_state_size
+    });
+    if let (Some(count), Some(map)) = (snapshot.icount, out.as_object_mut()) {
+        map.insert("icount".into(), count.into());
+    }
+    out
+}
+
+fn show_container(args: &Info, kind: &str, disks: &dyn DiskSet) {
+    let file: &Path = &args.filename;
+    if args.output == Output::Json {
+        let list: Vec<Value> = disks.disks().iter().map(|d| json!({ "name": d.name, "virtual-size": d.size })).collect();
+        let details: Map<String, Value> = disks.details().into_iter().map(|(name, value)| (name.replace(' ', "-"), value.into())).collect();
+        return json::print(&json!({ "filename": file.display().to_string(), "format": kind, "disks": list, "format-specific": details }));
+    }
+    println!("image: {}\nfile format: {kind}", file.display());
+    for (name, value) in disks.details() {
+        println!("{name}: {value}");
+    }
+    println!("disks:");
+    for disk in disks.disks() {
+        println!("    {}#{}: {} ({} bytes)", file.display(), disk.name, size::human(disk.size), disk.size);
+    }
+}
