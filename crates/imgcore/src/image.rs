@@ -124,6 +124,26 @@ pub trait ImageMut: Image {
 
     /// Returns when all that was written is on stable storage, metadata included.
     fn flush(&self) -> Result<()>;
+
+    /// How to store bytes compressed, for formats that can.
+    fn compression(&self) -> Option<&dyn Compression> {
+        None
+    }
+}
+
+/// Compresses the bytes of one cluster; `None` when they do not get smaller.
+pub type Compressor = Box<dyn FnMut(&[u8]) -> Option<Vec<u8>> + Send>;
+
+/// Storing clusters compressed: packing may go on in many threads, storing has an order.
+pub trait Compression: Sync {
+    /// Bytes that are compressed together, at multiples of as many bytes.
+    fn cluster_size(&self) -> u64;
+
+    /// A compressor for one thread. It takes whole clusters; past the end of the image they are zeroes.
+    fn compressor(&self) -> Compressor;
+
+    /// Stores what a compressor made of the cluster at byte `offset`, where nothing is stored yet.
+    fn write_packed(&self, packed: &[u8], offset: u64) -> Result<()>;
 }
 
 /// Whether `len` bytes at `offset` lie within an image of `size` bytes that messages call `file`.

@@ -32,7 +32,7 @@ mod testing;
 pub use error::{Error, Result};
 pub use formats::{Formats, OpenOptions};
 pub use gate::{Gate, LocalGate, NoGate, Reference, TreeGate};
-pub use image::{Extent, ExtentKind, Image, ImageInfo, ImageMut, SnapshotInfo};
+pub use image::{Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, SnapshotInfo};
 pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress};
 pub use slice::Slice;

@@ -1,12 +1,13 @@
 //! Image to image: planner, workers, one ordered writer.
 
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use super::runs::{Run, Target, split};
-use super::{Copied, Options, PIECE};
+use super::plan::{Kind, planner};
+use super::runs::{Packer, Run, Target, split};
+use super::{Copied, Options};
 use crate::{Error, Image, ImageMut, Progress, Result};
 
 /// Tasks that the planner may be ahead of the workers.
@@ -44,8 +45,11 @@ pub fn copy_range(
         )));
     }
     progress.total(len);
-    let mut target = Target::new(target, options);
-    let granule = target.granule;
+    let end = target.size();
+    let mut target = Target::new(target, options)?;
+    let (granule, unit, compression) = (target.granule, target.unit, target.compression);
+    // Compressed clusters are packed by whoever asks for it; nothing asks for stored holes as well.
+    let look = super::plan::Look { unit, holes: granule != 0, only_top: options.only_top };
     let threads = options.threads.max(1);
 
     let (plan, tasks) = sync_channel(AHEAD);
@@ -60,11 +64,14 @@ pub fn copy_range(
         let from = range.start;
         scope.spawn({
             let results = results.clone();
-            move || planner(source, range, at, &plan, &results)
+            move || planner(source, range, at, look, &plan, &results)
         });
         for _ in 0..threads {
             let (feed, results) = (feed.clone(), results.clone());
-            scope.spawn(move || worker(source, &feed, &results, granule, from, at));
+            scope.spawn(move || {
+                let packer = compression.map(|c| Packer::new(c, end));
+                worker(source, &feed, &results, granule, packer, from, at);
+            });
         }
         // From here on only the threads hold these ends: when they are gone, the writer's loop ends.
         drop((feed, results));
@@ -74,70 +81,38 @@ pub fn copy_range(
     Ok(target.copied)
 }
 
-/// A piece of work, numbered in the order of the target.
-struct Task {
-    number: u64,
-    /// Offset on the target.
-    at: u64,
-    len: u64,
-    zero: bool,
-}
-
 /// What the workers take from, both under one lock: whoever has the lowest task then also has a buffer, so that the
 /// writer always gets the piece it waits for.
 struct Feed {
-    tasks: Receiver<Task>,
+    tasks: Receiver<super::plan::Task>,
     buffers: Receiver<Vec<u8>>,
 }
 
 /// A finished task. The buffer goes back once it is written.
-struct Finished {
-    number: u64,
+pub(super) struct Finished {
+    pub number: u64,
+    pub at: u64,
+    pub len: u64,
+    pub outcome: Result<Outcome>,
+}
+
+/// What a worker made of a task.
+pub(super) enum Outcome {
+    /// A buffer and what is in it.
+    Read(Vec<u8>, Vec<Run>),
+    Zero(Vec<u8>),
+    Skip(Vec<u8>),
+}
+
+fn worker(
+    source: &dyn Image,
+    feed: &Mutex<Feed>,
+    results: &SyncSender<Finished>,
+    granule: u64,
+    mut packer: Option<Packer>,
+    from: u64,
     at: u64,
-    len: u64,
-    outcome: Result<Option<(Vec<u8>, Vec<Run>)>>,
-}
-
-fn planner(source: &dyn Image, range: Range<u64>, at: u64, plan: &SyncSender<Task>, results: &SyncSender<Finished>) {
-    let mut number = 0;
-    let mut planned = range.start;
-    let mut send = |start: u64, len: u64, zero: bool| {
-        let sent = plan.send(Task { number, at: at + (start - range.start), len, zero });
-        number += 1;
-        if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    };
-    let walk = source.extents(range.clone(), &mut |extent| {
-        if extent.start != planned || extent.len == 0 || extent.len > range.end - extent.start {
-            return ControlFlow::Break(());
-        }
-        planned += extent.len;
-        if extent.kind.reads_zero() {
-            return send(extent.start, extent.len, true);
-        }
-        // Cut at multiples of PIECE on the target, so that pieces hold whole clusters of it.
-        let (mut start, end) = (extent.start, extent.start + extent.len);
-        while start < end {
-            let on_target = at + (start - range.start);
-            let len = (PIECE as u64 - on_target % PIECE as u64).min(end - start);
-            send(start, len, false)?;
-            start += len;
-        }
-        ControlFlow::Continue(())
-    });
-    let outcome = match walk {
-        Err(error) => Err(error),
-        // Cut short: by a target that gave up, or by a walk that breaks the rules of Image::extents.
-        Ok(()) if planned != range.end => Err(Error::Invalid(format!(
-            "{}: the walk over its content stopped at offset {planned:#x} of {:#x}",
-            source.info().file,
-            range.end
-        ))),
-        Ok(()) => return,
-    };
-    let _ = results.send(Finished { number, at: 0, len: 0, outcome: outcome.map(|()| None) });
-}
-
-fn worker(source: &dyn Image, feed: &Mutex<Feed>, results: &SyncSender<Finished>, granule: u64, from: u64, at: u64) {
+) {
     loop {
         let (task, mut buf) = {
             let Ok(feed) = feed.lock() else { return };
@@ -145,16 +120,21 @@ fn worker(source: &dyn Image, feed: &Mutex<Feed>, results: &SyncSender<Finished>
             let Ok(task) = feed.tasks.recv() else { return };
             (task, buf)
         };
-        let outcome = if task.zero {
-            Ok(Some((buf, Vec::new())))
-        } else {
-            // Bounded by PIECE; a buffer keeps its length, so that it is cleared only the first time.
-            let len = task.len as usize;
-            buf.resize(buf.len().max(len), 0);
-            source.read_at(&mut buf[..len], task.at - at + from).map(|()| {
-                let runs = split(&buf[..len], task.at, granule);
-                Some((buf, runs))
-            })
+        let outcome = match task.kind {
+            Kind::Skip => Ok(Outcome::Skip(buf)),
+            Kind::Zero => Ok(Outcome::Zero(buf)),
+            Kind::Data => {
+                // Bounded by PIECE; a buffer keeps its length, so that it is cleared only the first time.
+                let len = task.len as usize;
+                buf.resize(buf.len().max(len), 0);
+                source.read_at(&mut buf[..len], task.at - at + from).map(|()| {
+                    let runs = match &mut packer {
+                        Some(packer) => packer.split(&buf[..len], task.at),
+                        None => split(&buf[..len], task.at, granule),
+                    };
+                    Outcome::Read(buf, runs)
+                })
+            }
         };
         if results.send(Finished { number: task.number, at: task.at, len: task.len, outcome }).is_err() {
             return;
@@ -172,12 +152,17 @@ fn writer(target: &mut Target<'_>, finished: Receiver<Finished>, give_back: Send
             if progress.cancelled() {
                 return Err(Error::Cancelled);
             }
-            let Some((buf, runs)) = result.outcome? else { continue };
-            if runs.is_empty() {
-                target.zero(result.at, result.len)?;
-            } else {
-                target.write(&buf, &runs, result.at)?;
-            }
+            let buf = match result.outcome? {
+                Outcome::Read(buf, runs) => {
+                    target.write(&buf, &runs, result.at)?;
+                    buf
+                }
+                Outcome::Zero(buf) => {
+                    target.zero(result.at, result.len)?;
+                    buf
+                }
+                Outcome::Skip(buf) => buf,
+            };
             // The workers are gone when all is planned and done.
             let _ = give_back.send(buf);
             progress.advance(result.len);

@@ -8,6 +8,7 @@
 //! [`copy`] and [`copy_range`] pull from an image; [`Sink`] takes what a stream pushes.
 
 mod engine;
+mod plan;
 mod runs;
 mod sink;
 
@@ -17,6 +18,8 @@ mod tests;
 pub use engine::{copy, copy_range};
 pub use runs::is_zero;
 pub use sink::Sink;
+
+use crate::Progress;
 
 /// Bytes that are read and written at once.
 pub const PIECE: usize = 2 << 20;
@@ -28,16 +31,20 @@ pub struct Options {
     pub threads: usize,
     /// The target reads as zeroes everywhere already: nothing need be done for a source's zeroes.
     pub target_is_zero: bool,
-    /// Runs of zero bytes of this length, aligned to it, become holes; 0 keeps stored zeroes stored. The target's
-    /// cluster size is used where that is larger.
+    /// Runs of zero bytes of this length, aligned to it, become holes; with 0 everything is stored, holes too. The
+    /// target's cluster size is used where that is larger.
     pub sparse: u64,
+    /// Leave out what lies in the images below the source, and not in its own layer: it shows through on the target.
+    pub only_top: bool,
+    /// Store the target compressed.
+    pub compress: bool,
 }
 
 impl Default for Options {
-    /// As many workers as processors, a target of unknown content, holes from 4 KiB.
+    /// As many workers as processors, a target of unknown content, holes from 4 KiB, nothing left out or compressed.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16);
-        Options { threads, target_is_zero: false, sparse: 4096 }
+        Options { threads, target_is_zero: false, sparse: 4096, only_top: false, compress: false }
     }
 }
 
@@ -48,4 +55,19 @@ pub struct Copied {
     pub data: u64,
     /// Bytes that were zeroes, whether the target had to be told or not.
     pub zero: u64,
+}
+
+/// The progress of one of several copies, for a caller that told the total of all before.
+pub struct Part<'a>(pub &'a dyn Progress);
+
+impl Progress for Part<'_> {
+    fn total(&self, _: u64) {}
+
+    fn advance(&self, done: u64) {
+        self.0.advance(done);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
 }

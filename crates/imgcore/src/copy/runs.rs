@@ -1,15 +1,23 @@
-//! Splitting a buffer into runs of data and runs of zeroes, and writing them.
+//! Splitting a buffer into runs of data, zeroes and compressed clusters, and writing them.
 
 use std::ops::Range;
 
 use super::{Copied, Options, PIECE};
-use crate::{ImageMut, Result};
+use crate::{Compression, Compressor, Error, ImageMut, Result};
 
-/// A part of a buffer: data, or zeroes only.
+/// A part of a buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub range: Range<usize>,
-    pub zero: bool,
+    pub content: Content,
+}
+
+/// What a part of a buffer is written as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Data,
+    Zero,
+    Packed(Vec<u8>),
 }
 
 /// Whether all bytes are zero.
@@ -24,46 +32,113 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 /// Blocks are aligned to `granule` on the target. With granule 0 everything is data.
 pub(super) fn split(buf: &[u8], offset: u64, granule: u64) -> Vec<Run> {
     if granule == 0 || buf.is_empty() {
-        return vec![Run { range: 0..buf.len(), zero: false }];
+        return vec![Run { range: 0..buf.len(), content: Content::Data }];
     }
     let mut runs: Vec<Run> = Vec::new();
-    let mut start = 0;
-    while start < buf.len() {
-        let to_boundary = granule - (offset + start as u64) % granule;
-        let end = usize::try_from(to_boundary).map_or(buf.len(), |n| buf.len().min(start.saturating_add(n)));
-        let zero = is_zero(&buf[start..end]);
+    for range in blocks(buf.len(), offset, granule) {
+        let content = if is_zero(&buf[range.clone()]) { Content::Zero } else { Content::Data };
         match runs.last_mut() {
-            Some(run) if run.zero == zero => run.range.end = end,
-            _ => runs.push(Run { range: start..end, zero }),
+            Some(run) if run.content == content => run.range.end = range.end,
+            _ => runs.push(Run { range, content }),
         }
-        start = end;
     }
     runs
+}
+
+/// The parts of a buffer at `offset` of the target that lie in one block of `granule` bytes each.
+fn blocks(len: usize, offset: u64, granule: u64) -> impl Iterator<Item = Range<usize>> {
+    let mut start: usize = 0;
+    std::iter::from_fn(move || {
+        let to_boundary = granule - (offset + start as u64) % granule;
+        let end = usize::try_from(to_boundary).map_or(len, |n| len.min(start.saturating_add(n)));
+        let range = start..end;
+        start = end;
+        (!range.is_empty()).then_some(range)
+    })
+}
+
+/// Packs clusters, in one of the workers.
+pub(super) struct Packer {
+    compressor: Compressor,
+    cluster_size: u64,
+    /// Where the target ends: its last cluster is filled up with zeroes.
+    end: u64,
+    /// The last cluster, filled up.
+    filled: Vec<u8>,
+}
+
+impl Packer {
+    pub fn new(compression: &dyn Compression, end: u64) -> Self {
+        Packer { compressor: compression.compressor(), cluster_size: compression.cluster_size(), end, filled: Vec::new() }
+    }
+
+    /// As [`split`], with clusters packed that get smaller by it.
+    pub fn split(&mut self, buf: &[u8], offset: u64) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for range in blocks(buf.len(), offset, self.cluster_size) {
+            let (start, len) = (offset + range.start as u64, range.len() as u64);
+            let bytes = &buf[range.clone()];
+            let is_whole = start.is_multiple_of(self.cluster_size) && (len == self.cluster_size || start + len == self.end);
+            let content = if is_zero(bytes) {
+                Content::Zero
+            } else if !is_whole {
+                Content::Data
+            } else if len == self.cluster_size {
+                (self.compressor)(bytes).map_or(Content::Data, Content::Packed)
+            } else {
+                self.filled.clear();
+                self.filled.extend_from_slice(bytes);
+                // A cluster is no larger than a piece.
+                self.filled.resize(self.cluster_size as usize, 0);
+                (self.compressor)(&self.filled).map_or(Content::Data, Content::Packed)
+            };
+            match runs.last_mut() {
+                Some(run) if run.content == content && !matches!(content, Content::Packed(_)) => run.range.end = range.end,
+                _ => runs.push(Run { range, content }),
+            }
+        }
+        runs
+    }
 }
 
 /// The writing end of a copy.
 pub(super) struct Target<'a> {
     pub image: &'a dyn ImageMut,
+    /// Blocks that are looked at for zeroes; 0 for not at all.
     pub granule: u64,
+    /// Where holes may begin and end, so that none cuts a cluster.
+    pub unit: u64,
+    pub compression: Option<&'a dyn Compression>,
     pub is_zero: bool,
     pub copied: Copied,
 }
 
 impl<'a> Target<'a> {
-    pub fn new(image: &'a dyn ImageMut, options: &Options) -> Self {
-        let cluster = image.info().cluster_size.unwrap_or(0);
+    pub fn new(image: &'a dyn ImageMut, options: &Options) -> Result<Self> {
+        let info = image.info();
+        let cluster = info.cluster_size.filter(|size| *size > 0 && (PIECE as u64).is_multiple_of(*size)).unwrap_or(1);
         let granule = if options.sparse == 0 { 0 } else { options.sparse.max(cluster).min(PIECE as u64) };
-        Target { image, granule, is_zero: options.target_is_zero, copied: Copied::default() }
+        let compression = if options.compress { image.compression() } else { None };
+        if options.compress && compression.is_none_or(|c| !(PIECE as u64).is_multiple_of(c.cluster_size())) {
+            return Err(Error::unsupported(&info.file, info.format, "compressed images of this format: use qcow2"));
+        }
+        Ok(Target { image, granule, unit: cluster, compression, is_zero: options.target_is_zero, copied: Copied::default() })
     }
 
     pub fn write(&mut self, buf: &[u8], runs: &[Run], offset: u64) -> Result<()> {
         for run in runs {
             let (at, len) = (offset + run.range.start as u64, run.range.len() as u64);
-            if run.zero {
-                self.zero(at, len)?;
-            } else if len > 0 {
-                self.image.write_at(&buf[run.range.clone()], at)?;
-                self.copied.data += len;
+            match (&run.content, self.compression) {
+                (Content::Zero, _) => self.zero(at, len)?,
+                (Content::Packed(packed), Some(compression)) => {
+                    compression.write_packed(packed, at)?;
+                    self.copied.data += len;
+                }
+                _ if len > 0 => {
+                    self.image.write_at(&buf[run.range.clone()], at)?;
+                    self.copied.data += len;
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -86,12 +161,13 @@ mod tests {
     fn zero_blocks_are_aligned_on_the_target() {
         let mut buf = vec![0; 10 * 4096];
         buf[4096 * 3 + 5] = 1;
-        let run = |range, zero| Run { range, zero };
-        assert_eq!(split(&buf, 0, 4096), [run(0..12288, true), run(12288..16384, false), run(16384..40960, true)]);
+        let zero = |range| Run { range, content: Content::Zero };
+        let data = |range| Run { range, content: Content::Data };
+        assert_eq!(split(&buf, 0, 4096), [zero(0..12288), data(12288..16384), zero(16384..40960)]);
         // 512 bytes off: the block around the byte starts 512 bytes earlier in the buffer.
-        assert_eq!(split(&buf, 512, 4096), [run(0..11776, true), run(11776..15872, false), run(15872..40960, true)]);
-        assert_eq!(split(&buf, 0, 0), [run(0..40960, false)]);
-        assert_eq!(split(&buf, u64::MAX - 40960, 1 << 63), [run(0..40960, false)]);
+        assert_eq!(split(&buf, 512, 4096), [zero(0..11776), data(11776..15872), zero(15872..40960)]);
+        assert_eq!(split(&buf, 0, 0), [data(0..40960)]);
+        assert_eq!(split(&buf, u64::MAX - 40960, 1 << 63), [data(0..40960)]);
     }
 
     #[test]

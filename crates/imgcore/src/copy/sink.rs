@@ -36,11 +36,12 @@ enum Piece {
 }
 
 impl Sink {
-    /// A sink that writes to `target`. Of `options`, `threads` does not matter.
+    /// A sink that writes to `target`. Of `options`, `threads`, `only_top` and `compress` do not matter.
     pub fn new(target: Arc<dyn ImageMut>, options: Options) -> Result<Self> {
+        let options = Options { compress: false, ..options };
         let (pieces, waiting) = sync_channel(WAITING);
         let writer = move || {
-            let mut target = Target::new(target.as_ref(), &options);
+            let mut target = Target::new(target.as_ref(), &options)?;
             for piece in waiting {
                 match piece {
                     Piece::Data(offset, bytes) => target.write(&bytes, &split(&bytes, offset, target.granule), offset)?,

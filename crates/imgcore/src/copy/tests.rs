@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Copied, Options, PIECE, Sink, copy, copy_range};
+use crate::formats::CreateOptions;
+use crate::storage::MemStorage;
 use crate::testing::TestImage;
-use crate::{Error, NoProgress, Progress};
+use crate::{Error, Formats, Image, ImageMut, NoProgress, Overlay, Progress, Storage};
 
 const SIZE: u64 = 20 << 20;
 
@@ -49,7 +51,7 @@ fn without_sparseness_stored_zeroes_stay_stored() {
     let (source, target) = (source(), TestImage::new(SIZE));
     let all = Options { sparse: 0, ..options(2, true) };
     let copied = copy(&source, &target, &all, &NoProgress).unwrap();
-    assert!(copied.data > 10_000_000, "{copied:?}");
+    assert_eq!(copied, Copied { data: SIZE, zero: 0 });
     assert!(target.bytes() == source.bytes());
 }
 
@@ -143,4 +145,56 @@ fn a_sink_reports_the_failure_of_an_earlier_piece() {
     let failed = (0..100).find_map(|i| sink.write(i * 4096, vec![1; 4096]).err()).expect("an error");
     assert_eq!(failed.to_string(), "test: cannot write at offset 0x0: bad block");
     assert!(sink.write(0, vec![1]).is_err());
+}
+
+#[test]
+fn a_qcow2_target_gets_whole_clusters_and_packed_ones_when_asked() {
+    let noise: Vec<u8> = (0..3 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let text: Vec<u8> = b"the same words again and again. ".repeat(40_000);
+    let size = (9 << 20) + 512;
+    // Data that begins and ends in the middle of clusters, and in the last one, which is cut by the image's end.
+    let source = TestImage::with(size, &[(8192, &noise[..1_000_000]), (2 << 20, &text), (6_000_000, &noise), (size - 512, &[7; 512])]);
+    let make = |threads, compress| {
+        let storage = Arc::new(MemStorage::new("disk.qcow2", 0));
+        let create = CreateOptions::new();
+        let target = Formats::new().driver("qcow2").unwrap().create(storage.clone(), size, &create).unwrap();
+        copy(&source, &*target, &Options { compress, ..options(threads, true) }, &NoProgress).unwrap();
+        target.flush().unwrap();
+        let mut bytes = vec![0; size as usize];
+        target.read_at(&mut bytes, 0).unwrap();
+        assert!(bytes == source.bytes());
+        let mut file = vec![0; storage.size().unwrap() as usize];
+        storage.read_at(&mut file, 0).unwrap();
+        file
+    };
+    let (plain, packed) = (make(1, false), make(1, true));
+    assert!(plain == make(5, false) && packed == make(5, true));
+    assert!(packed.len() + 1_000_000 < plain.len(), "{} {}", packed.len(), plain.len());
+    let raw = TestImage::new(size);
+    let refused = copy(&source, &raw, &Options { compress: true, ..options(1, true) }, &NoProgress);
+    assert!(matches!(refused, Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn with_sparse_0_holes_are_stored_too() {
+    let target = TestImage::with(1 << 20, &[(0, &[1; 1 << 20])]);
+    let copied = copy(&TestImage::new(1 << 20), &target, &Options { sparse: 0, ..options(1, true) }, &NoProgress).unwrap();
+    assert_eq!(copied, Copied { data: 1 << 20, zero: 0 });
+    assert!(target.bytes().iter().all(|b| *b == 0));
+}
+
+#[test]
+fn the_layers_below_can_be_left_out() {
+    let below = Arc::new(TestImage::with(SIZE, &[(0, &vec![1; 1 << 20])]));
+    let source = Overlay::in_memory(below.clone());
+    source.write_at(&[2; 70_000], 65_536).unwrap();
+    source.zero_at(400_000, 100_000).unwrap();
+    // What stands for the same layer on the target.
+    let target = TestImage::with(SIZE, &[(0, &below.bytes())]);
+    copy(&source, &target, &Options { only_top: true, ..options(2, false) }, &NoProgress).unwrap();
+    let mut expected = vec![0; SIZE as usize];
+    source.read_at(&mut expected, 0).unwrap();
+    assert!(target.bytes() == expected);
+    let written: u64 = target.log.lock().unwrap().iter().map(|(_, len, _)| len).sum();
+    assert!(written < 500_000, "{written}");
 }

@@ -8,10 +8,10 @@ use super::entry::{COMPRESSED, COPIED, Mapping, OFFSET, ZERO};
 use super::header::{CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, FORMAT, Header};
 use super::ranges::RangeLocks;
 use super::refcount::{Metadata, Refcounts};
-use super::{Qcow2, snapshot};
+use super::{ClusterCompressor, Qcow2, snapshot};
 use crate::formats::{OpenContext, Repair};
 use crate::image::check_range;
-use crate::{Error, Image, ImageMut, Result, Storage};
+use crate::{Compression, Compressor, Error, Image, ImageMut, Result, Storage};
 
 /// New clusters taken at once, in bytes: between them, other writers get their turn.
 const MAX_NEW: u64 = 64 << 20;
@@ -430,6 +430,25 @@ impl ImageMut for Qcow2 {
     fn flush(&self) -> Result<()> {
         let mut allocation = self.allocation()?;
         self.write_back(&mut allocation)
+    }
+
+    fn compression(&self) -> Option<&dyn Compression> {
+        Some(self)
+    }
+}
+
+impl Compression for Qcow2 {
+    fn cluster_size(&self) -> u64 {
+        Qcow2::cluster_size(self)
+    }
+
+    fn compressor(&self) -> Compressor {
+        let mut compressor = ClusterCompressor::new(self.compression_type());
+        Box::new(move |cluster| compressor.compress(cluster).map(<[u8]>::to_vec))
+    }
+
+    fn write_packed(&self, packed: &[u8], offset: u64) -> Result<()> {
+        self.write_compressed_cluster(offset, packed)
     }
 }
 

@@ -9,6 +9,7 @@ use crate::common::Failure;
 
 mod args;
 mod check;
+mod convert;
 mod create;
 mod info;
 mod map;
@@ -23,7 +24,7 @@ pub(crate) struct Entry {
     run: fn(&ArgMatches) -> Result<ExitCode, Failure>,
 }
 
-const COMMANDS: &[Entry] = &[check::ENTRY, create::ENTRY, info::ENTRY, map::ENTRY];
+const COMMANDS: &[Entry] = &[check::ENTRY, convert::ENTRY, create::ENTRY, info::ENTRY, map::ENTRY];
 
 /// The arguments, or clap's complaint about them.
 fn parse<T>(parsed: Result<T, clap::Error>) -> Result<T, Failure> {

@@ -43,23 +43,10 @@ pub fn build(source: &Source, disk: &TargetDisk, target: &dyn ImageMut, options:
         let from = source.disks.get(m.disk).and_then(|d| d.image.as_ref());
         let from = from.ok_or_else(|| Error::Invalid(format!("{}: its disk {} has not been read yet", source.name, m.disk)))?;
         let range = m.source_offset..m.source_offset.saturating_add(m.len);
-        copy_range(from.as_ref(), range, target, m.target_offset, options, &Part(progress))?;
+        copy_range(from.as_ref(), range, target, m.target_offset, options, &copy::Part(progress))?;
     }
     write_table(disk, target)?;
     write_swaps(disk, target)
-}
-
-/// One of several copies: the total is told before them.
-struct Part<'a>(&'a dyn Progress);
-
-impl Progress for Part<'_> {
-    fn total(&self, _: u64) {}
-    fn advance(&self, done: u64) {
-        self.0.advance(done);
-    }
-    fn cancelled(&self) -> bool {
-        self.0.cancelled()
-    }
 }
 
 /// Writes the partition table, where the disk gets a new one.
