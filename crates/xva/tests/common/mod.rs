@@ -1,5 +1,7 @@
 //! Archives for tests, made by `scripts/mkxva`, and what should come out of them.
 
+#![allow(dead_code)] // Each test file uses a part of it.
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -178,7 +180,6 @@ impl imgcore::Progress for Counted {
 }
 
 /// Says why a test cannot run, which is a failure where everything should be installed.
-#[allow(dead_code)] // Not every test file needs it.
 pub fn skip(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "cannot run: {why}");
     eprintln!("skipped: {why}");
