@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::layout::{Layout, Table};
 use crate::source::{Boot, Source};
-use crate::staged::FileDiff;
+use crate::staged::{FileDiff, Kind};
 use crate::step::StepReport;
 
 /// All of it.
@@ -206,6 +206,12 @@ impl Plan {
             writeln!(out, "\nChanged files of the guest")?;
         }
         for file in &self.files {
+            let how = match file.kind {
+                Kind::Added => "added",
+                Kind::Changed => "changed",
+                Kind::Removed => "removed",
+            };
+            writeln!(out, "{}: {how} by {}", file.path, file.steps.join(", "))?;
             writeln!(out, "{}", clean(file.text.trim_end()))?;
         }
         if !self.commands.is_empty() {

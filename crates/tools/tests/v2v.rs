@@ -1,0 +1,241 @@
+//! The program `v2v` on a guest of a few MiB: its plan, its outputs, what it refuses, and what is left when it is stopped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const ROOT_UUID: &str = "0b4cd4c2-6e6b-4f2a-9d0a-3f1f0d6b8a11";
+const VERSION: &str = "6.1.0-1-amd64";
+
+/// A guest as xen-create-image lays it out, with just enough in it to be converted. It could not really boot.
+struct Small {
+    dir: tempfile::TempDir,
+}
+
+impl Small {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        let put = |path: &str, content: &[u8]| {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        let mut kernel = vec![0; 0x400];
+        kernel[0x202..0x206].copy_from_slice(b"HdrS");
+        kernel[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+        let version = format!("{VERSION} (builder@host) #1 SMP");
+        kernel[0x300..0x300 + version.len()].copy_from_slice(version.as_bytes());
+        put(&format!("boot/vmlinuz-{VERSION}"), &kernel);
+        put(
+            &format!("lib/modules/{VERSION}/modules.builtin"),
+            b"kernel/drivers/block/virtio_blk.ko\nkernel/drivers/virtio/virtio_pci.ko\n",
+        );
+        put(
+            "boot/grub/menu.lst",
+            format!("default 0\ntitle Debian\nroot (hd0,1)\nkernel /boot/vmlinuz-{VERSION} root=/dev/xvda2 ro\n").as_bytes(),
+        );
+        put("etc/fstab", b"/dev/xvda2 / ext4 defaults 0 1\n/dev/xvda1 none swap sw 0 0\n");
+        put("etc/os-release", b"ID=debian\nVERSION_ID=12\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n");
+        put("etc/hostname", b"small\n");
+        put("etc/network/interfaces", b"auto eth0\niface eth0 inet dhcp\n");
+        put("bin/true", b"");
+        let root = dir.path().join("disk.img");
+        tool("mke2fs", &["-q", "-t", "ext4", "-U", ROOT_UUID, "-d", tree.to_str().unwrap(), root.to_str().unwrap(), "48M"]);
+        let swap = dir.path().join("swap.img");
+        fs::File::create(&swap).unwrap().set_len(4 << 20).unwrap();
+        tool("mkswap", &["-q", swap.to_str().unwrap()]);
+        fs::remove_dir_all(tree).unwrap();
+        let small = Small { dir };
+        small.config("small.cfg", "");
+        small
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A configuration with more settings behind it.
+    fn config(&self, name: &str, more: &str) -> PathBuf {
+        let text = format!(
+            "bootloader = 'pygrub'\nname = 'small'\nmemory = 128\nvif = [ 'mac=00:16:3e:00:00:01,bridge=xenbr0' ]\n\
+             disk = [ 'file:{0}/disk.img,xvda2,w', 'file:{0}/swap.img,xvda1,w' ]\n{more}\n",
+            self.dir.path().display()
+        );
+        fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    fn v2v(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_v2v"));
+        command.stdin(Stdio::null()).current_dir(self.dir.path());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.v2v().args(arguments).output().unwrap()
+    }
+
+    fn names(&self, dir: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(dir)) else { return Vec::new() };
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn tool(program: &str, arguments: &[&str]) -> String {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(arguments).env("PATH", path).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn sums(small: &Small) -> String {
+    tool("sha256sum", &[small.path("disk.img").to_str().unwrap(), small.path("swap.img").to_str().unwrap()])
+}
+
+fn success(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn failure(output: &Output) -> String {
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    message
+}
+
+const RESULT: [&str; 3] = ["small-run.sh", "small-vda.qcow2", "small.xml"];
+
+#[test]
+fn a_plan_shows_every_change_and_makes_none() {
+    let small = Small::new();
+    let before = (sums(&small), small.names("."));
+    let plan = success(&small.run(&["--plan", "small.cfg"]));
+    assert_eq!(before, (sums(&small), small.names(".")));
+    for wanted in [
+        "Guest small (Xen configuration small.cfg)",
+        "Debian GNU/Linux 12 (bookworm)",
+        "new partition table (MBR)",
+        "vda1   was xvda1  swap, 4 MiB, made anew",
+        "--- a/etc/fstab\n+++ b/etc/fstab",
+        "-/dev/xvda2 / ext4 defaults 0 1",
+        &format!("+UUID={ROOT_UUID} / ext4 defaults 0 1"),
+        "--- a/boot/grub/menu.lst",
+    ] {
+        assert!(plan.contains(wanted), "{wanted:?} is not in:\n{plan}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&success(&small.run(&["--plan", "--json", "-q", "small.cfg"]))).unwrap();
+    assert_eq!(json["guest"]["macs"][0], "00:16:3e:00:00:01");
+    assert_eq!(json["disks"][0]["volumes"][1]["uuid"], ROOT_UUID);
+    assert!(json["files"].as_array().unwrap().iter().any(|f| f["path"] == "/etc/fstab" && f["kind"] == "changed"));
+}
+
+#[test]
+fn a_conversion_writes_three_files_and_replaces_none() {
+    let small = Small::new();
+    let before = sums(&small);
+    let said =
+        success(&small.run(&["--from", "xen", "--to", "kvm", "small.cfg", "-os", "out", "--bridge", "xenbr0:br7", "--report", "r.json"]));
+    assert_eq!(before, sums(&small));
+    assert_eq!(small.names("out"), RESULT);
+    assert!(said.contains("virsh define") && said.contains("small-run.sh -snapshot"), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(small.path("r.json")).unwrap()).unwrap();
+    assert_eq!(report["name"], "small");
+    assert!(report["timings"].as_array().unwrap().iter().any(|t| t["stage"] == "Copying the disks"));
+    let xml = fs::read_to_string(small.path("out/small.xml")).unwrap();
+    assert!(xml.contains("<source bridge='br7'/>") && xml.contains("<mac address='00:16:3e:00:00:01'/>"), "{xml}");
+    tool("xmllint", &["--noout", small.path("out/small.xml").to_str().unwrap()]);
+    tool("sh", &["-n", small.path("out/small-run.sh").to_str().unwrap()]);
+    tool("qemu-img", &["check", small.path("out/small-vda.qcow2").to_str().unwrap()]);
+
+    let message = failure(&small.run(&["small.cfg", "-os", "out"]));
+    assert!(message.contains("is there already; --force replaces it"), "{message}");
+    assert_eq!(small.names("out"), RESULT);
+    success(&small.run(&["small.cfg", "-os", "out", "--force"]));
+    assert_eq!(small.names("out"), RESULT);
+
+    success(&small.run(&["small.cfg", "-os", "out", "-of", "raw", "-on", "other"]));
+    let raw = small.path("out/other-vda.raw");
+    let table: serde_json::Value = serde_json::from_str(&tool("sfdisk", &["--json", raw.to_str().unwrap()])).unwrap();
+    let root = &table["partitiontable"]["partitions"][1];
+    assert_eq!(root["type"], "83");
+    let root = format!("{}?offset={}", raw.display(), root["start"].as_u64().unwrap() * 512);
+    tool("e2fsck", &["-fn", &root]);
+    assert!(tool("debugfs", &["-R", "cat /etc/fstab", &root]).starts_with(&format!("UUID={ROOT_UUID} / ext4")));
+}
+
+/// Kills conversions at moments spread over their time: whatever is left never looks like a result.
+#[test]
+fn a_killed_conversion_leaves_no_result() {
+    let small = Small::new();
+    let start = Instant::now();
+    success(&small.run(&["small.cfg", "-os", "whole"]));
+    let full = start.elapsed();
+    let mut killed = 0;
+    for twelfth in 0..12 {
+        let mut child = small.v2v().args(["small.cfg", "-q", "-os", "out"]).spawn().unwrap();
+        std::thread::sleep(full * twelfth / 12);
+        let ended = child.try_wait().unwrap().is_some();
+        let _ = child.kill();
+        child.wait().unwrap();
+        if ended {
+            let _ = fs::remove_dir_all(small.path("out"));
+            continue;
+        }
+        killed += 1;
+        let left: Vec<_> = small.names("out").into_iter().filter(|n| !n.starts_with('.')).collect();
+        assert!(!left.contains(&"small.xml".to_owned()), "killed after {twelfth}/12: {left:?}");
+    }
+    assert!(killed > 3, "conversions were too fast to be killed");
+    success(&small.run(&["small.cfg", "-os", "out", "--force"]));
+    assert_eq!(small.names("out"), RESULT, "what the killed ones left is still there");
+}
+
+#[test]
+fn an_interrupted_conversion_cleans_up() {
+    let small = Small::new();
+    let child = small.v2v().args(["small.cfg", "-os", "out"]).stderr(Stdio::piped()).spawn().unwrap();
+    // Once its folder is there, it listens.
+    let start = Instant::now();
+    while small.names("out").is_empty() && start.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    tool("kill", &["-INT", &child.id().to_string()]);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stopped; nothing was left behind"));
+    assert!(!small.path("out").exists());
+}
+
+#[test]
+fn errors_name_the_guest_the_place_and_what_to_do() {
+    let small = Small::new();
+    small.config("no-disk.cfg", "disk = [ 'file:/nonexistent/x.img,xvda2,w' ]");
+    small.config("program.cfg", "import os");
+    fs::write(small.path("not-xen.xml"), "<domain type='kvm'><name>x</name></domain>").unwrap();
+    fs::write(small.path("zero.img"), vec![0; 1 << 20]).unwrap();
+    for (arguments, wanted) in [
+        (&["none.cfg", "-os", "out"][..], "none.cfg: cannot open: No such file"),
+        (
+            &["no-disk.cfg", "-os", "out"],
+            "no-disk.cfg:6: disk xvda2: /nonexistent/x.img is not there; copy it there, or say where it is with --disk xvda2=FILE",
+        ),
+        (&["program.cfg", "-os", "out"], "program.cfg:6: cannot read 'import os'"),
+        (&["not-xen.xml", "-os", "out"], "not-xen.xml:1: the domain is of type 'kvm', not 'xen'"),
+        (&["zero.img", "-os", "out"], "no operating system was found"),
+        (&["small.cfg", "-os", "out", "-i", "vmx"], "-i vmx: no such input"),
+        (&["small.cfg", "-os", "out", "-o", "rhv"], "-o rhv: no such output"),
+        (&["small.cfg", "-os", "out", "-on", "a/b"], "-on 'a/b': names are letters"),
+        (&["small.cfg", "-os", "out", "--root", "/dev/xvda7"], "there is no operating system on /dev/xvda7"),
+        (&["small.cfg", "-os", "out", "--kernel-package", "none.deb"], "none.deb: cannot read: No such file"),
+        (&["small.cfg", "-os", "small.cfg"], "small.cfg: cannot create"),
+    ] {
+        let message = failure(&small.run(arguments));
+        assert!(message.contains(wanted), "{arguments:?}: {wanted:?} is not in {message:?}");
+        assert!(!Path::new(&small.path("out")).exists(), "{arguments:?} left something");
+    }
+}
