@@ -14,6 +14,11 @@ const SCREEN_LINES: usize = 24;
 /// A boot loader answers the firmware within seconds even in emulation; this long without a byte is a stall.
 const FIRMWARE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// What Linux says when an emulated machine got so little of a busy host that its timer seemed dead: no fault of the guest.
+const STARVED: &str = "IO-APIC + timer doesn't work";
+/// Times that a starved machine is started again.
+const RESTARTS: u32 = 3;
+
 /// How far a boot came, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -52,7 +57,8 @@ pub struct BootReport {
     pub screen: Vec<String>,
 }
 
-/// Starts the machine and watches it. `seen` gets every piece of console output as it comes.
+/// Starts the machine and watches it. `seen` gets the console's lines as they come, without control sequences: what a hostile guest
+/// writes must not drive the terminal that shows it.
 ///
 /// # Errors
 ///
@@ -61,35 +67,47 @@ pub fn check(runner: &dyn MachineRunner, spec: &MachineSpec, deadline: Duration,
     let start = Instant::now();
     let mut machine = runner.start(spec)?;
     let mut watch = Watch::default();
+    let mut restarts = 0;
     let mut last_output = Instant::now();
-    loop {
+    let what = loop {
         let left = deadline.saturating_sub(start.elapsed());
         if left.is_zero() {
-            return Ok(watch.report(start, watch.stalled(&format!("within {} s", deadline.as_secs()))));
+            break watch.stalled(&format!("within {} s", deadline.as_secs()));
         }
         match machine.read_console(left.min(Duration::from_secs(1))) {
             Ok(bytes) if bytes.is_empty() => {
                 if watch.stage <= Stage::Firmware && last_output.elapsed() >= FIRMWARE_PATIENCE {
-                    return Ok(watch.report(start, watch.stalled(&format!("for {} s", FIRMWARE_PATIENCE.as_secs()))));
+                    break watch.stalled(&format!("for {} s", FIRMWARE_PATIENCE.as_secs()));
                 }
             }
             Ok(bytes) => {
                 last_output = Instant::now();
-                seen(&bytes);
                 watch.feed(&bytes);
+                watch.show(seen, false);
+                if restarts < RESTARTS && watch.text.contains(STARVED) {
+                    restarts += 1;
+                    watch = Watch::default();
+                    drop(machine);
+                    machine = runner.start(spec)?;
+                    continue;
+                }
                 if let Some(what) = watch.verdict() {
-                    return Ok(watch.report(start, what));
+                    break what;
                 }
             }
-            Err(e) => return Ok(watch.report(start, format!("the machine ended before a login prompt: {e}"))),
+            Err(e) => break format!("the machine ended before a login prompt: {e}"),
         }
-    }
+    };
+    watch.show(seen, true);
+    Ok(watch.report(start, what))
 }
 
 /// The console's text so far and what it shows.
 #[derive(Default)]
 struct Watch {
     text: String,
+    /// Up to here the text was shown.
+    shown: usize,
     escape: Escape,
     stage: Stage,
     booted: bool,
@@ -159,6 +177,13 @@ impl Watch {
                 (Escape::Started, ']' | 'P' | '^' | '_') => Escape::String,
                 (Escape::Started, '(' | ')' | '#' | '%') => Escape::Started,
                 (Escape::Started, _) => Escape::None,
+                (Escape::Parameters, 'H' | 'f') => {
+                    // A full-screen menu goes from line to line by its own means.
+                    if !self.text.ends_with('\n') {
+                        self.text.push('\n');
+                    }
+                    Escape::None
+                }
                 (Escape::Parameters, '@'..='~') => Escape::None,
                 (Escape::Parameters, _) => Escape::Parameters,
                 (Escape::String, '\x07' | '\x1b') => Escape::None,
@@ -171,6 +196,7 @@ impl Watch {
                 cut += 1;
             }
             self.text.drain(..cut);
+            self.shown = self.shown.saturating_sub(cut);
         }
         let reached =
             SIGNS.iter().find(|(_, signs)| signs.iter().any(|s| self.text.contains(s))).map_or(Stage::Firmware, |&(stage, _)| stage);
@@ -180,6 +206,23 @@ impl Watch {
         self.booted = self.text.lines().any(is_login_prompt);
         if self.booted {
             self.stage = Stage::Login;
+        }
+    }
+
+    /// Gives the lines that came since the last time, the unfinished one only at the `end`; without a menu's frames.
+    fn show(&mut self, seen: &mut dyn FnMut(&[u8]), end: bool) {
+        while let Some(rest) = self.text.get(self.shown..) {
+            let len = match rest.find('\n') {
+                Some(at) => at + 1,
+                None if end && !rest.is_empty() => rest.len(),
+                None => return,
+            };
+            let line = rest[..len].trim_end();
+            if line.contains(|c: char| !c.is_whitespace() && !"+-|\u{2500}\u{2502}\u{250c}\u{2510}\u{2514}\u{2518}".contains(c)) {
+                seen(line.as_bytes());
+                seen(b"\n");
+            }
+            self.shown += len;
         }
     }
 
@@ -305,6 +348,22 @@ mod tests {
         assert!(!r.booted);
         assert_eq!(r.stage, Stage::Firmware);
         assert!(r.what.contains("Booting from Hard Disk"), "{}", r.what);
+    }
+
+    #[test]
+    fn what_is_shown_has_no_control_sequences_and_no_frames() {
+        let spec = MachineSpec { memory_mib: 512, vcpus: 1, disks: Vec::new(), macs: Vec::new(), uefi: false };
+        let pieces: Vec<&[u8]> =
+            vec![b"\x1b[2J\x1b[4;2H+------+\x1b[5;2H|\x1b[5;79H|\x1b[6;3H*Debian", b" 12\r\n\x1b]0;title\x07web login: "];
+        let mut shown = Vec::new();
+        check(&Script { pieces, dies: false }, &spec, Duration::from_secs(1), &mut |b| shown.extend_from_slice(b)).unwrap();
+        assert_eq!(String::from_utf8(shown).unwrap(), "*Debian 12\nweb login:\n");
+    }
+
+    #[test]
+    fn a_starved_machine_is_started_again_but_not_for_ever() {
+        let r = run(&[b"Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n"], false);
+        assert!(r.what.contains("Kernel panic"), "{r:?}");
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub struct Hardware<'a> {
 
 /// A running guest.
 pub struct Console {
+    qemu: Command,
     child: Child,
     keys: ChildStdin,
     output: Receiver<Vec<u8>>,
@@ -62,7 +63,12 @@ impl Console {
             qemu.arg("-netdev").arg(format!("user,restrict=on,id=n{i}"));
             qemu.arg("-device").arg(format!("virtio-net-pci,netdev=n{i},mac={mac}"));
         }
-        let mut child = qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("qemu-system-x86_64 starts");
+        qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
+        Console::spawn(qemu)
+    }
+
+    fn spawn(mut qemu: Command) -> Console {
+        let mut child = qemu.spawn().expect("qemu-system-x86_64 starts");
         let keys = child.stdin.take().expect("stdin is piped");
         let mut stdout = child.stdout.take().expect("stdout is piped");
         let (sender, output) = channel();
@@ -74,17 +80,25 @@ impl Console {
                 }
             }
         });
-        Console { child, keys, output, text: String::new(), at: 0 }
+        Console { qemu, child, keys, output, text: String::new(), at: 0 }
     }
 
     /// Reads until `wanted` comes, and returns what came before it. Panics with the console's end when it doesn't.
     pub fn expect(&mut self, wanted: &str, patience: Duration) -> String {
+        let from = self.at;
+        self.wait_for(&[wanted], patience);
+        self.text[from..self.at - wanted.len()].to_owned()
+    }
+
+    /// Reads until one of the texts comes, and returns which.
+    fn wait_for(&mut self, wanted: &[&str], patience: Duration) -> usize {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(found) = self.text[self.at..].find(wanted) {
-                let before = self.text[self.at..self.at + found].to_owned();
-                self.at += found + wanted.len();
-                return before;
+            for (which, text) in wanted.iter().enumerate() {
+                if let Some(found) = self.text[self.at..].find(text) {
+                    self.at += found + text.len();
+                    return which;
+                }
             }
             match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.text += &String::from_utf8_lossy(&bytes).replace('\r', ""),
@@ -105,7 +119,16 @@ impl Console {
 
     /// Waits for the login prompt of `host` and logs in as root.
     pub fn login(&mut self, host: &str, password: &str) {
-        self.expect(&format!("{host} login:"), BOOT);
+        for _ in 0..3 {
+            // An emulated machine that gets little of a busy host may take its timer for dead: no fault of the guest.
+            if self.wait_for(&[&format!("{host} login:"), "IO-APIC + timer doesn't work"], BOOT) == 0 {
+                break;
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let qemu = std::mem::replace(&mut self.qemu, Command::new("true"));
+            *self = Console::spawn(qemu);
+        }
         self.type_keys("root\n");
         self.expect("Password:", Duration::from_secs(60));
         self.type_keys(&format!("{password}\n"));
