@@ -1,67 +1,126 @@
-//! Debian package files: which kernel one brings.
+//! Debian package files: which kernel one brings, and what it needs.
+
+use std::io::Read;
 
 use super::compressed::decoder;
 
 const MAGIC: &[u8] = b"!<arch>\n";
 /// Entries of a package that are looked at: a kernel's image is among the first files.
 const ENTRY_LIMIT: usize = 50_000;
+const CONTROL_LIMIT: u64 = 1 << 20;
 
 /// The kernel release whose image a package holds; `None` for other packages.
 ///
 /// # Errors
 /// Words that say why it is no package.
 pub fn kernel_of(package: &[u8]) -> Result<Option<String>, String> {
-    let mut data = data_member(package)?;
+    find(package, b"data.tar", |path, _| {
+        let version = path.strip_prefix(b"./boot/vmlinuz-".as_slice())?;
+        Some(String::from_utf8_lossy(version).into_owned())
+    })
+}
+
+/// What a package says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Its name.
+    pub package: String,
+    /// Names of virtual packages that it stands for.
+    pub provides: Vec<String>,
+    /// What it needs: one of each row. Versions are left to dpkg.
+    pub depends: Vec<Vec<String>>,
+}
+
+/// Reads a package's control file.
+///
+/// # Errors
+/// As [`kernel_of`].
+pub fn control(package: &[u8]) -> Result<Control, String> {
+    let text = find(package, b"control.tar", |path, content| {
+        let mut text = String::new();
+        (path == b"./control" && content.take(CONTROL_LIMIT).read_to_string(&mut text).is_ok()).then_some(text)
+    })?;
+    let text = text.ok_or("it has no control file")?;
+    // Long fields go on in lines that begin with a blank.
+    let text = text.replace("\n ", " ");
+    let field = |name: &str| text.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim().to_string()));
+    let list = |name: &str| field(name).map_or(Vec::new(), |f| relations(&f));
+    let provides = list("Provides").into_iter().flatten().collect();
+    Ok(Control {
+        package: field("Package").ok_or("its control file names no package")?,
+        provides,
+        depends: [list("Pre-Depends"), list("Depends")].concat(),
+    })
+}
+
+/// The names in a relationship field (`a (>= 1) | b, c:any`): alternatives by row.
+pub fn relations(field: &str) -> Vec<Vec<String>> {
+    let name = |r: &str| r.split(['(', '[', '<', ':']).next().unwrap_or("").trim().to_string();
+    field.split(',').map(|row| row.split('|').map(name).filter(|n| !n.is_empty()).collect()).filter(|r: &Vec<_>| !r.is_empty()).collect()
+}
+
+/// Looks through a member's files until `look` has what it wants.
+fn find<T, F>(package: &[u8], member: &[u8], mut look: F) -> Result<Option<T>, String>
+where
+    F: FnMut(&[u8], &mut dyn Read) -> Option<T>,
+{
+    let mut data = self::member(package, member)?;
     let mut plain = data;
     let reader = decoder(&mut data).map_err(|e| e.to_string())?;
-    let reader: Box<dyn std::io::Read + '_> = match reader {
+    let reader: Box<dyn Read + '_> = match reader {
         Some(reader) => reader,
         None => Box::new(&mut plain),
     };
     let mut archive = tar::Archive::new(reader);
     for entry in archive.entries().map_err(|e| e.to_string())?.take(ENTRY_LIMIT) {
-        let entry = entry.map_err(|e| e.to_string())?;
-        let path = entry.path_bytes();
-        let Some(version) = path.strip_prefix(b"./boot/vmlinuz-".as_slice()) else { continue };
-        return Ok(String::from_utf8(version.to_vec()).ok());
+        let mut entry = entry.map_err(|e| e.to_string())?;
+        let path = entry.path_bytes().into_owned();
+        if let Some(found) = look(&path, &mut entry) {
+            return Ok(Some(found));
+        }
     }
     Ok(None)
 }
 
-/// The `data.tar.*` member of the `ar` archive that a package is (deb(5)).
-fn data_member(package: &[u8]) -> Result<&[u8], String> {
+/// A member of the `ar` archive that a package is (deb(5)): the first whose name begins so.
+fn member<'a>(package: &'a [u8], name: &[u8]) -> Result<&'a [u8], String> {
     let mut rest = package.strip_prefix(MAGIC).ok_or("not a Debian package: it has no ar header")?;
     while let Some((header, body)) = rest.split_at_checked(60) {
         let size = std::str::from_utf8(&header[48..58]).ok().and_then(|t| t.trim().parse::<usize>().ok());
         let (Some(size), b"`\n") = (size, &header[58..60]) else { return Err("a member's ar header is damaged".into()) };
         let member = body.get(..size).ok_or("the file is cut off")?;
-        if header.starts_with(b"data.tar") {
+        if header.starts_with(name) {
             return Ok(member);
         }
         rest = body.get(size.saturating_add(size & 1)..).unwrap_or(&[]);
     }
-    Err("it has no data.tar member".into())
+    Err(format!("it has no {} member", String::from_utf8_lossy(name)))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
-    /// A package with these files, its data.tar compressed by gzip.
-    pub(crate) fn package(files: &[&str]) -> Vec<u8> {
+    fn tar(files: &[(&str, &str)]) -> Vec<u8> {
         let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
-        for file in files {
+        for (file, content) in files {
             let mut header = tar::Header::new_gnu();
-            header.set_size(3);
+            header.set_size(content.len() as u64);
             header.set_mode(0o644);
             // The crate's own path setter drops the leading "./".
             header.as_old_mut().name[..file.len()].copy_from_slice(file.as_bytes());
             header.set_cksum();
-            tar.append(&header, &b"abc"[..]).unwrap();
+            tar.append(&header, content.as_bytes()).unwrap();
         }
-        let data = tar.into_inner().unwrap().finish().unwrap();
+        tar.into_inner().unwrap().finish().unwrap()
+    }
+
+    /// A package with these files and this control file.
+    pub(crate) fn package(files: &[&str], control: &str) -> Vec<u8> {
+        let control = tar(&[("./md5sums", ""), ("./control", control)]);
+        let data = tar(&files.iter().map(|f| (*f, "abc")).collect::<Vec<_>>());
         let mut deb = MAGIC.to_vec();
-        for (name, body) in [("debian-binary", &b"2.0\n"[..]), ("control.tar.gz", b"odd"), ("data.tar.gz", &data)] {
+        for (name, body) in [("debian-binary", &b"2.0\n"[..]), ("control.tar.gz", &control), ("data.tar.gz", &data)] {
             deb.extend(format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, body.len()).as_bytes());
             deb.extend(body);
             deb.extend(vec![b'\n'; body.len() & 1]);
@@ -70,14 +129,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_package_tells_what_it_needs() {
+        let text = "Package: linux-image\nVersion: 6.1\nPre-Depends: base (>= 1)\nDepends: kmod, linux-base (>= 4.3~),\n initramfs-tools | linux-initramfs-tool, python3:any\nProvides: wireguard-modules (= 1.0.0)\nDescription: x\n Depends: nothing\n";
+        let control = control(&package(&[], text)).unwrap();
+        assert_eq!((control.package.as_str(), &control.provides[..]), ("linux-image", &["wireguard-modules".to_string()][..]));
+        let rows: Vec<_> = control.depends.iter().map(|r| r.join("|")).collect();
+        assert_eq!(rows, ["base", "kmod", "linux-base", "initramfs-tools|linux-initramfs-tool", "python3"]);
+        assert!(super::control(&package(&[], "Version: 1\n")).unwrap_err().contains("names no package"));
+    }
+
+    #[test]
     fn a_kernel_package_tells_its_release() {
-        assert_eq!(kernel_of(&package(&["./boot/System.map-6.1", "./boot/vmlinuz-6.1.0-13-amd64"])), Ok(Some("6.1.0-13-amd64".into())));
-        assert_eq!(kernel_of(&package(&["./usr/bin/cpio"])), Ok(None));
+        assert_eq!(kernel_of(&package(&["./boot/System.map-6.1", "./boot/vmlinuz-6.1.0-13-amd64"], "")), Ok(Some("6.1.0-13-amd64".into())));
+        assert_eq!(kernel_of(&package(&["./usr/bin/cpio"], "")), Ok(None));
     }
 
     #[test]
     fn broken_packages_are_errors() {
-        let deb = package(&["./boot/vmlinuz-1"]);
+        let deb = package(&["./boot/vmlinuz-1"], "");
         assert!(kernel_of(b"\x7fELF").unwrap_err().contains("no ar header"));
         assert!(kernel_of(&deb[..deb.len() - 20]).unwrap_err().contains("cut off"));
         let mut damaged = deb.clone();

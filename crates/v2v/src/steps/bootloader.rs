@@ -7,7 +7,7 @@ use crate::bootloader::{BootPlace, Configured, Grub, install_files, starts_by_it
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{Truth, truth};
 use crate::guest::kernels::compare_versions;
-use crate::layout::Table;
+use crate::layout::{Table, Volume};
 use crate::source::Boot;
 use crate::step::{Context, Step};
 use crate::steps::grub_legacy;
@@ -32,8 +32,16 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
              on a partition of its own first",
         ));
     };
+    if volume.partition.is_none() && matches!(table_of(cx, &volume), Some(Table::Keep { .. })) {
+        cx.facts.boot_loader = "none: the disk has no partition table".into();
+        cx.warn(format!(
+            "{} has no partition table, so that no boot loader fits on its disk: the result does not start by itself; convert without '--layout keep'",
+            volume.target_device
+        ));
+        return Ok(());
+    }
     let place = BootPlace::new(cx.layout, &volume, mounted_at)?;
-    if let Some(Table::Keep { disk }) = cx.layout.disks.get(place.disk).map(|d| d.table)
+    if let Some(Table::Keep { disk }) = table_of(cx, &volume)
         && let Some(image) = cx.source.disks.get(disk).and_then(|d| d.image.as_deref())
         && let Some(loader) = starts_by_itself(image)?
     {
@@ -62,8 +70,12 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
+fn table_of(cx: &Context<'_>, volume: &Volume) -> Option<Table> {
+    cx.layout.disks.iter().find(|d| d.volumes.iter().any(|v| v.target_device == volume.target_device)).map(|d| d.table)
+}
+
 /// The one volume with a filesystem, for a guest whose fstab does not name its root.
-fn only_filesystem(cx: &Context<'_>) -> Option<crate::layout::Volume> {
+fn only_filesystem(cx: &Context<'_>) -> Option<Volume> {
     let mut found = cx
         .layout
         .volumes()

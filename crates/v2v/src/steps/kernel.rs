@@ -7,7 +7,7 @@ use crate::Result;
 use crate::guest::deb;
 use crate::guest::kernels::{self, Kernel};
 use crate::source::Boot;
-use crate::step::{Context, HostKernel, Step};
+use crate::step::{Context, HostKernel, Package, Step};
 
 pub(super) const STEP: Step = Step {
     name: "kernel",
@@ -104,7 +104,7 @@ fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
         let names: Vec<_> = cx.options.kernel_packages.iter().map(|p| p.name.as_str()).collect();
         return Err(cx.fail(format!("none of {} holds a kernel (/boot/vmlinuz-…): add the linux-image package itself", names.join(", "))));
     };
-    // What is already there would not be installed anew.
+    missing_packages(cx)?;
     let mut command = Command::new(["/bin/sh", "-c", INSTALL, "install-packages", PACKAGES]);
     command.env.push((b"DEBIAN_FRONTEND".to_vec(), b"noninteractive".to_vec()));
     cx.fs.command("installs the kernel packages; their hooks build the initrd", command);
@@ -115,6 +115,28 @@ fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
         unfit: None,
         pending: true,
     }))
+}
+
+/// Says which packages are still missing, before dpkg would.
+fn missing_packages(cx: &Context<'_>) -> Result<()> {
+    let read = |p: &Package| deb::control(&p.data).map_err(|e| cx.fail(format!("{}: {e}", p.name)));
+    let given = cx.options.kernel_packages.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let is_there = |name: &String| cx.packages.provides(name) || given.iter().any(|g| &g.package == name || g.provides.contains(name));
+    let mut missing: Vec<String> = Vec::new();
+    for package in &given {
+        for row in package.depends.iter().filter(|row| !row.iter().any(is_there)) {
+            missing.push(format!("{} (for {})", row.join(" or "), package.package));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (_, os) = os_name(cx);
+    Err(cx.fail(format!(
+        "the kernel packages need others that the guest lacks: {}. Get them for {os} (apt-get download) and add each with --kernel-package FILE.deb; \
+         an initrd is built by initramfs-tools, which comes with initramfs-tools-core, klibc-utils, libklibc, cpio and logsave",
+        missing.join(", ")
+    )))
 }
 
 /// Puts the Xen host's kernel into the guest, under the names that its distribution would give it.
@@ -177,7 +199,7 @@ mod tests {
     use super::*;
     use crate::guest::deb::tests::package;
     use crate::staged::Staged;
-    use crate::step::{Options, Package};
+    use crate::step::Options;
     use crate::testing::{MemFs, bzimage, run_step, run_step_with, xen_tools_guest};
 
     fn failure(base: &MemFs, options: &Options) -> String {
@@ -218,19 +240,28 @@ mod tests {
 
     #[test]
     fn packages_are_installed_in_the_guest() {
-        let deb = |name: &str, files: &[&str]| Package { name: name.into(), data: package(files) };
+        let deb = |name: &str, files: &[&str], needs: &str| Package {
+            name: name.into(),
+            data: package(files, &format!("Package: {name}\nDepends: {needs}\n")),
+        };
         let options = Options {
-            kernel_packages: vec![deb("cpio.deb", &["./bin/cpio"]), deb("linux.deb", &["./boot/vmlinuz-6.1.0-13-amd64"])],
+            kernel_packages: vec![
+                deb("cpio.deb", &["./bin/cpio"], "kmod"),
+                deb("linux.deb", &["./boot/vmlinuz-6.1.0-13-amd64"], "cpio.deb | dracut"),
+            ],
             ..Options::default()
         };
-        run_step_with(&MemFs::new(), &options, &STEP, |cx| {
+        let kmod = MemFs::new().file("/var/lib/dpkg/status", "Package: kmod\nStatus: install ok installed\nVersion: 30\n");
+        run_step_with(&kmod, &options, &STEP, |cx| {
             assert_eq!(cx.facts.kernel.as_ref().unwrap().image, "/boot/vmlinuz-6.1.0-13-amd64");
             assert!(cx.fs.exists(b"/var/tmp/guestlift-packages/cpio.deb"));
             let command = &cx.fs.commands()[0];
             assert_eq!(command.command.argv.last().unwrap(), b"/var/tmp/guestlift-packages");
             assert!(command.shown().contains("dpkg -i"));
         });
-        let none = Options { kernel_packages: vec![deb("cpio.deb", &["./bin/cpio"])], ..Options::default() };
+        let error = failure(&MemFs::new(), &options);
+        assert!(error.contains("that the guest lacks: kmod (for cpio.deb). Get them"), "{error}");
+        let none = Options { kernel_packages: vec![deb("cpio.deb", &["./bin/cpio"], "")], ..Options::default() };
         assert!(failure(&MemFs::new(), &none).contains("none of cpio.deb holds a kernel"));
         let rpm = Options { kernel_packages: vec![Package { name: "kernel.rpm".into(), data: vec![] }], ..Options::default() };
         assert!(failure(&MemFs::new(), &rpm).contains("kernel.rpm is no package for this guest"));
