@@ -158,7 +158,11 @@ fn a_conversion_writes_three_files_and_replaces_none() {
     success(&small.run(&["small.cfg", "-os", "out", "--force"]));
     assert_eq!(small.names("out"), RESULT);
 
-    success(&small.run(&["small.cfg", "-os", "out", "-of", "raw", "-on", "other"]));
+    let message = failure(&small.run(&["out/small-vda.qcow2", "-os", "out", "-on", "small", "--force"]));
+    assert!(message.contains("the result would replace its own source"), "{message}");
+    assert_eq!(small.names("out"), RESULT);
+
+    success(&small.run(&["small.cfg", "-os", "out", "-of", "raw", "-oa", "preallocated", "-on", "other"]));
     let raw = small.path("out/other-vda.raw");
     let table: serde_json::Value = serde_json::from_str(&tool("sfdisk", &["--json", raw.to_str().unwrap()])).unwrap();
     let root = &table["partitiontable"]["partitions"][1];

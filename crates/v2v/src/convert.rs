@@ -24,7 +24,7 @@ use crate::source::{Boot, Source};
 use crate::staged::Staged;
 use crate::step::{self, Context};
 use crate::stream::Spool;
-use crate::{Error, Result, input, steps, stream};
+use crate::{Error, Result, health, input, steps, stream};
 
 /// Files of the Xen host and packages are no larger.
 const HOST_FILE_LIMIT: u64 = 1 << 30;
@@ -74,6 +74,7 @@ pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
     if !request.force {
         folder.check_free(&files)?;
     }
+    spare_source(request, &source, &folder, &files)?;
     let plan = prepared.plan(&source, &context, files.iter().map(|f| folder.path_of(f).display().to_string()).collect());
     for warning in &plan.warnings {
         host.events.warning(warning);
@@ -145,6 +146,20 @@ fn name_of(request: &Request, source: &Source) -> Result<String> {
 fn files(request: &Request, name: &str, layout: &Layout) -> Vec<String> {
     let disks = layout.disks.iter().map(|d| format!("{name}-{}.{}", d.device, request.format.name()));
     disks.chain([format!("{name}-run.sh"), format!("{name}.xml")]).collect()
+}
+
+/// Refuses to replace what the result is made of, `--force` or not.
+fn spare_source(request: &Request, source: &Source, folder: &Folder, files: &[String]) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().ok();
+    let disks = source.disks.iter().map(|d| Path::new(&d.origin));
+    let used: Vec<_> = disks.chain([request.guest.as_path()]).filter_map(real).collect();
+    match files.iter().filter_map(|f| real(&folder.path_of(f))).find(|f| used.contains(f)) {
+        None => Ok(()),
+        Some(file) => Err(Error::Invalid(format!(
+            "{}: the result would replace its own source; choose another -os, or another name with -on",
+            file.display()
+        ))),
+    }
 }
 
 fn open(request: &Request, source: &Source, host: &Host<'_>) -> Result<Guest> {
@@ -227,6 +242,7 @@ impl Prepared {
 
     fn plan(&self, source: &Source, context: &Context<'_>, outputs: Vec<String>) -> Plan {
         let mut warnings = source.warnings.clone();
+        warnings.extend(health::warnings(source, &self.layout));
         for step in &context.reports {
             warnings.extend(step.warnings.iter().map(|w| format!("{}: {w}", step.name)));
         }

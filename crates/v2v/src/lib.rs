@@ -8,6 +8,7 @@ pub mod convert;
 pub mod disk_build;
 mod error;
 pub mod guest;
+mod health;
 pub mod input;
 pub mod layout;
 pub mod options;

@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm"])]
     pub to: String,
 
-    /// What GUEST is; found out by its content if not given
+    /// What GUEST is: auto (by its content), xva, libvirtxml, xlcfg or disk
     #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto")]
     pub input: String,
 
