@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use imgcore::{Image, ImageMut};
-
 use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, inspect, is_root};
-use crate::volume::{GuestDisk, Volumes};
+use crate::volume::{GuestDisk, GuestDiskMut, Volumes};
 use crate::{Error, GuestFs, Result, Tree, reader};
 
 /// Who works on the guest's filesystems.
@@ -119,14 +117,14 @@ impl Guest {
     /// [`open_with_mounts`](Guest::open_with_mounts), or what inspection finds if there are none.
     ///
     /// Nothing is surely on the disks before [`shutdown`](Guest::shutdown) returned.
-    pub fn open_writable(disks: Vec<(String, Arc<dyn ImageMut>)>, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
+    pub fn open_writable(disks: Vec<GuestDiskMut>, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
         if options.engine == EngineChoice::Direct {
             return Err(Error::Invalid("a guest is changed in the appliance only: leave --engine direct away".into()));
         }
         (options.log)("The guest is changed in the appliance.");
-        let readable = disks.iter().map(|(name, image)| GuestDisk { name: name.clone(), image: image.clone() as Arc<dyn Image> });
+        let readable = disks.iter().map(|d| GuestDisk { name: d.name.clone(), image: d.image.clone() });
         let volumes = Volumes::open(readable.collect())?;
-        let disks: Vec<Disk> = disks.into_iter().map(|(_, image)| Disk::Writable(image)).collect();
+        let disks: Vec<Disk> = disks.into_iter().map(|d| Disk::Writable(d.image)).collect();
         if mounts.is_empty() {
             let (session, inspection) = mount_in_appliance(&volumes, disks, options, "rw")?;
             return Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session) });

@@ -26,4 +26,4 @@ pub use guest::{EngineChoice, Guest, MountRequest, OpenOptions, Roots};
 pub use inspect::Inspection;
 pub use reader::FsReader;
 pub use tree::Tree;
-pub use volume::{GuestDisk, Volume, Volumes};
+pub use volume::{GuestDisk, GuestDiskMut, Volume, Volumes};

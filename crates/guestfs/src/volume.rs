@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use imgcore::partition::{self, Partition, Table};
-use imgcore::{Image, Slice};
+use imgcore::{Image, ImageMut, Slice};
 
 use crate::Result;
 use crate::probe::{Content, Usage, probe};
@@ -16,6 +16,15 @@ pub struct GuestDisk {
     pub name: String,
     /// Its content.
     pub image: Arc<dyn Image>,
+}
+
+/// A disk of a guest that can be written.
+#[derive(Clone)]
+pub struct GuestDiskMut {
+    /// As in [`GuestDisk`].
+    pub name: String,
+    /// Its content.
+    pub image: Arc<dyn ImageMut>,
 }
 
 /// A partition, or a whole disk that has no partitions.

@@ -238,9 +238,14 @@ impl FsReader for Ext4 {
 
     fn statfs(&self) -> Result<StatFs> {
         let sb = &self.superblock;
+        let mut own = sb.own_blocks();
+        // mke2fs counts its journal, the kernel adds it to its own count.
+        if sb.overhead == 0 && sb.compat & COMPAT_HAS_JOURNAL != 0 && sb.journal_inode != 0 {
+            own = own.saturating_add(self.inode(sb.journal_inode)?.size / u64::from(sb.block_size));
+        }
         Ok(StatFs {
             block_size: u64::from(sb.block_size),
-            blocks: sb.blocks,
+            blocks: sb.blocks.saturating_sub(own),
             blocks_free: sb.free_blocks,
             blocks_available: sb.free_blocks.saturating_sub(sb.reserved_blocks),
             files: u64::from(sb.inodes),

@@ -15,6 +15,7 @@ pub(crate) const INCOMPAT_META_BG: u32 = 0x10;
 pub(crate) const INCOMPAT_64BIT: u32 = 0x80;
 pub(crate) const INCOMPAT_DIRDATA: u32 = 0x1000;
 pub(crate) const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+pub(crate) const RO_COMPAT_BIGALLOC: u32 = 0x200;
 
 /// Bytes of a superblock, which lies at byte 1024.
 pub(crate) const SIZE: usize = 1024;
@@ -44,6 +45,10 @@ pub(crate) struct Superblock {
     pub ro_compat: u32,
     pub backup_groups: [u32; 2],
     pub journal_inode: u32,
+    /// Blocks of the descriptor table that are kept free for growing.
+    pub reserved_gdt_blocks: u32,
+    /// What mke2fs counted as taken by the filesystem's own structures, in blocks; 0 if it did not.
+    pub overhead: u64,
 }
 
 impl Superblock {
@@ -67,6 +72,7 @@ impl Superblock {
         }
         let is_64bit = incompat & INCOMPAT_64BIT != 0;
         let wide = |lo: usize, hi: usize| u64::from(le32(b, lo)) | if is_64bit { u64::from(le32(b, hi)) << 32 } else { 0 };
+        let ro_compat = if revision == 0 { 0 } else { le32(b, 0x64) };
         let log_block_size = le32(b, 0x18);
         if log_block_size > 6 {
             return Err(corrupt(format!("log block size {log_block_size}, at most 6 expected")));
@@ -108,9 +114,12 @@ impl Superblock {
             first_meta_bg: le32(b, 0x104),
             compat: le32(b, 0x5c),
             incompat,
-            ro_compat: if revision == 0 { 0 } else { le32(b, 0x64) },
+            ro_compat,
             backup_groups: [le32(b, 0x24c), le32(b, 0x250)],
             journal_inode: le32(b, 0xe0),
+            reserved_gdt_blocks: u32::from(le16(b, 0xce)),
+            overhead: u64::from(le32(b, 0x248))
+                << if ro_compat & RO_COMPAT_BIGALLOC != 0 { le32(b, 0x1c).saturating_sub(log_block_size).min(16) } else { 0 },
         })
     }
 
@@ -136,6 +145,20 @@ impl Superblock {
             }
             power == group
         })
+    }
+
+    /// Blocks that are the filesystem's own, without the journal, as the kernel takes them off.
+    pub(crate) fn own_blocks(&self) -> u64 {
+        if self.overhead != 0 {
+            return self.overhead;
+        }
+        let descriptors = u64::from(self.block_size / self.descriptor_size);
+        let tables = if self.has_incompat(INCOMPAT_META_BG) { u64::from(self.first_meta_bg) } else { self.groups.div_ceil(descriptors) };
+        let supers: u64 = (0..self.groups.min(1 << 20)).filter(|g| self.has_super(*g)).count() as u64;
+        let inode_blocks = (u64::from(self.inodes_per_group) * u64::from(self.inode_size)).div_ceil(u64::from(self.block_size));
+        u64::from(self.first_data_block)
+            .saturating_add(supers * (1 + tables + u64::from(self.reserved_gdt_blocks)))
+            .saturating_add(self.groups.saturating_mul(inode_blocks + 2))
     }
 
     /// The block and the byte in it where a group's descriptor lies.

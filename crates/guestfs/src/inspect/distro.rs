@@ -101,6 +101,8 @@ pub struct Release {
     pub minor: u32,
     /// `bookworm`, where the distribution says so.
     pub codename: Option<String>,
+    /// The first line of the distribution's own file (`12.15` in debian_version), where os-release did not say all.
+    pub release_line: Option<String>,
     /// os-release's BUILD_ID.
     pub build_id: Option<String>,
 }
@@ -112,7 +114,17 @@ impl Release {
             Some((_, distro, family)) => (*distro, *family),
             None => ("unknown", like.split_whitespace().find_map(known).map_or(Family::Other, |(_, _, family)| *family)),
         };
-        Release { id: id.into(), distro, family, product_name: String::new(), major: 0, minor: 0, codename: None, build_id: None }
+        Release {
+            id: id.into(),
+            distro,
+            family,
+            product_name: String::new(),
+            major: 0,
+            minor: 0,
+            codename: None,
+            release_line: None,
+            build_id: None,
+        }
     }
 
     fn version(mut self, version: &str) -> Self {
@@ -122,6 +134,11 @@ impl Release {
             self.minor = numbers.next().and_then(std::result::Result::ok).unwrap_or(0);
         }
         self
+    }
+
+    /// The product's name as libguestfs has it: the distribution's own file wins.
+    pub fn libguestfs_name(&self) -> &str {
+        self.release_line.as_deref().unwrap_or(&self.product_name)
     }
 
     /// libosinfo's short name: `debian12`, `ubuntu22.04`.
@@ -167,6 +184,7 @@ pub(super) fn detect(fs: &dyn GuestFs) -> Result<Release> {
                 if more.major == known.major {
                     *known = more;
                 }
+                known.release_line = Some(first);
             }
             Some(_) => {}
             None => {

@@ -52,7 +52,7 @@ fn dpkg_paragraph(text: &str) -> Option<Application> {
         if let Some(more) = line.strip_prefix(' ') {
             if field == "Description" {
                 app.description.push_str(if app.description.is_empty() { "" } else { "\n" });
-                app.description.push_str(if more == "." { "" } else { more });
+                app.description.push_str(more);
             }
             continue;
         }
@@ -111,7 +111,7 @@ mod tests {
         let text = "Package: libc6\nStatus: install ok installed\nSource: glibc (2.3)\nVersion: 1:2.36-9+deb12u4\nArchitecture: amd64\nConffiles:\n /etc/x abc\nDescription: GNU C Library\n Contains\n .\n libs\nHomepage: https://example.org";
         let app = dpkg_paragraph(text).unwrap();
         assert_eq!((app.epoch, app.version.as_str(), app.release.as_str()), (1, "2.36", "9+deb12u4"));
-        assert_eq!((app.source_package.as_str(), app.description.as_str()), ("glibc", "Contains\n\nlibs"));
+        assert_eq!((app.source_package.as_str(), app.description.as_str()), ("glibc", "Contains\n.\nlibs"));
         assert!(dpkg_paragraph("Package: x\nStatus: deinstall ok config-files\nVersion: 1").is_none());
     }
 }

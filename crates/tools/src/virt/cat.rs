@@ -1,0 +1,40 @@
+//! `virt-cat`: files of a guest on the standard output.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+
+use clap::{Args, FromArgMatches};
+
+use super::options::GuestArgs;
+use super::show::{Out, read_file};
+use super::{Entry, parse};
+use crate::common::Failure;
+
+/// This command's line in the table.
+pub(super) const ENTRY: Entry =
+    Entry { name: "cat", arguments: Cat::augment_args, run: |matches| run(&parse(Cat::from_arg_matches(matches))?) };
+
+/// Print files of a guest.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  virt-cat -a disk.qcow2 /etc/fstab\n  virt-cat -a export.xva#Ref:10 /var/log/syslog\n  virt-cat -d guest.xml -m /dev/sda1 /grub/grub.cfg"
+)]
+struct Cat {
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Absolute paths in the guest
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<OsString>,
+}
+
+fn run(args: &Cat) -> Result<ExitCode, Failure> {
+    let guest = args.guest.open()?;
+    let mut out = Out::new();
+    for file in &args.files {
+        read_file(guest.fs(), file.as_bytes(), &mut |piece| out.bytes(piece))?;
+    }
+    out.finish()?;
+    guest.shutdown()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,193 @@
+//! `virt-filesystems`: filesystems, partitions and disks of a guest.
+
+use std::process::ExitCode;
+
+use clap::{Args, FromArgMatches};
+use guestfs::{Volume, Volumes};
+use imgcore::partition::PartitionType;
+
+use super::options::GuestArgs;
+use super::show::{Out, Table, human};
+use super::{Entry, parse};
+use crate::common::{Failure, json};
+
+/// This command's line in the table.
+pub(super) const ENTRY: Entry = Entry {
+    name: "filesystems",
+    arguments: |command| Filesystems::augment_args(command).disable_help_flag(true).arg(super::help_flag()),
+    run: |matches| run(&parse(Filesystems::from_arg_matches(matches))?),
+};
+
+/// List filesystems, partitions and disks of a guest.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  virt-filesystems -a disk.qcow2\n  virt-filesystems -a disk.qcow2 --all --long --uuid -h\n  virt-filesystems -d guest.xml --parts --blkdevs --csv -l"
+)]
+struct Filesystems {
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Everything: filesystems, swap, partitions and disks
+    #[arg(long)]
+    all: bool,
+    /// Filesystems (what is shown without any such flag)
+    #[arg(long)]
+    filesystems: bool,
+    /// Swap and what was not recognised, too
+    #[arg(long)]
+    extra: bool,
+    /// Partitions
+    #[arg(long, alias = "parts")]
+    partitions: bool,
+    /// Disks
+    #[arg(long, aliases = ["blkdevs", "block-device"])]
+    block_devices: bool,
+    /// Several columns, with a title
+    #[arg(short, long)]
+    long: bool,
+    /// Sizes for people
+    #[arg(short, long)]
+    human_readable: bool,
+    /// A column of UUIDs
+    #[arg(long, alias = "uuids")]
+    uuid: bool,
+    /// Comma-separated values
+    #[arg(long)]
+    csv: bool,
+    /// JSON, with all that is known
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// No title
+    #[arg(long)]
+    no_title: bool,
+}
+
+/// A line of the output. What does not apply is `None`.
+#[derive(Default, serde::Serialize)]
+struct Row {
+    name: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    vfs: Option<String>,
+    label: Option<String>,
+    mbr: Option<String>,
+    size: u64,
+    parent: Option<String>,
+    uuid: Option<String>,
+}
+
+fn run(args: &Filesystems) -> Result<ExitCode, Failure> {
+    let volumes = Volumes::open(args.guest.disks()?)?;
+    let nothing = !(args.filesystems || args.extra || args.partitions || args.block_devices);
+    let extra = args.all || args.extra;
+    let filesystems = args.all || args.filesystems || args.extra || nothing;
+    let partitions = args.all || args.partitions;
+    let devices = args.all || args.block_devices;
+    let mut rows = Vec::new();
+    if filesystems {
+        let wanted = volumes.volumes.iter().filter(|v| extra || v.is_filesystem());
+        rows.extend(wanted.filter(|v| v.content.is_some() || extra).map(|v| filesystem(&volumes, v)));
+    }
+    if partitions {
+        rows.extend(volumes.volumes.iter().filter_map(|v| partition(&volumes, v)));
+    }
+    if devices {
+        rows.extend(volumes.disks.iter().map(|d| Row {
+            name: format!("/dev/{}", d.name),
+            kind: "device",
+            size: d.image.size(),
+            ..Row::default()
+        }));
+    }
+    if args.json {
+        json::print(&rows);
+        return Ok(ExitCode::SUCCESS);
+    }
+    args.print(&rows, filesystems, partitions, partitions || args.all || (args.long && filesystems))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn filesystem(volumes: &Volumes, volume: &Volume) -> Row {
+    let content = volume.content.as_ref();
+    Row {
+        name: volume.device.clone(),
+        kind: "filesystem",
+        vfs: Some(content.map_or("unknown", |c| c.kind).to_string()),
+        label: content.and_then(|c| c.label.clone()),
+        size: usable(volumes, volume).unwrap_or(volume.len),
+        uuid: content.and_then(|c| c.uuid.clone()),
+        ..Row::default()
+    }
+}
+
+/// The room in a filesystem, as statvfs(3) counts it.
+fn usable(volumes: &Volumes, volume: &Volume) -> Option<u64> {
+    let disk = volumes.disks.get(volume.disk)?;
+    let reader = guestfs::reader::open(volume.kind(), disk.image.clone(), volume.start, volume.len).ok()?;
+    let statfs = reader.statfs().ok()?;
+    statfs.blocks.checked_mul(statfs.block_size)
+}
+
+fn partition(volumes: &Volumes, volume: &Volume) -> Option<Row> {
+    let partition = volume.partition.as_ref()?;
+    Some(Row {
+        name: volume.device.clone(),
+        kind: "partition",
+        mbr: match partition.kind {
+            PartitionType::Mbr(byte) => Some(format!("{byte:02x}")),
+            PartitionType::Gpt(_) => None,
+        },
+        size: volume.len,
+        parent: volumes.disks.get(volume.disk).map(|d| format!("/dev/{}", d.name)),
+        ..Row::default()
+    })
+}
+
+impl Filesystems {
+    fn print(&self, rows: &[Row], filesystems: bool, partitions: bool, parents: bool) -> Result<(), Failure> {
+        let mut columns = vec!["Name"];
+        if self.long {
+            columns.push("Type");
+            columns.extend(filesystems.then_some(["VFS", "Label"]).into_iter().flatten());
+            columns.extend(partitions.then_some("MBR"));
+            columns.push("Size");
+            columns.extend((parents || self.block_devices).then_some("Parent"));
+        }
+        columns.extend(self.uuid.then_some("UUID"));
+        let cells = |row: &Row| -> Vec<String> { columns.iter().map(|c| self.cell(row, c)).collect() };
+        let mut lines: Vec<Vec<String>> = rows.iter().map(cells).collect();
+        if self.long && !self.no_title {
+            lines.insert(0, columns.iter().map(|c| c.to_string()).collect());
+        }
+        let widths: Vec<usize> = (0..columns.len()).map(|i| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0)).collect();
+        // As libguestfs: two blanks between columns where they fit on a line of 80.
+        let room = widths.iter().sum::<usize>() + 2 * (columns.len() - 1);
+        let between = if room < 72 { "  " } else { " " };
+        let mut out = Out::new();
+        for line in lines {
+            if self.csv {
+                let mut row = Table::row(true);
+                line.iter().for_each(|cell| row.field(cell));
+                out.name(row.content())?;
+            } else {
+                let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+                out.name(padded.join(between).trim_end().as_bytes())?;
+            }
+            out.bytes(b"\n")?;
+        }
+        out.finish()
+    }
+
+    fn cell(&self, row: &Row, column: &str) -> String {
+        let value = match column {
+            "Name" => Some(row.name.clone()),
+            "Type" => Some(row.kind.to_string()),
+            "VFS" => row.vfs.clone(),
+            "Label" => row.label.clone(),
+            "MBR" => row.mbr.clone(),
+            "Size" => Some(if self.human_readable { human(row.size) } else { row.size.to_string() }),
+            "Parent" => row.parent.clone(),
+            _ => row.uuid.clone(),
+        };
+        value.unwrap_or_else(|| if self.csv { String::new() } else { "-".into() })
+    }
+}
