@@ -63,8 +63,9 @@ fn dpkg_paragraph(text: &str) -> Option<Application> {
             "Package" => app.name = value.into(),
             "Status" => installed = value.split(' ').any(|w| w == "installed"),
             "Version" => {
+                // At the first hyphen, as libguestfs does; Debian's policy says the last.
                 let (epoch, rest) = value.split_once(':').unwrap_or(("0", value));
-                let (version, release) = rest.rsplit_once('-').unwrap_or((rest, ""));
+                let (version, release) = rest.split_once('-').unwrap_or((rest, ""));
                 app.epoch = epoch.parse().unwrap_or(0);
                 (app.version, app.release) = (version.into(), release.into());
             }

@@ -166,7 +166,7 @@ impl Filesystems {
         for line in lines {
             if self.csv {
                 let mut row = Table::row(true);
-                line.iter().for_each(|cell| row.field(cell));
+                line.iter().for_each(|cell| row.bytes(cell.as_bytes()));
                 out.name(row.content())?;
             } else {
                 let padded: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();

@@ -194,7 +194,7 @@ impl Ls {
     fn time(&self, t: Time) -> String {
         let ago = time::now() - t.sec;
         if self.time_days {
-            ago.div_euclid(86400).to_string()
+            format!("{:>3}", ago.div_euclid(86400))
         } else if self.time_relative {
             ago.to_string()
         } else if self.time_t {
