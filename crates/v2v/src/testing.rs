@@ -29,11 +29,13 @@ pub(crate) struct MemFs {
     pub ran: Vec<Command>,
     /// The status that commands end with.
     pub status: i32,
+    /// Free blocks of 4096 bytes.
+    pub free_blocks: u64,
 }
 
 impl MemFs {
     pub fn new() -> Self {
-        let mut fs = MemFs::default();
+        let mut fs = MemFs { free_blocks: 1 << 19, ..MemFs::default() };
         fs.nodes.insert(b"/".to_vec(), Node::new(FileType::Directory, Attributes::root(0o755)));
         fs
     }
@@ -174,8 +176,8 @@ impl GuestFs for MemFs {
         Ok(StatFs {
             block_size: 4096,
             blocks: 1 << 20,
-            blocks_free: 1 << 19,
-            blocks_available: 1 << 19,
+            blocks_free: self.free_blocks,
+            blocks_available: self.free_blocks,
             files: 1 << 16,
             files_free: 1 << 15,
         })

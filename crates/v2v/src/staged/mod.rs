@@ -158,6 +158,11 @@ impl<'a> Staged<'a> {
         &self.commands
     }
 
+    /// The guest's file as it is without the changes.
+    pub fn before(&self, path: &[u8]) -> Result<Stat> {
+        self.base.lstat(path)
+    }
+
     /// Nothing to write and nothing to run.
     pub fn is_unchanged(&self) -> bool {
         self.log.is_empty() && self.commands.is_empty()

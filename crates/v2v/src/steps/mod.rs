@@ -16,6 +16,7 @@ mod modules;
 mod network;
 mod resume;
 mod selinux;
+mod space;
 mod tls;
 
 use crate::Result;
@@ -40,6 +41,7 @@ pub const STEPS: &[Step] = &[
     clock::STEP,
     tls::STEP,
     selinux::STEP,
+    space::STEP,
 ];
 
 /// Runs all steps on the staged guest.
