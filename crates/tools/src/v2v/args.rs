@@ -99,7 +99,7 @@ pub(crate) struct Args {
     pub ramdisk: Option<PathBuf>,
 
     /// A kernel package to install in the guest, offline; what it depends on as well
-    #[arg(long, value_name = "DEB", num_args = 1..)]
+    #[arg(long, value_name = "DEB")]
     pub kernel_package: Vec<PathBuf>,
 
     /// Where NICs are plugged in: a bridge, or OLD:NEW for those of one bridge or network
@@ -163,11 +163,19 @@ pub(crate) enum LayoutArg {
 /// virt-v2v's words of several letters behind one dash, which clap does not know.
 const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name")];
 
-/// Writes virt-v2v's words as long options.
+const PACKAGE: &str = "--kernel-package";
+
+/// Writes virt-v2v's words as long options, and `--kernel-package A.deb B.deb` as two of them: clap would take GUEST for a third.
 pub(crate) fn translated(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut rest = false;
+    let (mut rest, mut package, mut is_value) = (false, false, false);
     let word = |argument: OsString| {
         rest |= argument == "--";
+        let another = package && !is_value && !rest && argument.to_str().is_some_and(|a| a.ends_with(".deb") && !a.starts_with('-'));
+        package = argument == PACKAGE || another || is_value;
+        is_value = argument == PACKAGE;
+        if another {
+            return format!("{PACKAGE}={}", argument.to_string_lossy()).into();
+        }
         let text = argument.to_str().filter(|_| !rest).unwrap_or_default();
         let (name, value) = text.split_once('=').map_or((text, None), |(n, v)| (n, Some(v)));
         match (WORDS.iter().find(|(short, _)| *short == name), value) {
@@ -257,6 +265,13 @@ mod tests {
         assert_eq!(args.check_boot, Some(300));
         assert_eq!(parse(&["x", "-os", "out", "--check-boot=60"]).check_boot, Some(60));
         assert!(parse(&["--plan", "x"]).out.is_none());
+        for words in [
+            &["--kernel-package", "a.deb", "b.deb", "x", "--plan"][..],
+            &["x", "--plan", "--kernel-package", "a.deb", "--kernel-package=b.deb"],
+        ] {
+            let args = parse(words);
+            assert_eq!((args.guest, args.kernel_package), (PathBuf::from("x"), vec!["a.deb".into(), "b.deb".into()]));
+        }
         let after_dashes = translated(["--", "-os"].into_iter().map(OsString::from));
         assert_eq!(after_dashes, ["--", "-os"]);
     }

@@ -28,7 +28,8 @@ fn read(request: &Request<'_>) -> Result<Opened> {
     });
     for file in own.iter().chain(request.disks) {
         let image = images::open(request, &file.file, file.format.as_deref(), &mut warnings)?;
-        let target = file.target.clone().unwrap_or_else(|| next_name(&disks));
+        // A bare position: what the guest called it is found out from its fstab.
+        let target = file.target.clone().unwrap_or_else(|| disks.len().to_string());
         let (size, origin) = (image.size(), file.file.display().to_string());
         disks.push(SourceDisk { target, image: Some(image), size, read_only: false, bootable: false, origin });
     }
@@ -49,8 +50,26 @@ fn read(request: &Request<'_>) -> Result<Opened> {
     .into())
 }
 
-/// The first of `xvda`, `xvdb`, … that no disk has.
-fn next_name(disks: &[SourceDisk]) -> String {
-    let free = ('a'..='z').map(|c| format!("xvd{c}")).find(|n| disks.iter().all(|d| !d.target.starts_with(n.as_str())));
-    free.unwrap_or_else(|| "xvdaa".into())
+#[cfg(test)]
+mod tests {
+    use imgcore::Formats;
+
+    use super::*;
+    use crate::input::testing::Folder;
+
+    #[test]
+    fn images_have_positions_unless_they_are_named() {
+        let folder = Folder::new(&["root.img", "swap.img", "data.img"]);
+        let file =
+            |target: Option<&str>, name: &str| DiskFile { target: target.map(Into::into), file: folder.path().join(name), format: None };
+        let names = |disks: &[DiskFile]| {
+            let (guest, formats) = (folder.path().join("root.img"), Formats::new());
+            let request = Request { guest: &guest, formats: &formats, allow: &[], machine: None, disks, kernel: None, ramdisk: None };
+            read(&request).map(|o| o.source.disks.iter().map(|d| d.target.clone()).collect::<Vec<_>>()).map_err(|e| e.to_string())
+        };
+        assert_eq!(names(&[]).unwrap(), ["0"]);
+        assert_eq!(names(&[file(None, "swap.img")]).unwrap(), ["0", "1"]);
+        assert_eq!(names(&[file(Some("xvda2"), "root.img"), file(Some("xvda1"), "swap.img")]).unwrap(), ["xvda2", "xvda1"]);
+        assert!(names(&[file(None, "root.img"), file(None, "root.img")]).unwrap_err().contains("would be both disk 0 and disk 1"));
+    }
 }
