@@ -105,11 +105,11 @@ impl Appliance {
         // Each word saves time: no measuring of clocks, no timers and devices that nobody uses, a reset that is
         // QEMU's end, and a panic that is one, too.
         let append = format!(
-            "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} no_timer_check nolapic_timer random.trust_cpu=on nbd.nbds_max=0 \
-             loop.max_loop=0"
+            "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} no_timer_check nolapic_timer tsc=reliable random.trust_cpu=on nbd.nbds_max=0 \
+             loop.max_loop=0 pty.legacy_count=0"
         );
         let memory = self.memory_mib.to_string();
-        builder.args(["-M", "microvm,acpi=off", "-accel", "tcg", "-cpu", "max", "-m", &memory]);
+        builder.args(["-M", "microvm,acpi=off,x-option-roms=off", "-accel", "tcg", "-cpu", "max", "-m", &memory]);
         builder.args(["-global", "virtio-mmio.force-legacy=false"]);
         builder.args([std::ffi::OsStr::new("-kernel"), files.kernel.as_os_str(), "-initrd".as_ref(), files.initramfs.as_os_str()]);
         builder.args(["-append", append.as_str()]);

@@ -460,3 +460,106 @@ impl From<WireEntry> for DirEntry {
         DirEntry { name: e.name, kind: e.kind.into(), ino: e.ino }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that depend on a seed alone.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, below: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (self.0 >> 33) as usize % below
+        }
+    }
+
+    fn requests() -> Vec<Request> {
+        let attributes = WireAttributes { mode: 0o755, uid: 1, gid: 2 };
+        let time = WireTime { sec: -5, nsec: 7 };
+        vec![
+            Request::Hello { version: VERSION, clock: time, seed: vec![9; 64] },
+            Request::Mount { device: "/dev/vda1".into(), path: b"/".to_vec(), filesystem: String::new(), options: "ro".into() },
+            Request::Read { path: b"/etc/fstab".to_vec(), offset: u64::MAX, len: 1 },
+            Request::Write { path: b"/x".to_vec(), attributes: Some(attributes) },
+            Request::SetTimes { path: b"/x".to_vec(), atime: time, mtime: time },
+            Request::Run { argv: vec![b"sh".to_vec()], env: vec![(b"A".to_vec(), b"B".to_vec())], place: Place::Guest, timeout_ms: 1 },
+            Request::PowerOff,
+        ]
+    }
+
+    fn replies() -> Vec<Reply> {
+        vec![
+            Reply::Done,
+            Reply::Link(b"../x".to_vec()),
+            Reply::Devices(vec![("/dev/vda".into(), 1 << 40)]),
+            Reply::Ran { status: 3, stdout: 1, stderr: 2, timed_out: false },
+            Reply::Failed(Failure::WrongType(Wrong::IsDirectory)),
+        ]
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were_sent() {
+        for request in requests() {
+            let mut wire = Vec::new();
+            send_message(&mut wire, 7, Kind::Request, &request).unwrap();
+            let mut payload = Vec::new();
+            assert_eq!(receive(&mut wire.as_slice(), &mut payload).unwrap(), (7, Kind::Request));
+            assert_eq!(decode::<Request>(&payload).unwrap(), request);
+        }
+        for reply in replies() {
+            assert_eq!(decode::<Reply>(&encode(&reply).unwrap()).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_too_large_or_of_no_kind_is_refused_before_it_is_read() {
+        let mut payload = Vec::new();
+        assert!(send(&mut Vec::new(), 1, Kind::Data, &vec![0; MAX_PAYLOAD + 1]).is_err());
+        let header = |len: u32, kind: u8, last: u8| {
+            let mut bytes = len.to_le_bytes().to_vec();
+            bytes.extend([1, 0, 0, 0, kind, 0, 0, last]);
+            bytes
+        };
+        for bad in [header(u32::MAX, 3, 0), header(MAX_PAYLOAD as u32 + 1, 3, 0), header(0, 0, 0), header(0, 7, 0), header(0, 3, 1)] {
+            let error = receive(&mut bad.as_slice(), &mut payload).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{bad:?}");
+        }
+        assert_eq!(payload.capacity(), 0, "nothing was allocated for a lie");
+        assert_eq!(receive(&mut header(5, 3, 0).as_slice(), &mut payload).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn damaged_messages_are_refused_or_read_as_others_and_never_more() {
+        let mut dice = Dice(1);
+        let originals: Vec<Vec<u8>> =
+            requests().iter().map(|r| encode(r).unwrap()).chain(replies().iter().map(|r| encode(r).unwrap())).collect();
+        let mut refused = 0;
+        for round in 0..40_000 {
+            let mut bytes = originals[round % originals.len()].clone();
+            for _ in 0..=dice.roll(3) {
+                match dice.roll(3) {
+                    0 if !bytes.is_empty() => {
+                        let at = dice.roll(bytes.len());
+                        bytes[at] = dice.roll(256) as u8;
+                    }
+                    1 => bytes.truncate(dice.roll(bytes.len() + 1)),
+                    _ => bytes.insert(dice.roll(bytes.len() + 1), dice.roll(256) as u8),
+                }
+            }
+            // Whatever is read back is a message of its own, which is sent as it was read.
+            match decode::<Request>(&bytes) {
+                Ok(request) => assert_eq!(decode::<Request>(&encode(&request).unwrap()).unwrap(), request),
+                Err(_) => refused += 1,
+            }
+            match decode::<Reply>(&bytes) {
+                Ok(reply) => assert_eq!(decode::<Reply>(&encode(&reply).unwrap()).unwrap(), reply),
+                Err(_) => refused += 1,
+            }
+            let _ = decode::<Vec<WireEntry>>(&bytes);
+            let _ = receive(&mut bytes.as_slice(), &mut Vec::new());
+        }
+        assert!(refused > 10_000, "the damage is damage: {refused}");
+    }
+}
