@@ -238,7 +238,14 @@ fn show_container(args: &Info, kind: &str, disks: &dyn DiskSet) {
     let file: &Path = &args.filename;
     if args.output == Output::Json {
         let list: Vec<Value> = disks.disks().iter().map(|d| json!({ "name": d.name, "virtual-size": d.size })).collect();
-        let details: Map<String, Value> = disks.details().into_iter().map(|(name, value)| (name.replace(' ', "-"), value.into())).collect();
+        // A name may be there several times: two drives, several warnings.
+        let mut details: Map<String, Value> = Map::new();
+        for (name, value) in disks.details() {
+            let values = details.entry(name.replace(' ', "-")).or_insert_with(|| Value::Array(Vec::new()));
+            if let Value::Array(values) = values {
+                values.push(value.into());
+            }
+        }
         return json::print(&json!({ "filename": file.display().to_string(), "format": kind, "disks": list, "format-specific": details }));
     }
     println!("image: {}\nfile format: {kind}", file.display());
