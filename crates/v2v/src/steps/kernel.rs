@@ -18,13 +18,16 @@ pub(super) const STEP: Step = Step {
 /// Where packages wait for the command that installs them.
 const PACKAGES: &str = "/var/tmp/guestlift-packages";
 
-/// Installs what lies in the directory `$1` with services kept from starting, and takes the directory away.
-const INSTALL: &str = r#"policy=/usr/sbin/policy-rc.d
+/// Installs the packages beside it with services kept from starting, and takes their directory away.
+const INSTALL: &str = r#"#!/bin/sh
+folder=${0%/*}
+policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then made=1; printf '#!/bin/sh\nexit 101\n' > $policy; chmod 755 $policy; fi
-dpkg -i "$1"/*.deb; status=$?
+dpkg -i "$folder"/*.deb; status=$?
 [ -z "$made" ] || rm -f $policy
-rm -rf "$1"
-exit $status"#;
+rm -rf "$folder"
+exit $status
+"#;
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let (fit, unfit): (Vec<_>, Vec<_>) = kernels::find(&cx.fs).into_iter().partition(|k| k.unfit.is_none());
@@ -105,7 +108,9 @@ fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
         return Err(cx.fail(format!("none of {} holds a kernel (/boot/vmlinuz-…): add the linux-image package itself", names.join(", "))));
     };
     missing_packages(cx)?;
-    let mut command = Command::new(["/bin/sh", "-c", INSTALL, "install-packages", PACKAGES]);
+    let script = format!("{PACKAGES}/install");
+    cx.fs.put(script.as_bytes(), INSTALL.as_bytes(), Some(Attributes::root(0o755)))?;
+    let mut command = Command::new(["/bin/sh", &script]);
     command.env.push((b"DEBIAN_FRONTEND".to_vec(), b"noninteractive".to_vec()));
     cx.fs.command("installs the kernel packages; their hooks build the initrd", command);
     Ok(Some(Kernel {
@@ -256,8 +261,8 @@ mod tests {
             assert_eq!(cx.facts.kernel.as_ref().unwrap().image, "/boot/vmlinuz-6.1.0-13-amd64");
             assert!(cx.fs.exists(b"/var/tmp/guestlift-packages/cpio.deb"));
             let command = &cx.fs.commands()[0];
-            assert_eq!(command.command.argv.last().unwrap(), b"/var/tmp/guestlift-packages");
-            assert!(command.shown().contains("dpkg -i"));
+            assert_eq!(command.shown(), "/bin/sh /var/tmp/guestlift-packages/install");
+            assert!(cx.show("/var/tmp/guestlift-packages/install").contains("dpkg -i"));
         });
         let error = failure(&MemFs::new(), &options);
         assert!(error.contains("that the guest lacks: kmod (for cpio.deb). Get them"), "{error}");
