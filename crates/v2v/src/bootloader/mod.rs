@@ -1,9 +1,10 @@
 //! GRUB 2 on a BIOS disk, installed without running anything in the guest.
 //!
-//! Three parts, in the order in which they are used:
+//! In the order in which they are used:
 //!
 //! * [`starts_by_itself`] tells whether a disk of the source has a boot loader that a BIOS can start. PV guests mostly have none: Xen
 //!   started their kernel, or pygrub read their `menu.lst`.
+//! * [`check_readable`] finds features of the filesystem that GRUB does not know.
 //! * [`install_files`] puts GRUB's modules and, where the guest has no `grub.cfg`, one of these into the guest's tree.
 //! * [`Grub::embed`] writes the boot sector and the core image between partition table and first partition.
 //!
@@ -15,6 +16,7 @@ mod detect;
 mod embed;
 mod files;
 mod grub;
+mod readable;
 
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ mod tests;
 pub use detect::starts_by_itself;
 pub use files::{Configured, install_files};
 pub use grub::Grub;
+pub use readable::check_readable;
 
 use crate::layout::{Layout, TargetDisk, Volume};
 use crate::{Error, Result};

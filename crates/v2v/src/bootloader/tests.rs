@@ -12,7 +12,7 @@ use imgcore::raw::Raw;
 use imgcore::storage::MemStorage;
 use imgcore::{Image, ImageMut, NoProgress, copy};
 
-use super::{BootPlace, Configured, Grub, install_files, starts_by_itself};
+use super::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
 use crate::disk_build;
 use crate::source::{Boot, Source, SourceDisk};
 use crate::testing::MemFs;
@@ -259,4 +259,48 @@ fn no_room_is_an_error_that_changes_nothing() {
     assert_eq!(starts_by_itself(&raw).unwrap(), Some("GRUB 2"));
     let place = BootPlace { filesystem: "zfs_member".into(), ..place };
     assert!(Grub::find(None).unwrap().embed(&raw, &place).is_err());
+}
+
+#[test]
+fn what_grub_cannot_read_is_told() {
+    let missing = ["mke2fs", "grub-fstest"].into_iter().find(|tool| Command::new(tool).arg("--version").output().is_err());
+    if let Some(missing) = missing {
+        assert!(std::env::var_os("CI").is_none(), "{missing} is missing");
+        eprintln!("skipped: {missing} is missing");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, file) = (folder.path().join("tree"), folder.path().join("img"));
+    write_tree(&MemFs::new().file("/boot/x", "hello"), b"/", &tree);
+    let features = [
+        "^has_journal",
+        "metadata_csum_seed",
+        "orphan_file",
+        "large_dir",
+        "verity",
+        "mmp",
+        "quota,project",
+        "inline_data",
+        "casefold",
+        "ea_inode",
+        "bigalloc",
+    ];
+    let mut told = Vec::new();
+    for feature in features {
+        std::fs::File::create(&file).unwrap().set_len(32 * MIB).unwrap();
+        let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-O", feature, "-d"]).arg(&tree).arg(&file).output().unwrap();
+        // An older mke2fs does not know the newest of them.
+        if !made.status.success() {
+            continue;
+        }
+        let grub = Command::new("grub-fstest").arg(&file).args(["cat", "/boot/x"]).output().unwrap();
+        let raw = Raw::open(Arc::new(imgcore::storage::FileStorage::open(&file).unwrap())).unwrap();
+        let verdict = check_readable(&raw, 0);
+        assert!(grub.stdout.starts_with(b"hello") || verdict.is_err(), "GRUB cannot read {feature}");
+        if let Err(error) = verdict {
+            assert!(error.to_string().contains(&format!("'{feature}'")), "{error}");
+            told.push(feature);
+        }
+    }
+    assert_eq!(told, ["inline_data", "casefold", "ea_inode", "bigalloc"]);
 }

@@ -3,7 +3,7 @@
 use guestfs::{Ext, GuestFs, GuestFsMut};
 
 use crate::Result;
-use crate::bootloader::{BootPlace, Configured, Grub, install_files, starts_by_itself};
+use crate::bootloader::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{Truth, truth};
 use crate::guest::kernels::compare_versions;
@@ -48,6 +48,9 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         cx.facts.boot_loader = format!("{loader} of the guest");
         cx.note(format!("the disk starts by itself: {loader}"));
         return Ok(());
+    }
+    if let Some(image) = cx.source.disks.get(volume.disk).and_then(|d| d.image.as_deref()) {
+        check_readable(image, volume.source_offset).map_err(|e| cx.fail(e.to_string()))?;
     }
     let grub = match &cx.options.grub {
         Some(grub) => grub.clone(),
