@@ -9,9 +9,9 @@ use super::header::{CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, FORMAT, Header};
 use super::ranges::RangeLocks;
 use super::refcount::{Metadata, Refcounts};
 use super::{ClusterCompressor, Qcow2, snapshot};
-use crate::formats::{OpenContext, Repair};
+use crate::formats::{OpenContext, OpenOptions, Repair};
 use crate::image::check_range;
-use crate::{Compression, Compressor, Error, Image, ImageMut, Result, Storage};
+use crate::{Compression, Compressor, Error, Formats, Image, ImageMut, NoGate, Result, Storage};
 
 /// New clusters taken at once, in bytes: between them, other writers get their turn.
 const MAX_NEW: u64 = 64 << 20;
@@ -60,6 +60,15 @@ impl Qcow2 {
             return Err(Error::corrupt(&image.file, FORMAT, 72, "the image was not closed cleanly and cannot be repaired; convert it"));
         }
         image.into_writable()
+    }
+
+    /// Opens an image that names no other file, for reading and writing.
+    ///
+    /// # Errors
+    /// As [`open_mut`](Qcow2::open_mut), and [`Error::Refused`] for an image with a backing file.
+    pub fn open_standalone(storage: Arc<dyn Storage>) -> Result<Self> {
+        let (formats, options) = (Formats::new(), OpenOptions::new(&NoGate));
+        Self::open_mut(storage, &OpenContext::new(&formats, &options, false))
     }
 
     pub(super) fn into_writable(mut self) -> Result<Self> {

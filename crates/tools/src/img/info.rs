@@ -155,7 +155,7 @@ fn protocol(info: &ImageInfo) -> &'static str {
 }
 
 fn snapshot_line(id: &str, tag: &str, vm_size: &str, date: &str, clock: &str, icount: &str) -> String {
-    format!("{id:<7} {tag:<16} {vm_size:>8} {date:>20} {clock:>15} {icount:>10}")
+    format!("{id:<7} {tag:<16} {vm_size:>8} {date:>19} {clock:>15} {icount:>10}")
 }
 
 /// In the local time zone.
