@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Longest boot that is waited for; emulated, on a busy machine.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(400);
 
 /// How the disks are used.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use console::{Console, Hardware, Writes};
 use guest::{Guest, check_outputs, finish, guest, outputs, run, sha256, top, v2v};
 
-const CONVERSION: Duration = Duration::from_secs(300);
+const CONVERSION: Duration = Duration::from_secs(600);
 
 fn scratch() -> tempfile::TempDir {
     // Beside the build's other products: /tmp may be small.
@@ -36,7 +36,7 @@ fn boots(guest: &Guest, disks: Vec<PathBuf>) -> Console {
 
 fn healthy(console: &mut Console, guest: &Guest) {
     console.settle();
-    let address = console.ok("ip -4 -o addr show dev eth0");
+    let address = console.ok("ip -4 -o addr show dev eth0; systemctl --no-pager --full status networking | tail -20; true");
     assert!(address.contains(&format!("inet {}/24", guest.ip)), "eth0: {address}");
     let swaps = console.ok("swapon --show=NAME --noheadings");
     assert_eq!(swaps.trim().lines().count(), 1, "swap: {swaps:?}");
