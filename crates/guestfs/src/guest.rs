@@ -162,7 +162,7 @@ impl Roots {
     /// Looks at every filesystem that can be read in this process.
     pub fn direct(volumes: &Volumes) -> Self {
         let mut roots = Roots::default();
-        for (index, volume) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.is_filesystem()) {
+        for (index, _) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.is_filesystem()) {
             let fs = match open_reader(volumes, index) {
                 Ok(reader) => Tree::new(reader),
                 Err(e) => {
@@ -170,7 +170,6 @@ impl Roots {
                     continue;
                 }
             };
-            let _ = volume;
             roots.look(&fs, volumes, index);
         }
         roots

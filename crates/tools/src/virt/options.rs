@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use guestfs::engine::Engine;
+use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{EngineChoice, Guest, GuestDisk, GuestDiskMut, MountRequest};
 use guestfs_appliance::Appliance;
 use imgcore::{Image, TreeGate};
@@ -50,6 +50,21 @@ enum EngineArg {
     Appliance,
 }
 
+/// An appliance that says how it runs when it is started, with `-v`.
+struct Announced {
+    appliance: Appliance,
+    verbose: bool,
+}
+
+impl Engine for Announced {
+    fn start(&self, disks: Vec<Disk>, tools: bool) -> guestfs::Result<Box<dyn Session>> {
+        if self.verbose {
+            eprintln!("The appliance runs in {}.", self.appliance.describe());
+        }
+        self.appliance.start(disks, tools)
+    }
+}
+
 /// A disk that the user named.
 struct DiskArg {
     /// What the guest calls it.
@@ -86,7 +101,7 @@ impl GuestArgs {
     /// The guest with its filesystems mounted for reading.
     pub(super) fn open(&self) -> Result<Guest, Failure> {
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
-        let options = self.options(appliance.as_deref(), &log);
+        let options = self.options(&appliance, &log);
         let mounts = self.mounts()?;
         let disks = self.disks()?;
         Ok(if mounts.is_empty() { Guest::open(disks, &options)? } else { Guest::open_with_mounts(disks, &mounts, &options)? })
@@ -95,17 +110,17 @@ impl GuestArgs {
     /// The guest in an appliance that writes to its disks.
     pub(super) fn open_writable(&self) -> Result<Guest, Failure> {
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
-        let options = self.options(appliance.as_deref(), &log);
+        let options = self.options(&appliance, &log);
         Ok(Guest::open_writable(self.disks_mut()?, &self.mounts()?, &options)?)
     }
 
-    fn options<'a>(&'a self, appliance: Option<&'a dyn Engine>, log: &'a dyn Fn(&str)) -> guestfs::OpenOptions<'a> {
+    fn options<'a>(&'a self, appliance: &'a dyn Engine, log: &'a dyn Fn(&str)) -> guestfs::OpenOptions<'a> {
         let engine = match self.engine {
             EngineArg::Auto => EngineChoice::Auto,
             EngineArg::Direct => EngineChoice::Direct,
             EngineArg::Appliance => EngineChoice::Appliance,
         };
-        guestfs::OpenOptions { engine, appliance, root: self.root.as_deref(), log }
+        guestfs::OpenOptions { engine, appliance: Some(appliance), root: self.root.as_deref(), log }
     }
 
     /// Tells the user with `-v` or `-x`.
@@ -115,10 +130,8 @@ impl GuestArgs {
         }
     }
 
-    fn appliance(&self) -> Option<Box<dyn Engine>> {
-        let appliance = Appliance::new();
-        self.say(&format!("The appliance would run in {}.", appliance.describe()));
-        Some(Box::new(appliance))
+    fn appliance(&self) -> Announced {
+        Announced { appliance: Appliance::new(), verbose: self.verbose || self.trace }
     }
 
     fn list(&self) -> Result<Vec<DiskArg>, Failure> {
