@@ -1,11 +1,12 @@
 //! The program `img`: qemu-img's commands with qemu-img's flags, output and exit codes.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
-use crate::common::Failure;
+use crate::common::{self, Failure};
 
 mod args;
 mod check;
@@ -40,6 +41,14 @@ pub fn command() -> Command {
             "Examples:\n  img info disk.qcow2\n  img convert -p -O qcow2 disk.raw disk.qcow2\n  img convert export.xva#Ref:10 disk.qcow2\n\n\
              'img COMMAND --help' shows a command's flags with examples.",
         )
+        .arg(
+            Arg::new("spool")
+                .long("spool")
+                .value_name("DIR")
+                .value_parser(clap::value_parser!(PathBuf))
+                .global(true)
+                .help("Folder with room for unpacking an XVA that is packed as a whole; needed for zstd"),
+        )
         .subcommand_required(true)
         .arg_required_else_help(true);
     COMMANDS.iter().fold(program, |program, entry| program.subcommand((entry.arguments)(Command::new(entry.name))))
@@ -62,6 +71,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::FAILURE };
     let Some(entry) = COMMANDS.iter().find(|c| c.name == name) else { return ExitCode::FAILURE };
+    if let Some(folder) = matches.get_one::<PathBuf>("spool") {
+        common::spool_into(folder.clone());
+    }
     (entry.run)(matches).unwrap_or_else(|failure| failure.report("img"))
 }
 
