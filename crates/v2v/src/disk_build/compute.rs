@@ -8,8 +8,10 @@ use imgcore::partition::GPT_TAIL;
 use super::Options;
 use super::examine::{DiskContents, Found};
 use super::naming::{Device, devices, letters};
+use crate::guest::devices::parse;
+use crate::guest::mounts::spec_of;
 use crate::layout::{Layout, Table, TargetDisk, Volume};
-use crate::source::Source;
+use crate::source::{Boot, Source};
 use crate::{Error, Result};
 
 /// Partitions start at multiples of it, the first one behind as much room for a boot loader; disks end at one.
@@ -30,9 +32,12 @@ pub fn compute(source: &Source, contents: &[DiskContents], options: &Options) ->
     if contents.len() != source.disks.len() {
         return Err(Error::Invalid(format!("{}: {} of {} disks were examined", source.name, contents.len(), source.disks.len())));
     }
-    let mut letters_of: BTreeMap<u32, Vec<Piece<'_>>> = BTreeMap::new();
-    for (index, (device, contents)) in devices(source, contents)?.into_iter().zip(contents).enumerate() {
-        letters_of.entry(device.letter).or_default().push(Piece { index, device, contents });
+    let devices = devices(source, contents)?;
+    // A BIOS looks at its first disk only, where Xen took the kernel from any.
+    let boot = if matches!(source.boot, Boot::Direct { .. }) { boot_disk(contents, &devices) } else { None };
+    let mut letters_of: BTreeMap<(bool, u32), Vec<Piece<'_>>> = BTreeMap::new();
+    for (index, (device, contents)) in devices.into_iter().zip(contents).enumerate() {
+        letters_of.entry((boot.is_some_and(|b| b != device.letter), device.letter)).or_default().push(Piece { index, device, contents });
     }
     let root = root_disk(source, contents);
     let mut disks = Vec::new();
@@ -66,6 +71,28 @@ fn root_disk(source: &Source, contents: &[DiskContents]) -> Option<usize> {
     // Where no root can be read in this process, the disk marked for booting or else the first filesystem is taken for it.
     let marked = |index: &usize| source.disks.get(*index).is_some_and(|d| d.bootable) && contents[*index].volumes.iter().any(is_filesystem);
     first(&|f| f.root_fstab.is_some()).or_else(|| (0..contents.len()).find(marked)).or_else(|| first(&is_filesystem))
+}
+
+/// The letter of the disk that holds /boot, as the fstab of the one root says.
+fn boot_disk(contents: &[DiskContents], devices: &[Device]) -> Option<u32> {
+    let volumes = || contents.iter().zip(devices).flat_map(|(c, d)| c.volumes.iter().map(move |v| (v, d)));
+    let mut roots = volumes().filter_map(|(v, d)| Some((v.root_fstab.as_deref()?, d)));
+    let (fstab, root) = roots.next().filter(|_| roots.next().is_none())?;
+    let by_content = |spec: &str| {
+        let is_it = |f: &Found| {
+            let (uuid, label) = f.content.as_ref().map_or((None, None), |c| (c.uuid.as_deref(), c.label.as_deref()));
+            let value = |tag| spec.strip_prefix(tag).map(|v: &str| v.trim_matches('"'));
+            value("UUID=").is_some_and(|v| uuid.is_some_and(|u| u.eq_ignore_ascii_case(v)))
+                || value("LABEL=").is_some_and(|v| label == Some(v))
+        };
+        volumes().find(|(f, _)| is_it(f)).map(|(_, d)| d.letter)
+    };
+    let by_name = |spec: &str| {
+        let (letter, _) = parse(spec.strip_prefix("/dev/")?)?;
+        devices.iter().any(|d| d.letter == letter).then_some(letter)
+    };
+    let boot = spec_of(fstab, "/boot").and_then(|spec| by_content(spec).or_else(|| by_name(spec)));
+    Some(boot.unwrap_or(root.letter))
 }
 
 fn check_names(source: &Source, pieces: &[Piece<'_>]) -> Result<()> {

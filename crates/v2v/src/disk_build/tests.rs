@@ -160,6 +160,21 @@ fn a_root_on_a_whole_disk_moves_into_a_partition_and_other_disks_stay() {
 }
 
 #[test]
+fn the_disk_with_boot_becomes_the_first_which_alone_a_bios_starts() {
+    let by_name = |fstab: &str, boot: &str| {
+        let boot_fs = ext4(8 * MIB, DATA_UUID, &[("grub/menu.lst", "x")]);
+        let source = source(vec![("xvda", swap()), ("xvdb1", root(fstab)), (boot, boot_fs)]);
+        names(&layout_of(&source).unwrap()).into_iter().map(|(old, new)| (old, new.to_string())).collect::<Vec<_>>()
+    };
+    let expected = |order: [(&str, &str); 3]| order.map(|(old, new)| (old.to_string(), new.to_string()));
+    assert_eq!(by_name("", "xvdc"), expected([("xvdb1", "vda1"), ("xvda", "vdb"), ("xvdc", "vdc")]));
+    for spec in ["/dev/xvdc1", &format!("UUID={DATA_UUID}")] {
+        let fstab = format!("/dev/xvdb1 / ext4 defaults 0 1\n{spec} /boot ext4 defaults 0 2\n");
+        assert_eq!(by_name(&fstab, "xvdc1"), expected([("xvdc1", "vda1"), ("xvda", "vdb"), ("xvdb1", "vdc1")]), "{spec}");
+    }
+}
+
+#[test]
 fn a_disk_with_a_table_stays_as_it_is() {
     let made = source(vec![("sda2", root("")), ("sda1", swap())]);
     let folder = tempfile::tempdir().unwrap();
