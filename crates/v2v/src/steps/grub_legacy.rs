@@ -175,10 +175,7 @@ fn with_default(cx: &mut Context<'_>, text: &str, device: Option<&BootDevice>) -
 }
 
 fn default_of(cx: &Context<'_>, text: &str) -> usize {
-    let value = text.lines().find_map(|l| {
-        let (keyword, value) = l.split_once(|c: char| c.is_ascii_whitespace() || c == '=')?;
-        keyword.eq_ignore_ascii_case("default").then(|| value.trim().to_string())
-    });
+    let value = text.lines().find_map(|l| Some(l[default_value(l)?].to_string()));
     let saved =
         || cx.fs.read(b"/boot/grub/default", 4096).ok().and_then(|b| String::from_utf8_lossy(&b).lines().next()?.trim().parse().ok());
     match value.as_deref() {
@@ -188,18 +185,26 @@ fn default_of(cx: &Context<'_>, text: &str) -> usize {
     }
 }
 
+/// Where the value of a line's `default` stands. GRUB takes `default 1`, `default=1` and `default = 1` alike.
+fn default_value(line: &str) -> Option<std::ops::Range<usize>> {
+    let is_between = |c: char| c.is_ascii_whitespace() || c == '=';
+    let keyword = line.trim_start().split(is_between).next().filter(|k| k.eq_ignore_ascii_case("default"))?;
+    let rest = &line.trim_start()[keyword.len()..];
+    let value = rest.trim_start_matches(is_between);
+    let start = line.len() - value.len();
+    let end = value.find(|c: char| c.is_ascii_whitespace()).unwrap_or(value.len());
+    (!rest.is_empty()).then_some(start..start + end)
+}
+
 /// Sets `default`, which GRUB 2 takes as a number only.
 fn set_default(text: &str, entry: usize) -> String {
     let mut found = false;
-    let new = map_lines(text, |line| {
-        let parts = fields(line);
-        match (parts.first(), parts.get(1)) {
-            (Some((_, "default")), Some((range, value))) => {
-                found = true;
-                Line::of((value.parse() != Ok(entry)).then(|| format!("{}{entry}", &line[..range.start])))
-            }
-            _ => Line::Keep,
+    let new = map_lines(text, |line| match default_value(line) {
+        Some(range) => {
+            found = true;
+            Line::of((line[range.clone()].parse() != Ok(entry)).then(|| format!("{}{entry}", &line[..range.start])))
         }
+        None => Line::Keep,
     });
     if found || entry == 0 { new } else { format!("default\t\t{entry}\n{new}") }
 }
@@ -285,6 +290,16 @@ mod tests {
                     title Other\nroot (hd0,0)\nkernel /boot/vmlinuz-6.1.0-50-amd64 root=/dev/xvda2\ninitrd /boot/initrd.img-6.1.0-50-amd64\n";
         let base = guest(menu).file("/boot/vmlinuz-2.6.18-6-xen-686", [0x1f; 0x300]);
         run_on(&base, |cx| assert!(cx.show("/boot/grub/menu.lst").starts_with("default 1\n")));
+        for (written, becomes) in [("default=0", "default=1\n"), (" default = 0", " default = 1\n"), ("default=saved", "default=1\n")] {
+            let base = base.clone().file("/boot/grub/menu.lst", menu.replace("default 0", written));
+            run_on(&base, |cx| assert!(cx.show("/boot/grub/menu.lst").starts_with(becomes), "{}", cx.show("/boot/grub/menu.lst")));
+        }
+        // What a person chose is read in all forms too.
+        let other = menu.replace("kernel /boot/vmlinuz-2.6.18-6-xen-686", "kernel /boot/vmlinuz-6.1.0-50-amd64");
+        for written in ["default=1", "default = 1"] {
+            let base = base.clone().file("/boot/grub/menu.lst", other.replace("default 0", written));
+            run_on(&base, |cx| assert!(cx.show("/boot/grub/menu.lst").starts_with(written)));
+        }
         let only = "default 0\n\ntitle Xen\nroot (hd0,0)\nkernel /boot/vmlinuz-2.6.18-6-xen-686 root=/dev/xvda2\n";
         let base = guest(only).file("/boot/vmlinuz-2.6.18-6-xen-686", [0x1f; 0x300]);
         run_on(&base, |cx| {
