@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imgcore::{Image, ImageMut, Progress, copy};
-use xva::{Appliance, Options, Role, Stream, StreamSink, Vm, Xva};
+use xva::{Appliance, Form, Options, Role, Stream, StreamSink, Vm, Xva};
 
 use super::{DiskStream, Input, Opened, Probe, Request, images, xen_config, xen_vif};
 use crate::source::{Boot, Nic, Source, SourceDisk};
@@ -99,6 +99,11 @@ fn source(
         return Err(Error::Invalid(format!("{file}: {name} has no disk: name one with --disk xvda=FILE")));
     }
     images::check_distinct(&disks)?;
+    let mut nics: Vec<Nic> = vm.nics.iter().map(|n| nic(n, &mut warnings)).collect();
+    if nics.is_empty() && appliance.form == Form::Legacy {
+        warnings.push("a legacy archive tells nothing of NICs: one on the default network is assumed".into());
+        nics.push(Nic::default());
+    }
     let source = Source {
         name,
         uuid: Some(vm.uuid.clone()).filter(|u| !u.is_empty()),
@@ -107,7 +112,7 @@ fn source(
         vcpus,
         boot: boot(request, vm, &mut warnings),
         disks,
-        nics: vm.nics.iter().map(|n| nic(n, &mut warnings)).collect(),
+        nics,
         warnings,
         origin: format!("XVA {file}"),
     };
@@ -301,7 +306,10 @@ mod tests {
             assert_eq!(source.boot, Boot::Direct { kernel: None, ramdisk: None, cmdline: String::new(), pvh: false });
             let disks: Vec<_> = source.disks.iter().map(|d| (d.target.as_str(), d.size, d.bootable)).collect();
             assert_eq!(disks, [("xvda1", SWAP as u64, false), ("xvda2", ROOT as u64, true)], "{name}");
-            if !options.contains("legacy") {
+            if options.contains("legacy") {
+                assert_eq!(source.nics, [Nic::default()]);
+                assert!(source.warnings.pop().is_some_and(|w| w.contains("tells nothing of NICs")));
+            } else {
                 assert_eq!(
                     source.nics,
                     [Nic {
