@@ -28,7 +28,15 @@ pub fn find(named: &Named<'_>, warnings: &mut Vec<String>) -> Result<PathBuf, St
     let folder = named.config.map(|c| c.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")));
     if named.in_dev && path.is_relative() {
         let device = Path::new("/dev").join(path);
-        return if device.exists() { Ok(device) } else { Err(format!("{} is not there", device.display())) };
+        let beside = folder.map(|f| f.join(path.file_name().unwrap_or_default())).filter(|b| b.is_file());
+        return match beside {
+            _ if device.exists() => Ok(device),
+            Some(copy) => {
+                warnings.push(format!("{} is not there: {} is used in its place", device.display(), copy.display()));
+                Ok(copy)
+            }
+            None => Err(format!("{} is not there", device.display())),
+        };
     }
     if there(path) {
         return Ok(path.to_owned());

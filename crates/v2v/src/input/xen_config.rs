@@ -166,6 +166,16 @@ mod tests {
     }
 
     #[test]
+    fn a_device_of_the_xen_host_is_replaced_by_a_copy_beside_the_configuration() {
+        let folder = Folder::new(&["web-disk"]);
+        for path in ["guestlift-no-such-vg/web-disk", "/dev/guestlift-no-such-vg/web-disk"] {
+            let guest = read_in(&folder, "web.cfg", &format!("name='web'\nmemory=64\ndisk=['phy:{path},xvda2,w']\n")).unwrap();
+            assert_eq!(guest.disks[0].size, 4096);
+            assert!(guest.warnings.iter().any(|w| w.contains("web-disk is not there: ") && w.contains("is used in its place")), "{path}");
+        }
+    }
+
+    #[test]
     fn what_xen_create_image_writes() {
         let folder = Folder::new(&["srv/disk.img", "srv/swap.img"]);
         let config = "#
