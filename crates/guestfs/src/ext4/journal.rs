@@ -16,6 +16,9 @@ const SUPERBLOCK_V1: u32 = 3;
 const SUPERBLOCK_V2: u32 = 4;
 const REVOKE: u32 = 5;
 
+/// mke2fs makes no larger journal, in blocks; a list of them is kept in memory.
+const MAX_LEN: u64 = 10_240_000;
+
 const COMPAT_CHECKSUM: u32 = 0x1;
 const INCOMPAT_64BIT: u32 = 0x2;
 const INCOMPAT_CSUM_V2: u32 = 0x8;
@@ -107,6 +110,9 @@ pub(crate) fn replay(device: &Device, inode: &Inode) -> Result<BTreeMap<u64, Rep
     let (sequence, start) = (be32(&head, 0x18), u64::from(be32(&head, 0x1c)));
     let (len, first) = (u64::from(be32(&head, 0x10)), u64::from(be32(&head, 0x14)));
     let available = inode.size / u64::from(device.block_size);
+    if len > MAX_LEN {
+        return Err(journal_corrupt(format!("{len} blocks, more than {MAX_LEN}")));
+    }
     if len > available || first == 0 || first >= len {
         return Err(journal_corrupt(format!("{len} blocks from {first} on, in a file of {available}")));
     }

@@ -128,3 +128,20 @@ fn a_truncated_image_is_an_error_that_says_where() {
         }
     }
 }
+
+#[test]
+fn a_journal_that_claims_to_be_endless_is_refused_before_its_blocks_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    mke2fs(&image, 16 << 20, None, &["-t", "ext4", "-b", "1024"]);
+    // The journal's file is as large as it says, so that only the limit stands between it and the memory.
+    debugfs(&image, &["set_inode_field <8> size 0x3fffffffc00".into()]);
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[1024 + 0x60] |= 4;
+    let journal = bytes.windows(8).position(|w| w == [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 4]).unwrap();
+    bytes[journal + 0x10..journal + 0x14].copy_from_slice(&u32::MAX.to_be_bytes());
+    bytes[journal + 0x1c..journal + 0x20].copy_from_slice(&1u32.to_be_bytes());
+    std::fs::write(&image, &bytes).unwrap();
+    let error = crate::make::open(&image).err().unwrap().to_string();
+    assert!(error.contains("4294967295 blocks, more than 10240000"), "{error}");
+}
