@@ -1,7 +1,9 @@
-//! Boots the appliance: our kernel and agent in QEMU's microvm, without a BIOS, PCI or ACPI.
+//! Boots the appliance: our kernel and agent in QEMU's microvm, without a BIOS, PCI or ACPI; or a distribution's
+//! kernel in a PC.
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,6 +13,7 @@ use imgcore::nbd::Content;
 use imgcore::{ImageMut, Overlay};
 
 use crate::connection::{Connection, Limits};
+use crate::distro_kernel;
 use crate::locate::{self, Files};
 use crate::protocol::{PORT_NAME, Request, VERSION, WireTime};
 use crate::qemu::{self, Builder};
@@ -47,7 +50,16 @@ impl Appliance {
 
     /// How appliances run here, and why so, in words for `-v`.
     pub fn describe(&self) -> String {
-        "QEMU with its own translator (TCG): this version does not use KVM".into()
+        let how = "QEMU with its own translator (TCG): this version does not use KVM";
+        match self.files.clone().map_or_else(locate::files, Ok) {
+            Ok(Files { kernel, modules: Some(_), .. }) => {
+                let named = std::env::var_os(distro_kernel::VARIABLE).is_some_and(|v| kernel == Path::new(&v));
+                let why = if named { format!("{} names it", distro_kernel::VARIABLE) } else { "Guestlift's own is not installed".into() };
+                format!("{how}; the kernel is the distribution's {}, since {why}", kernel.display())
+            }
+            Ok(Files { kernel, .. }) => format!("{how}; the kernel is {}", kernel.display()),
+            Err(_) => how.into(),
+        }
     }
 
     /// As [`Engine::start`], with the concrete type.
@@ -61,17 +73,18 @@ impl Appliance {
         };
         let scsi = disks.len() > MAX_VIRTIO_BLK;
         let mut builder = Builder::new()?;
-        self.machine(&mut builder, &files);
+        self.machine(&mut builder, &files, scsi)?;
+        let bus = if files.modules.is_some() { "pci" } else { "device" };
         let port = builder.dir().join("agent.sock");
         let listener =
             UnixListener::bind(&port).map_err(|e| Error::Appliance { what: format!("{}: {e}", port.display()), console: String::new() })?;
         builder.args(["-chardev".into(), format!("socket,id=agent,path={}", qemu::quoted(&port))]);
-        builder.args(["-device", "virtio-serial-device,max_ports=2"]);
+        builder.args(["-device".into(), format!("virtio-serial-{bus},max_ports=2")]);
         builder.args(["-device".into(), format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
 
         let mut writable: Vec<Arc<dyn ImageMut>> = Vec::new();
         if scsi {
-            builder.args(["-device", "virtio-scsi-device,id=scsi"]);
+            builder.args(["-device".into(), format!("virtio-scsi-{bus},id=scsi")]);
         }
         for (number, disk) in disks.into_iter().enumerate() {
             let image: Arc<dyn ImageMut> = match disk {
@@ -85,7 +98,7 @@ impl Appliance {
             let device = if scsi {
                 format!("scsi-hd,bus=scsi.0,channel=0,scsi-id={number},lun=0,drive={node}")
             } else {
-                format!("virtio-blk-device,drive={node}")
+                format!("virtio-blk-{bus},drive={node}")
             };
             builder.args(["-device", &device]);
         }
@@ -100,7 +113,7 @@ impl Appliance {
         Ok(session)
     }
 
-    fn machine(&self, builder: &mut Builder, files: &Files) {
+    fn machine(&self, builder: &mut Builder, files: &Files, scsi: bool) -> Result<()> {
         let khz = sys::tsc_khz();
         // Each word saves time: no measuring of clocks, no timers and devices that nobody uses, a reset that is
         // QEMU's end, and a panic that is one, too.
@@ -109,10 +122,24 @@ impl Appliance {
              loop.max_loop=0 pty.legacy_count=0"
         );
         let memory = self.memory_mib.to_string();
-        builder.args(["-M", "microvm,acpi=off,x-option-roms=off", "-accel", "tcg", "-cpu", "max", "-m", &memory]);
-        builder.args(["-global", "virtio-mmio.force-legacy=false"]);
-        builder.args([std::ffi::OsStr::new("-kernel"), files.kernel.as_os_str(), "-initrd".as_ref(), files.initramfs.as_os_str()]);
+        let machine = if files.modules.is_some() { "pc,graphics=off,usb=off" } else { "microvm,acpi=off,x-option-roms=off" };
+        builder.args(["-M", machine, "-accel", "tcg", "-cpu", "max", "-m", &memory]);
+        let mut initramfs = files.initramfs.clone();
+        match &files.modules {
+            None => {
+                builder.args(["-global", "virtio-mmio.force-legacy=false"]);
+            }
+            Some(modules) => {
+                initramfs = builder.dir().join("initramfs.cpio");
+                let failed = |path: &Path, e| Error::Appliance { what: format!("{}: {e}", path.display()), console: String::new() };
+                let mut both = std::fs::read(&files.initramfs).map_err(|e| failed(&files.initramfs, e))?;
+                both.extend(distro_kernel::pack(modules, scsi)?);
+                std::fs::write(&initramfs, both).map_err(|e| failed(&initramfs, e))?;
+            }
+        }
+        builder.args([std::ffi::OsStr::new("-kernel"), files.kernel.as_os_str(), "-initrd".as_ref(), initramfs.as_os_str()]);
         builder.args(["-append", append.as_str()]);
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod agent;
 mod appliance;
 mod connection;
+pub mod distro_kernel;
 pub mod initramfs;
 pub mod locate;
 mod machine;

@@ -1,9 +1,11 @@
-//! Finds the appliance's two files: `vmlinux`, our kernel, and `initramfs.cpio`, our agent.
+//! Finds the appliance's two files: `vmlinux`, our kernel or else a distribution's, and `initramfs.cpio`, our agent.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use guestfs::{Error, Result};
+
+use crate::distro_kernel::{self, Kernel};
 
 /// Names a directory with both files, before all other places.
 pub const VARIABLE: &str = "GUESTLIFT_APPLIANCE";
@@ -14,8 +16,10 @@ const INSTALLED: &str = "/usr/lib/guestlift/appliance";
 /// What the machine boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// Our kernel as an uncompressed ELF file.
+    /// The kernel: ours as an uncompressed ELF file, or a distribution's as that has it.
     pub kernel: PathBuf,
+    /// The directory of the kernel's modules, if it is a distribution's.
+    pub modules: Option<PathBuf>,
     /// The archive with the agent.
     pub initramfs: PathBuf,
 }
@@ -24,9 +28,13 @@ pub struct Files {
 pub fn files() -> Result<Files> {
     let places = places(std::env::var_os(VARIABLE).map(PathBuf::from), std::env::current_exe().ok().as_deref(), cache().as_deref());
     let find = |name: &str| places.iter().map(|p| p.join(name)).find(|f| f.is_file());
-    let kernel = find("vmlinux").or_else(|| cache().as_deref().and_then(newest_kernel));
+    let ours = || find("vmlinux").or_else(|| cache().as_deref().and_then(newest_kernel)).map(|file| Kernel { file, modules: None });
+    let kernel = match distro_kernel::named()?.or_else(ours) {
+        None => distro_kernel::newest()?,
+        found => found,
+    };
     match (kernel, find("initramfs.cpio")) {
-        (Some(kernel), Some(initramfs)) => Ok(Files { kernel, initramfs }),
+        (Some(Kernel { file, modules }), Some(initramfs)) => Ok(Files { kernel: file, modules, initramfs }),
         (None, _) => Err(missing("its kernel (vmlinux)", "scripts/build-kernel", &places)),
         (_, None) => Err(missing("its agent (initramfs.cpio)", "scripts/build-agent", &places)),
     }

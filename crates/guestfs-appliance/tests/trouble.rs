@@ -40,7 +40,7 @@ fn boot_with(dir: &Path, init: &[u8], boot: Duration) -> Error {
     std::fs::write(&archive, initramfs::with_agent(init)).unwrap();
     let kernel = locate::files().unwrap().kernel;
     let limits = Limits { boot, ..Limits::default() };
-    Appliance { files: Some(locate::Files { kernel, initramfs: archive }), limits, ..Appliance::new() }
+    Appliance { files: Some(locate::Files { kernel, modules: None, initramfs: archive }), limits, ..Appliance::new() }
         .boot(Vec::new())
         .map(drop)
         .unwrap_err()
@@ -121,7 +121,7 @@ fn compile(source: &Path) -> Vec<u8> {
 
 #[test]
 fn missing_files_name_the_command_that_makes_them() {
-    let files = locate::Files { kernel: "/nonexistent/vmlinux".into(), initramfs: "/nonexistent/initramfs".into() };
+    let files = locate::Files { kernel: "/nonexistent/vmlinux".into(), modules: None, initramfs: "/nonexistent/initramfs".into() };
     let error = Appliance { files: Some(files), ..Appliance::new() }.boot(Vec::new()).map(drop).unwrap_err();
     assert!(message(error).contains("/nonexistent/vmlinux"));
 }

@@ -6,6 +6,7 @@ mod devices;
 mod exec;
 mod failure;
 mod link;
+mod modules;
 mod mounts;
 mod sys;
 mod tree;
@@ -45,6 +46,7 @@ const STUB_PROGRAMS: [(&str, &str); 6] = [
 /// The agent's main function. It never returns while the appliance is up.
 pub fn main(args: &[OsString]) {
     exec::become_command(args);
+    modules::become_modprobe(args);
     if rustix::process::getpid() != rustix::process::Pid::INIT {
         eprintln!("guestlift-agent is the first program of the appliance; it does nothing elsewhere");
         std::process::exit(1);
@@ -62,6 +64,7 @@ fn serve() -> io::Result<()> {
     mount("devtmpfs", "/dev", "devtmpfs", none, c"mode=0755")?;
     mount("proc", "/proc", "proc", none, c"")?;
     mount("sysfs", "/sys", "sysfs", none, c"")?;
+    modules::start().map_err(|failure| io::Error::other(format!("{failure:?}")))?;
     let port = open_port()?;
     let mut link = Link::new(Box::new(FirstWait { port: port.try_clone()?, until: Some(Instant::now() + PORT_DEADLINE) }), Box::new(port));
     let mut state = State::default();

@@ -141,8 +141,8 @@ fn mount_device(device: &str, target: &str, filesystem: &str, flags: MountFlags,
     for kind in filesystems()? {
         match mount_as(&kind) {
             Ok(()) => return Ok(()),
-            // "Not mine".
-            Err(Errno::INVAL) => {}
+            // "Not mine", or not known here.
+            Err(Errno::INVAL | Errno::NODEV) => {}
             Err(Errno::NOENT | Errno::NXIO) => return Err(other(format!("no device {device}"))),
             Err(e) => {
                 failure.get_or_insert(because(&format!("mounting {device} as {kind}"), e));
@@ -152,10 +152,16 @@ fn mount_device(device: &str, target: &str, filesystem: &str, flags: MountFlags,
     Err(failure.unwrap_or_else(|| other(format!("{device} has no filesystem that the appliance's kernel knows"))))
 }
 
-/// The kernel's filesystems that lie on a device.
+/// The kernel's filesystems that lie on a device, also those that it would have to load.
 fn filesystems() -> Result<Vec<String>> {
     let list = fs::read_to_string("/proc/filesystems")?;
-    let known: Vec<&str> = list.lines().filter(|l| !l.starts_with("nodev")).map(str::trim).collect();
+    let loadable = super::modules::filesystems();
+    let mut known: Vec<&str> = list.lines().filter(|l| !l.starts_with("nodev")).map(str::trim).collect();
+    for name in &loadable {
+        if !known.contains(&name.as_str()) {
+            known.push(name);
+        }
+    }
     let first = FIRST.into_iter().filter(|f| known.contains(f));
     // ext4 mounts ext2 and ext3 as well.
     let rest = known.iter().copied().filter(|f| !FIRST.contains(f) && !["ext2", "ext3", "fuseblk", "msdos"].contains(f));
