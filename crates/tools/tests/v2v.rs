@@ -135,6 +135,24 @@ fn a_plan_shows_every_change_and_makes_none() {
 }
 
 #[test]
+fn a_filesystem_that_the_guest_cannot_mount_either_is_no_obstacle() {
+    let small = Small::new();
+    let (root, data) = (small.path("disk.img"), small.path("data.img"));
+    tool("mke2fs", &["-q", "-t", "ext4", data.to_str().unwrap(), "8M"]);
+    let fstab = small.path("fstab");
+    fs::write(&fstab, "/dev/xvda2 / ext4 defaults 0 1\n/dev/xvdb /missing ext4 noauto 0 0\n").unwrap();
+    for command in ["rm /etc/fstab".to_string(), format!("write {} /etc/fstab", fstab.display())] {
+        tool("debugfs", &["-w", "-R", &command, root.to_str().unwrap()]);
+    }
+    let config = format!("disk = [ 'file:{},xvda2,w', 'file:{},xvdb,w' ]", root.display(), data.display());
+    small.config("small.cfg", &config);
+    let output = small.run(&["small.cfg", "-os", "out"]);
+    success(&output);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("/missing on /dev/vdb is not mounted"), "{said}");
+}
+
+#[test]
 fn a_conversion_writes_three_files_and_replaces_none() {
     let small = Small::new();
     let before = sums(&small);

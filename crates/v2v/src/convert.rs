@@ -285,13 +285,25 @@ impl Prepared {
             let subvolume = mount.options.split(|b| *b == b',').find(|o| o.starts_with(b"subvol"));
             let options = subvolume.map(|s| format!("rw,{}", String::from_utf8_lossy(s)));
             let device = format!("/dev/{}", place.target_device);
-            session.mount(&device, &mount.path, volume.kind(), options.as_deref().unwrap_or("rw"))?;
+            match session.mount(&device, &mount.path, volume.kind(), options.as_deref().unwrap_or("rw")) {
+                // Its mount point is missing, or it is damaged: so it was on Xen, and nothing of ours belongs there.
+                Err(e) if !matches!(e, guestfs::Error::Appliance { .. }) && !is_needed(&mount.path, staged) => {
+                    host.events.warning(&format!("{} on {device} is not mounted, and stays as it is: {e}", guestfs::show(&mount.path)));
+                }
+                outcome => outcome?,
+            }
         }
         let ran = staged.apply(&source.name, session.as_mut())?;
         session.unmount_all()?;
         session.shutdown()?;
         Ok(ran)
     }
+}
+
+/// Whether anything is changed below this mount point, or a command may look there.
+fn is_needed(mount: &[u8], staged: &Staged<'_>) -> bool {
+    let below = |path: &[u8]| path.strip_prefix(mount).is_some_and(|rest| rest.first() == Some(&b'/'));
+    mount == b"/" || !staged.commands().is_empty() || staged.changes().iter().any(|c| below(c.op.path()))
 }
 
 /// Makes the new disks and fills them.
