@@ -124,7 +124,7 @@ impl Appliance {
         let memory = self.memory_mib.to_string();
         let machine = if files.modules.is_some() { "pc,graphics=off,usb=off" } else { "microvm,acpi=off,x-option-roms=off" };
         builder.args(["-M", machine, "-accel", "tcg", "-cpu", "max", "-m", &memory]);
-        let mut initramfs = files.initramfs.clone();
+        let (mut kernel, mut initramfs) = (files.kernel.clone(), files.initramfs.clone());
         match &files.modules {
             None => {
                 builder.args(["-global", "virtio-mmio.force-legacy=false"]);
@@ -135,9 +135,15 @@ impl Appliance {
                 let mut both = std::fs::read(&files.initramfs).map_err(|e| failed(&files.initramfs, e))?;
                 both.extend(distro_kernel::pack(modules, scsi)?);
                 std::fs::write(&initramfs, both).map_err(|e| failed(&initramfs, e))?;
+                if let Some(unpacked) = distro_kernel::unpacked(&files.kernel)? {
+                    kernel = builder.dir().join("vmlinux");
+                    std::fs::write(&kernel, unpacked).map_err(|e| failed(&kernel, e))?;
+                }
+                // The microvm's firmware, which starts a kernel and nothing else.
+                builder.args(["-bios", "qboot.rom"]);
             }
         }
-        builder.args([std::ffi::OsStr::new("-kernel"), files.kernel.as_os_str(), "-initrd".as_ref(), initramfs.as_os_str()]);
+        builder.args([std::ffi::OsStr::new("-kernel"), kernel.as_os_str(), "-initrd".as_ref(), initramfs.as_os_str()]);
         builder.args(["-append", append.as_str()]);
         Ok(())
     }
