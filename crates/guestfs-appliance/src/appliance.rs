@@ -51,7 +51,7 @@ impl Appliance {
     /// How appliances run here, and why so, in words for `-v`.
     pub fn describe(&self) -> String {
         let how = "QEMU with its own translator (TCG): this version does not use KVM";
-        match self.files.clone().map_or_else(locate::files, Ok) {
+        match self.files() {
             Ok(Files { kernel, modules: Some(_), .. }) => {
                 let named = std::env::var_os(distro_kernel::VARIABLE).is_some_and(|v| kernel == Path::new(&v));
                 let why = if named { format!("{} names it", distro_kernel::VARIABLE) } else { "Guestlift's own is not installed".into() };
@@ -62,15 +62,16 @@ impl Appliance {
         }
     }
 
+    fn files(&self) -> Result<Files> {
+        self.files.clone().map_or_else(locate::files, Ok)
+    }
+
     /// As [`Engine::start`], with the concrete type.
     pub fn boot(&self, disks: Vec<Disk>) -> Result<ApplianceSession> {
         if disks.len() > MAX_DISKS {
             return Err(Error::Invalid(format!("{} disks: the appliance takes {MAX_DISKS} at most", disks.len())));
         }
-        let files = match &self.files {
-            Some(files) => files.clone(),
-            None => locate::files()?,
-        };
+        let files = self.files()?;
         let scsi = disks.len() > MAX_VIRTIO_BLK;
         let mut builder = Builder::new()?;
         self.machine(&mut builder, &files, scsi)?;
@@ -119,7 +120,7 @@ impl Appliance {
         // QEMU's end, and a panic that is one, too.
         let append = format!(
             "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} no_timer_check nolapic_timer tsc=reliable random.trust_cpu=on nbd.nbds_max=0 \
-             loop.max_loop=0 pty.legacy_count=0"
+             loop.max_loop=0"
         );
         let memory = self.memory_mib.to_string();
         let machine = if files.modules.is_some() { "pc,graphics=off,usb=off" } else { "microvm,acpi=off,x-option-roms=off" };
@@ -164,5 +165,10 @@ impl Engine for Appliance {
     /// `tools` makes no difference here: they are sent when one is first used.
     fn start(&self, disks: Vec<Disk>, _tools: bool) -> Result<Box<dyn Session>> {
         Ok(Box::new(self.boot(disks)?))
+    }
+
+    fn check(&self) -> Result<()> {
+        self.files()?;
+        qemu::check()
     }
 }

@@ -122,6 +122,18 @@ fn program() -> OsString {
     std::env::var_os("GUESTLIFT_QEMU").filter(|v| !v.is_empty()).unwrap_or_else(|| PROGRAM.into())
 }
 
+/// Whether QEMU is there, and what to install where it is not.
+pub fn check() -> Result<()> {
+    let program = program();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // A name with a slash stands for itself whatever folder it is joined to here, as when it is started.
+    let named = Path::new(&program).components().count() > 1;
+    if named && Path::new(&program).is_file() || !named && std::env::split_paths(&path).any(|folder| folder.join(&program).is_file()) {
+        return Ok(());
+    }
+    Err(cannot_start(&program, &io::ErrorKind::NotFound.into()))
+}
+
 /// A path as the value of a QEMU option, where a comma is written twice.
 pub fn quoted(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")

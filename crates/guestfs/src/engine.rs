@@ -21,6 +21,9 @@ pub enum Disk {
 pub trait Engine: Send + Sync {
     /// Boots an appliance with these disks. `tools` also attaches the second image, with mkfs, fsck and the like.
     fn start(&self, disks: Vec<Disk>, tools: bool) -> Result<Box<dyn Session>>;
+
+    /// Says what a start would lack (a program, the kernel, the agent), before long work is done for nothing.
+    fn check(&self) -> Result<()>;
 }
 
 /// A command for the guest's root or the appliance's own.

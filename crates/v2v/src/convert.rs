@@ -80,6 +80,9 @@ pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
         host.events.warning(warning);
     }
 
+    if !context.fs.is_unchanged() {
+        host.engine.check()?;
+    }
     let targets =
         clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &files))?;
     if let (Some(grub), Some(place)) = (&context.facts.grub, &context.facts.boot_place)

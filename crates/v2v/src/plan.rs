@@ -176,11 +176,11 @@ impl Plan {
         writeln!(out, "  {}, {}; {}", clean(&guest.system), guest.arch, clean(&guest.boot))?;
         writeln!(
             out,
-            "  {} MiB of memory, {} processors, {} disks, {} NICs",
+            "  {} MiB of memory, {}, {}, {}",
             guest.memory_mib,
-            guest.vcpus,
-            guest.disks.len(),
-            guest.macs.len()
+            counted(guest.vcpus as usize, "processor"),
+            counted(guest.disks.len(), "disk"),
+            counted(guest.macs.len(), "NIC")
         )?;
         writeln!(out, "\nDisks")?;
         for disk in &self.disks {
@@ -237,4 +237,8 @@ impl Plan {
 fn clean(text: &str) -> String {
     let shown = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { c.escape_default().collect() } else { c.to_string() };
     text.chars().map(shown).collect()
+}
+/// `1 disk`, `2 disks`.
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -63,6 +63,10 @@ impl Engine for Announced {
         }
         self.appliance.start(disks, tools)
     }
+
+    fn check(&self) -> guestfs::Result<()> {
+        self.appliance.check()
+    }
 }
 
 /// A disk that the user named.

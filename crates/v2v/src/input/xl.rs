@@ -141,7 +141,10 @@ impl Parser<'_> {
             Some(hex) => i64::from_str_radix(hex, 16),
             None => digits.parse(),
         };
-        let Ok(number) = number else { return Err(self.error(format!("'{word}' is no number: put it in quotes if it is text"))) };
+        // What follows the sign has none of its own.
+        let Some(number) = number.ok().filter(|n| *n >= 0) else {
+            return Err(self.error(format!("'{word}' is no number: put it in quotes if it is text")));
+        };
         self.rest = &self.rest[end..];
         Ok(Value::Int(if negative { -number } else { number }))
     }
@@ -238,6 +241,7 @@ mod tests {
             ("a = '\\", "f:1: bad escape in a string: write \\\\ for a backslash"),
             ("a = '\\777'", "f:1: bad escape in a string: write \\\\ for a backslash"),
             ("a = 12ab", "f:1: '12ab' is no number: put it in quotes if it is text"),
+            ("a = --9223372036854775808", "f:1: '--9223372036854775808' is no number: put it in quotes if it is text"),
             ("a = 99999999999999999999", "f:1: '99999999999999999999' is no number: put it in quotes if it is text"),
             ("a = 1 2", "f:1: the end of the line expected, '2' found"),
             ("a = [1\n2]", "f:2: ',' or ']' expected, '2' found"),

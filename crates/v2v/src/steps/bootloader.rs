@@ -89,11 +89,12 @@ fn only_filesystem(cx: &Context<'_>) -> Option<Volume> {
 
 /// A grub.cfg beside the menu.lst that the guest really uses would win: it is kept under another name.
 fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
-    let kept = format!("{GRUB_CFG}.xen");
-    if matches!(truth(&cx.fs, &cx.packages), Truth::MenuLst(_))
-        && cx.fs.lstat(GRUB_CFG.as_bytes()).is_ok()
-        && cx.fs.lstat(kept.as_bytes()).is_err()
-    {
+    if matches!(truth(&cx.fs, &cx.packages), Truth::MenuLst(_)) && cx.fs.lstat(GRUB_CFG.as_bytes()).is_ok() {
+        let names = std::iter::once(format!("{GRUB_CFG}.xen")).chain((1..100).map(|n| format!("{GRUB_CFG}.xen.{n}")));
+        let free = names.into_iter().find(|name| cx.fs.lstat(name.as_bytes()).is_err());
+        let Some(kept) = free else {
+            return Err(cx.fail(format!("{GRUB_CFG} is in the way, and a hundred copies of it are kept: remove some")));
+        };
         cx.fs.rename(GRUB_CFG.as_bytes(), kept.as_bytes())?;
         cx.note(format!("{GRUB_CFG} is a leftover beside menu.lst: kept as {kept}"));
     }
