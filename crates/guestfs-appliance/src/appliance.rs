@@ -22,6 +22,10 @@ use crate::sys;
 
 /// A microvm has eight places for devices, and one is the agent's.
 const MAX_VIRTIO_BLK: usize = 7;
+/// The PC's bridges and the agent's port take the places before this one.
+const FIRST_PCI_SLOT: usize = 3;
+/// Each of the 32 places has eight functions.
+const MAX_PCI_DISKS: usize = (32 - FIRST_PCI_SLOT) * 8;
 /// Targets that the SCSI adapter is given at most.
 const MAX_DISKS: usize = 255;
 
@@ -72,10 +76,15 @@ impl Appliance {
             return Err(Error::Invalid(format!("{} disks: the appliance takes {MAX_DISKS} at most", disks.len())));
         }
         let files = self.files()?;
-        let scsi = disks.len() > MAX_VIRTIO_BLK;
+        let pci = files.modules.is_some();
+        if pci && disks.len() > MAX_PCI_DISKS {
+            let what = format!("{} disks: the appliance takes {MAX_PCI_DISKS} at most with a distribution's kernel", disks.len());
+            return Err(Error::Invalid(what));
+        }
+        let scsi = !pci && disks.len() > MAX_VIRTIO_BLK;
         let mut builder = Builder::new()?;
-        self.machine(&mut builder, &files, scsi)?;
-        let bus = if files.modules.is_some() { "pci" } else { "device" };
+        self.machine(&mut builder, &files)?;
+        let bus = if pci { "pci" } else { "device" };
         let port = builder.dir().join("agent.sock");
         let listener =
             UnixListener::bind(&port).map_err(|e| Error::Appliance { what: format!("{}: {e}", port.display()), console: String::new() })?;
@@ -85,7 +94,7 @@ impl Appliance {
 
         let mut writable: Vec<Arc<dyn ImageMut>> = Vec::new();
         if scsi {
-            builder.args(["-device".into(), format!("virtio-scsi-{bus},id=scsi")]);
+            builder.args(["-device", "virtio-scsi-device,id=scsi"]);
         }
         for (number, disk) in disks.into_iter().enumerate() {
             let image: Arc<dyn ImageMut> = match disk {
@@ -98,8 +107,12 @@ impl Appliance {
             let node = builder.disk(Content::Writable(image))?;
             let device = if scsi {
                 format!("scsi-hd,bus=scsi.0,channel=0,scsi-id={number},lun=0,drive={node}")
+            } else if pci {
+                // The kernel names disks in this order. Those of an adapter it would name as their probes happen to end.
+                let (slot, function) = (FIRST_PCI_SLOT + number / 8, number % 8);
+                format!("virtio-blk-pci,drive={node},disable-legacy=on,num-queues=1,multifunction=on,addr={slot:#x}.{function}")
             } else {
-                format!("virtio-blk-{bus},drive={node}")
+                format!("virtio-blk-device,drive={node}")
             };
             builder.args(["-device", &device]);
         }
@@ -114,7 +127,7 @@ impl Appliance {
         Ok(session)
     }
 
-    fn machine(&self, builder: &mut Builder, files: &Files, scsi: bool) -> Result<()> {
+    fn machine(&self, builder: &mut Builder, files: &Files) -> Result<()> {
         let khz = sys::tsc_khz();
         // Each word saves time: no measuring of clocks, no timers and devices that nobody uses, a reset that is
         // QEMU's end, and a panic that is one, too.
@@ -134,7 +147,7 @@ impl Appliance {
                 initramfs = builder.dir().join("initramfs.cpio");
                 let failed = |path: &Path, e| Error::Appliance { what: format!("{}: {e}", path.display()), console: String::new() };
                 let mut both = std::fs::read(&files.initramfs).map_err(|e| failed(&files.initramfs, e))?;
-                both.extend(distro_kernel::pack(modules, scsi)?);
+                both.extend(distro_kernel::pack(modules)?);
                 std::fs::write(&initramfs, both).map_err(|e| failed(&initramfs, e))?;
                 if let Some(unpacked) = distro_kernel::unpacked(&files.kernel)? {
                     kernel = builder.dir().join("vmlinux");

@@ -24,10 +24,8 @@ pub const INDEX: &str = "index";
 /// The name of the line with the drivers that are loaded first.
 pub const START: &str = "start";
 
-/// Drivers without which there is no host to talk to.
-const CHANNEL: [&str; 2] = ["virtio_pci", "virtio_console"];
-/// Drivers of disks on their own, and of disks of an adapter.
-const DISKS: [&[&str]; 2] = [&["virtio_blk"], &["virtio_scsi", "sd_mod"]];
+/// Drivers of the disks and of the port to the host.
+const DRIVERS: &[&str] = &["virtio_pci", "virtio_blk", "virtio_console"];
 /// What is loaded when it is asked for. A module that the kernel lacks is built in, or never asked for.
 #[rustfmt::skip]
 const LAZY: &[&str] = &[
@@ -192,8 +190,8 @@ fn can_start(kernel: &[u8]) -> bool {
         .any(|(word, n)| word == [4, 0, 0, 0] && kernel.get(n * 4..n * 4 + 16).is_some_and(|w| w == short || w == long))
 }
 
-/// The archive with the modules and their index. `scsi` tells what disks there will be.
-pub fn pack(modules: &Path, scsi: bool) -> Result<Vec<u8>> {
+/// The archive with the modules and their index.
+pub fn pack(modules: &Path) -> Result<Vec<u8>> {
     let read_list = |name: &str| read_limited(&modules.join(name), MAX_LIST);
     let known = Known::parse(&read_list("modules.dep")?);
     let aliases = read_list("modules.alias")?;
@@ -213,7 +211,7 @@ pub fn pack(modules: &Path, scsi: bool) -> Result<Vec<u8>> {
         }
         index.push('\n');
     };
-    add(START, &[DISKS[usize::from(scsi)], &CHANNEL].concat());
+    add(START, DRIVERS);
     let lazy: HashSet<&str> = LAZY.iter().copied().filter(|m| known.files.contains_key(*m)).collect();
     LAZY.iter().filter(|m| lazy.contains(**m)).for_each(|module| add(module, &[module]));
     for line in aliases.lines() {
@@ -397,7 +395,7 @@ mod tests {
         }
         fs::write(at("kernel/fs/ext4/ext4.ko.xz"), pressed("xz", b"by xz")).unwrap();
         fs::write(at("kernel/fs/jbd2/jbd2.ko.zst"), pressed("zstd", b"by zstd")).unwrap();
-        let archive = String::from_utf8(pack(dir.path(), false).unwrap()).unwrap();
+        let archive = String::from_utf8(pack(dir.path()).unwrap()).unwrap();
         for text in ["start virtio_pci\n", "ext4 crc16 jbd2 ext4\n", "fs_ext4 crc16 jbd2 ext4\n", "by xz", "by zstd", "plain"] {
             assert!(archive.contains(text), "{text}");
         }
