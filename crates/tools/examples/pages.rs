@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::Command;
 use clap_complete::{Shell, generate_to};
 
-const PROGRAMS: &[fn() -> Command] = &[tools::img::command, tools::v2v::command];
+const PROGRAMS: &[fn() -> Command] = &[tools::img::command, tools::v2v::command, tools::virt::command];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = std::env::args_os().nth(1).ok_or("usage: pages DIR")?;
