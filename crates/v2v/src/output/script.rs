@@ -9,7 +9,8 @@ pub fn script(machine: &Machine) -> String {
     let mut arguments = Vec::new();
     arguments.push(format!("-name {name}"));
     arguments.push(if machine.uefi { "-machine q35 -bios \"${UEFI:-/usr/share/ovmf/OVMF.fd}\"".into() } else { "-machine pc".into() });
-    arguments.push("-accel kvm -accel tcg -cpu max".into());
+    // The first that works is taken; ACCEL goes before both.
+    arguments.push("${ACCEL:+-accel \"$ACCEL\"} -accel kvm -accel tcg -cpu max".into());
     arguments.push("-m \"${MEMORY:-".to_owned() + &memory_mib.to_string() + "}\" -smp \"${CPUS:-" + &vcpus.to_string() + "}\"");
     for disk in &machine.disks {
         let (device, format) = (&disk.device, disk.format.name());
@@ -36,6 +37,7 @@ pub fn script(machine: &Machine) -> String {
 #   {name}-run.sh -snapshot        throws away at the end what the guest wrote: a safe first start
 #   MEMORY=2048 CPUS=4 {name}-run.sh
 #   NET0=bridge,br=br0 {name}-run.sh    the first NIC on a bridge; without it, QEMU's own network
+#   ACCEL=tcg {name}-run.sh        without KVM, where /dev/kvm is there but does not work
 #   QEMU=/path/to/qemu {name}-run.sh
 #
 # Further arguments go to QEMU.
