@@ -10,13 +10,13 @@ use imgcore::storage::FileStorage;
 use imgcore::{Error, LocalGate, OpenOptions};
 use serde_json::{Map, Value};
 
+use super::Entry;
 use super::args::Output;
-use super::{Entry, parse};
 use crate::common::{self, Failure, json};
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
-    Entry { name: "check", arguments: Check::augment_args, run: |matches| run(parse(Check::from_arg_matches(matches))?) };
+    Entry { name: "check", arguments: Check::augment_args, run: |matches| run(Check::from_arg_matches(matches)?) };
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Which {

@@ -10,14 +10,14 @@ use imgcore::copy::{self, copy_range};
 use imgcore::storage::NewFile;
 use imgcore::{Image, ImageMut, LocalGate, OpenOptions, Progress, size};
 
+use super::Entry;
 use super::args::{options_help, parse_options};
-use super::{Entry, parse};
 use crate::common::progress::Bar;
 use crate::common::{self, Failure};
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
-    Entry { name: "convert", arguments: Convert::augment_args, run: |matches| run(parse(Convert::from_arg_matches(matches))?) };
+    Entry { name: "convert", arguments: Convert::augment_args, run: |matches| run(Convert::from_arg_matches(matches)?) };
 
 /// Convert images to another format; several become one, one behind the other.
 #[derive(Args)]

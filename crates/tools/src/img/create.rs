@@ -9,13 +9,13 @@ use clap::{Args, FromArgMatches};
 use imgcore::storage::NewFile;
 use imgcore::{Gate, LocalGate, OpenOptions, Reference, size};
 
+use super::Entry;
 use super::args::{options_help, parse_options};
-use super::{Entry, parse};
 use crate::common::{self, Failure};
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
-    Entry { name: "create", arguments: Create::augment_args, run: |matches| run(parse(Create::from_arg_matches(matches))?) };
+    Entry { name: "create", arguments: Create::augment_args, run: |matches| run(Create::from_arg_matches(matches)?) };
 
 /// Create an image file.
 #[derive(Args)]

@@ -10,13 +10,12 @@ use imgcore::{Formats, ImageInfo, LocalGate, OpenOptions, Reference, SnapshotInf
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
+use super::Entry;
 use super::args::Output;
-use super::{Entry, parse};
 use crate::common::{self, Failure, json};
 
 /// This command's line in the table.
-pub(super) const ENTRY: Entry =
-    Entry { name: "info", arguments: Info::augment_args, run: |matches| run(parse(Info::from_arg_matches(matches))?) };
+pub(super) const ENTRY: Entry = Entry { name: "info", arguments: Info::augment_args, run: |matches| run(Info::from_arg_matches(matches)?) };
 
 const MAX_CHAIN: usize = 200;
 

@@ -7,13 +7,12 @@ use std::process::ExitCode;
 use clap::{Args, FromArgMatches};
 use imgcore::{Extent, ExtentKind, LocalGate, OpenOptions, size};
 
+use super::Entry;
 use super::args::Output;
-use super::{Entry, parse};
 use crate::common::{self, Failure};
 
 /// This command's line in the table.
-pub(super) const ENTRY: Entry =
-    Entry { name: "map", arguments: Map::augment_args, run: |matches| run(parse(Map::from_arg_matches(matches))?) };
+pub(super) const ENTRY: Entry = Entry { name: "map", arguments: Map::augment_args, run: |matches| run(Map::from_arg_matches(matches)?) };
 
 /// Show where the parts of an image lie, in it and in the images below.
 #[derive(Args)]

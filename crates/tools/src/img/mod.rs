@@ -27,11 +27,6 @@ pub(crate) struct Entry {
 
 const COMMANDS: &[Entry] = &[check::ENTRY, convert::ENTRY, create::ENTRY, info::ENTRY, map::ENTRY];
 
-/// The arguments, or clap's complaint about them.
-fn parse<T>(parsed: Result<T, clap::Error>) -> Result<T, Failure> {
-    parsed.map_err(Failure::from)
-}
-
 /// The whole command line, for parsing and for manual pages.
 pub fn command() -> Command {
     let program = Command::new("img")

@@ -6,14 +6,13 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 
+use super::Entry;
 use super::options::GuestArgs;
 use super::show::{Out, read_file};
-use super::{Entry, parse};
 use crate::common::Failure;
 
 /// This command's line in the table.
-pub(super) const ENTRY: Entry =
-    Entry { name: "cat", arguments: Cat::augment_args, run: |matches| run(&parse(Cat::from_arg_matches(matches))?) };
+pub(super) const ENTRY: Entry = Entry { name: "cat", arguments: Cat::augment_args, run: |matches| run(&Cat::from_arg_matches(matches)?) };
 
 /// Print files of a guest.
 #[derive(Args)]

@@ -11,14 +11,14 @@ use clap::{Args, FromArgMatches};
 use guestfs::engine::Session;
 use guestfs::{Attributes, Ext, FileType, Time};
 
+use super::Entry;
 use super::options::GuestArgs;
 use super::show::join;
-use super::{Entry, parse};
 use crate::common::Failure;
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
-    Entry { name: "copy-in", arguments: CopyIn::augment_args, run: |matches| run(&parse(CopyIn::from_arg_matches(matches))?) };
+    Entry { name: "copy-in", arguments: CopyIn::augment_args, run: |matches| run(&CopyIn::from_arg_matches(matches)?) };
 
 /// Copy files and folders into a guest that is not running.
 #[derive(Args)]

@@ -12,14 +12,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, FromArgMatches};
 use guestfs::{FileType, GuestFs, Stat, Time};
 
+use super::Entry;
 use super::options::GuestArgs;
 use super::show::{join, read_file};
-use super::{Entry, parse};
 use crate::common::Failure;
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
-    Entry { name: "copy-out", arguments: CopyOut::augment_args, run: |matches| run(&parse(CopyOut::from_arg_matches(matches))?) };
+    Entry { name: "copy-out", arguments: CopyOut::augment_args, run: |matches| run(&CopyOut::from_arg_matches(matches)?) };
 
 /// Copy files and folders out of a guest.
 #[derive(Args)]

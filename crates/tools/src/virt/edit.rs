@@ -8,14 +8,14 @@ use std::process::{Command, ExitCode};
 use clap::{Args, FromArgMatches};
 use guestfs::{Attributes, Ext, FileType, GuestFs, Stat};
 
+use super::Entry;
 use super::expression::Program;
 use super::options::GuestArgs;
-use super::{Entry, parse};
 use crate::common::Failure;
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
-    Entry { name: "edit", arguments: Edit::augment_args, run: |matches| run(&parse(Edit::from_arg_matches(matches))?) };
+    Entry { name: "edit", arguments: Edit::augment_args, run: |matches| run(&Edit::from_arg_matches(matches)?) };
 
 /// Files that one edits are no larger.
 const LIMIT: u64 = 64 << 20;

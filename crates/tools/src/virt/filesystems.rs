@@ -6,16 +6,16 @@ use clap::{Args, FromArgMatches};
 use guestfs::{Volume, Volumes};
 use imgcore::partition::PartitionType;
 
+use super::Entry;
 use super::options::GuestArgs;
 use super::show::{Out, Table, human};
-use super::{Entry, parse};
 use crate::common::{Failure, json};
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry = Entry {
     name: "filesystems",
     arguments: |command| Filesystems::augment_args(command).disable_help_flag(true).arg(super::help_flag()),
-    run: |matches| run(&parse(Filesystems::from_arg_matches(matches))?),
+    run: |matches| run(&Filesystems::from_arg_matches(matches)?),
 };
 
 /// List filesystems, partitions and disks of a guest.

@@ -8,14 +8,14 @@ use guestfs::inspect::Application;
 use guestfs::{Guest, Inspection, Volumes};
 use serde_json::json;
 
+use super::Entry;
 use super::options::GuestArgs;
 use super::show::Out;
-use super::{Entry, parse};
 use crate::common::{Failure, json};
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
-    Entry { name: "inspector", arguments: Inspector::augment_args, run: |matches| run(&parse(Inspector::from_arg_matches(matches))?) };
+    Entry { name: "inspector", arguments: Inspector::augment_args, run: |matches| run(&Inspector::from_arg_matches(matches)?) };
 
 /// Tell what is installed in a guest.
 #[derive(Args)]

@@ -9,14 +9,14 @@ use guestfs::{FileType, GuestFs, Stat, Time};
 
 use super::options::GuestArgs;
 use super::show::{Out, Table, human, join};
-use super::{Entry, checksum, long, parse, time};
+use super::{Entry, checksum, long, time};
 use crate::common::Failure;
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry = Entry {
     name: "ls",
     arguments: |command| Ls::augment_args(command).disable_help_flag(true).arg(super::help_flag()),
-    run: |matches| run(&parse(Ls::from_arg_matches(matches))?),
+    run: |matches| run(&Ls::from_arg_matches(matches)?),
 };
 
 /// List files of a guest.

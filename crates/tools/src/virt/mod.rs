@@ -34,11 +34,6 @@ pub(crate) struct Entry {
 
 const COMMANDS: &[Entry] = &[cat::ENTRY, copy_in::ENTRY, copy_out::ENTRY, edit::ENTRY, filesystems::ENTRY, inspector::ENTRY, ls::ENTRY];
 
-/// The arguments, or clap's complaint about them.
-fn parse<T>(parsed: Result<T, clap::Error>) -> Result<T, Failure> {
-    parsed.map_err(Failure::from)
-}
-
 /// The program's command line.
 pub fn command() -> Command {
     let program = Command::new("virt")
