@@ -61,6 +61,19 @@ pub struct SnapshotInfo {
     pub icount: Option<u64>,
 }
 
+/// One persistent dirty bitmap of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BitmapInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes that one bit stands for.
+    pub granularity: u64,
+    /// Whether it was in use when the image was last written: its content cannot be relied on.
+    pub in_use: bool,
+    /// Whether writes are recorded in it.
+    pub auto: bool,
+}
+
 /// What a person wants to know of an image, for `img info`.
 #[derive(Clone, Debug, Default)]
 pub struct ImageInfo {
@@ -84,6 +97,8 @@ pub struct ImageInfo {
     pub file_size: Option<u64>,
     /// Internal snapshots.
     pub snapshots: Vec<SnapshotInfo>,
+    /// Persistent bitmaps.
+    pub bitmaps: Vec<BitmapInfo>,
     /// Details of the format, in the order in which they are shown.
     pub details: Vec<(String, String)>,
 }

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod copy;
+pub mod edit;
 mod error;
 pub mod formats;
 mod gate;
@@ -29,10 +30,11 @@ pub mod storage;
 #[cfg(test)]
 mod testing;
 
+pub use edit::{Bitmaps, ImageEdit, Preallocation, Snapshots};
 pub use error::{Error, Result};
-pub use formats::{Formats, OpenOptions};
+pub use formats::{Caches, Formats, OpenOptions};
 pub use gate::{Gate, LocalGate, NoGate, Reference, TreeGate};
-pub use image::{Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, SnapshotInfo};
+pub use image::{BitmapInfo, Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, SnapshotInfo};
 pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress};
 pub use slice::Slice;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Formats, OpenOptions};
-use crate::{Error, Gate, Image, ImageMut, Reference, Result, Storage};
+use crate::{Error, Gate, Image, ImageEdit, ImageMut, Progress, Reference, Result, Storage};
 
 /// How many images a chain may have.
 const MAX_CHAIN: usize = 200;
@@ -41,6 +41,11 @@ pub trait FormatDriver: Send + Sync {
     /// Opens an image for reading and writing.
     fn open_mut(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn ImageMut>>;
 
+    /// Opens an image for changes to its structure.
+    fn open_edit(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>) -> Result<Box<dyn ImageEdit>> {
+        Err(Error::unsupported(storage.name(), self.name(), "changing such an image's structure"))
+    }
+
     /// What [`create`](FormatDriver::create) can be told.
     fn options(&self) -> &'static [FormatOption];
 
@@ -50,8 +55,37 @@ pub trait FormatDriver: Send + Sync {
     /// Makes an image of `size` bytes, replacing all that is in `storage`.
     fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>>;
 
+    /// How large the file of an image of `size` bytes with these options gets: empty, or with the data of `source`.
+    fn measure(&self, size: u64, source: Option<&dyn Image>, options: &CreateOptions) -> Result<Measured> {
+        let _ = (size, source, options);
+        Err(Error::unsupported("measure", self.name(), "measuring this format"))
+    }
+
+    /// Writes an image with the content of `source` to `out` from its first byte to its last, without going back.
+    fn write_stream(
+        &self,
+        source: &dyn Image,
+        options: &CreateOptions,
+        out: &mut dyn std::io::Write,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let _ = (options, out, progress);
+        Err(Error::unsupported(&source.info().file, self.name(), "writing this format to a pipe: use raw or qcow2"))
+    }
+
     /// Checks an image's metadata.
     fn check(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>, repair: Repair) -> Result<CheckReport>;
+}
+
+/// How large a file gets, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// With the data that there is.
+    pub required: u64,
+    /// Once everything is written.
+    pub fully_allocated: u64,
+    /// Of these, for persistent bitmaps, where the source has them and the format keeps them.
+    pub bitmaps: Option<u64>,
 }
 
 /// What a check may change.

@@ -6,13 +6,24 @@ use std::sync::Arc;
 use crate::qcow2::Qcow2Driver;
 use crate::raw::RawDriver;
 use crate::storage::{FileStorage, read_padded};
-use crate::{Error, Gate, Image, ImageMut, Result, Storage};
+use crate::{Error, Gate, Image, ImageEdit, ImageMut, Result, Storage};
 
 mod container;
 mod driver;
 
 pub use container::{Container, ContainerProbe, DiskSet, NamedDisk};
-pub use driver::{CheckReport, CreateOptions, FormatDriver, FormatOption, OpenContext, Probe, Repair};
+pub use driver::{CheckReport, CreateOptions, FormatDriver, FormatOption, Measured, OpenContext, Probe, Repair};
+
+/// Bytes of metadata that an image may keep in memory; a format's default where `None`. The names are QEMU's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caches {
+    /// L2 tables: `l2-cache-size`.
+    pub l2: Option<u64>,
+    /// Refcount blocks: `refcount-cache-size`.
+    pub refcount: Option<u64>,
+    /// Both together: `cache-size`.
+    pub total: Option<u64>,
+}
 
 /// How to open an image.
 #[derive(Clone)]
@@ -23,17 +34,38 @@ pub struct OpenOptions<'a> {
     pub gate: &'a dyn Gate,
     /// Whether to open backing images as well. Without them, unallocated ranges read as zeroes.
     pub backing: bool,
+    /// Reads an internal snapshot, by id or name, instead of the disk as it is now. For reading only.
+    pub snapshot: Option<&'a str>,
+    /// Bounds on cached metadata.
+    pub caches: Caches,
+    /// Whether to read an image that another program has locked for writing.
+    pub force_share: bool,
 }
 
 impl<'a> OpenOptions<'a> {
     /// Format probed, backing images opened through `gate`.
     pub fn new(gate: &'a dyn Gate) -> Self {
-        OpenOptions { format: None, gate, backing: true }
+        OpenOptions { format: None, gate, backing: true, snapshot: None, caches: Caches::default(), force_share: false }
     }
 
     /// Says the format instead of probing it.
     pub fn format(self, format: impl Into<Option<&'a str>>) -> Self {
         OpenOptions { format: format.into(), ..self }
+    }
+
+    /// Reads the internal snapshot with this id or name.
+    pub fn snapshot(self, snapshot: impl Into<Option<&'a str>>) -> Self {
+        OpenOptions { snapshot: snapshot.into(), ..self }
+    }
+
+    /// Bounds the metadata kept in memory.
+    pub fn caches(self, caches: Caches) -> Self {
+        OpenOptions { caches, ..self }
+    }
+
+    /// Reads an image even while another program writes it.
+    pub fn force_share(self, force_share: bool) -> Self {
+        OpenOptions { force_share, ..self }
     }
 
     /// Leaves backing images closed: for looking at this image's own metadata.
@@ -153,6 +185,13 @@ impl Formats {
         let (driver, guessed) = self.choose(&*storage, options)?;
         let context = OpenContext::new(self, options, guessed);
         driver.open_mut(storage.clone(), &context.entered(&*storage)?)
+    }
+
+    /// Opens the image in `storage` for changes to its structure.
+    pub fn open_edit(&self, storage: Arc<dyn Storage>, options: &OpenOptions<'_>) -> Result<Box<dyn ImageEdit>> {
+        let (driver, guessed) = self.choose(&*storage, options)?;
+        let context = OpenContext::new(self, options, guessed);
+        driver.open_edit(storage.clone(), &context.entered(&*storage)?)
     }
 
     /// Checks the metadata of the image in `storage`, repairing it if asked (then `storage` must be writable).

@@ -353,6 +353,7 @@ impl Image for Qcow2 {
             dirty: header.has(header::DIRTY),
             file_size: self.storage.size().ok(),
             snapshots: self.snapshots.clone(),
+            bitmaps: Vec::new(),
             details,
         }
     }
