@@ -9,7 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// The kinds are what a caller can tell apart: the host failed ([`Io`](Error::Io)), the image is damaged
 /// ([`Corrupt`](Error::Corrupt)), the image is sound but beyond us ([`Unsupported`](Error::Unsupported)), the
-/// caller's policy said no ([`Refused`](Error::Refused)), or the caller asked for something impossible
+/// caller's policy said no ([`Refused`](Error::Refused)), somebody else uses it ([`Locked`](Error::Locked)), or the caller asked for something impossible
 /// ([`Invalid`](Error::Invalid)).
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -55,6 +55,14 @@ pub enum Error {
         /// The reference as it stands in the image.
         reference: String,
         /// The gate's reason, and how to allow it.
+        why: String,
+    },
+    /// Another program, or another part of this one, uses the file in a way that forbids it.
+    #[error("Could not open '{file}': {why}\nIs another process using the image [{file}]?")]
+    Locked {
+        /// The file as the user named it.
+        file: String,
+        /// Which lock could not be had, in QEMU's words.
         why: String,
     },
     /// The request itself cannot be carried out.

@@ -155,6 +155,10 @@ impl FormatDriver for RawDriver {
         false
     }
 
+    fn has_metadata(&self) -> bool {
+        false
+    }
+
     fn open(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>) -> Result<Arc<dyn Image>> {
         Ok(Arc::new(Raw::open(storage)?))
     }

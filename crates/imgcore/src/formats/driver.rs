@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Formats, OpenOptions};
-use crate::{Error, Gate, Image, ImageEdit, ImageMut, Progress, Reference, Result, Storage};
+use crate::storage::Lock;
+use crate::{Error, Image, ImageEdit, ImageMut, Progress, Reference, Result, Storage};
 
 /// How many images a chain may have.
 const MAX_CHAIN: usize = 200;
@@ -34,6 +35,11 @@ pub trait FormatDriver: Send + Sync {
 
     /// Whether this is an image of the format.
     fn probe(&self, probe: &Probe<'_>) -> bool;
+
+    /// Whether images have metadata in the file, which must not change while they are read.
+    fn has_metadata(&self) -> bool {
+        true
+    }
 
     /// Opens an image for reading. `context` has already entered `storage`.
     fn open(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn Image>>;
@@ -188,6 +194,14 @@ pub struct CheckReport {
     pub messages: Vec<String>,
 }
 
+/// What an image is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    Write,
+    Edit,
+}
+
 /// What a driver is given to open an image and what that image names.
 #[derive(Clone)]
 pub struct OpenContext<'a> {
@@ -219,15 +233,39 @@ impl<'a> OpenContext<'a> {
         Ok(self)
     }
 
+    /// Locks the file of an image of `driver`'s format as its use and the options want it.
+    pub(super) fn lock(&self, storage: &dyn Storage, driver: &dyn FormatDriver, purpose: Purpose) -> Result<()> {
+        let shared = !driver.has_metadata() && !self.options.exclusive;
+        match purpose {
+            Purpose::Read if self.options.force_share => Ok(()),
+            Purpose::Read if shared => storage.lock(&Lock::READ_SHARED),
+            Purpose::Read => storage.lock(&Lock::READ),
+            _ if self.options.force_share => {
+                Err(Error::Invalid(format!("{}: an image that others may write can only be read", storage.name())))
+            }
+            Purpose::Write if shared => storage.lock(&Lock::WRITE_SHARED),
+            Purpose::Write | Purpose::Edit => storage.lock(&Lock::WRITE),
+        }
+    }
+
+    /// Opens the file that `reference` names for reading, as a part of this image without metadata of its own: a data file, a flat extent.
+    pub fn open_part(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
+        let storage = self.options.gate.open(reference)?;
+        if !self.options.force_share {
+            storage.lock(if self.options.exclusive { &Lock::READ } else { &Lock::READ_PART })?;
+        }
+        Ok(storage)
+    }
+
     /// Opens the image that `reference` names, of format `format` or probed, for reading.
     pub fn open_reference(&self, reference: &Reference<'_>, format: Option<&str>) -> Result<Arc<dyn Image>> {
-        let gate: &dyn Gate = self.options.gate;
-        let storage = gate.open(reference)?;
+        let storage = self.options.gate.open(reference)?;
         let (driver, guessed) = match format {
             Some(name) => (self.formats.driver(name)?, false),
             None => (self.formats.probe_storage(&*storage)?, true),
         };
         let context = OpenContext { guessed, ..self.clone() }.entered(&*storage)?;
+        context.lock(&*storage, driver, Purpose::Read)?;
         driver.open(storage, &context)
     }
 }

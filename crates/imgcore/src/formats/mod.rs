@@ -12,6 +12,7 @@ mod container;
 mod driver;
 
 pub use container::{Container, ContainerProbe, DiskSet, NamedDisk};
+use driver::Purpose;
 pub use driver::{CheckReport, CreateOptions, FormatDriver, FormatOption, Measured, OpenContext, Probe, Repair};
 
 /// Bytes of metadata that an image may keep in memory; a format's default where `None`. The names are QEMU's.
@@ -40,12 +41,14 @@ pub struct OpenOptions<'a> {
     pub caches: Caches,
     /// Whether to read an image that another program has locked for writing.
     pub force_share: bool,
+    /// Whether nobody else may write the image meanwhile, even if it is raw. Other formats never let that happen.
+    pub exclusive: bool,
 }
 
 impl<'a> OpenOptions<'a> {
     /// Format probed, backing images opened through `gate`.
     pub fn new(gate: &'a dyn Gate) -> Self {
-        OpenOptions { format: None, gate, backing: true, snapshot: None, caches: Caches::default(), force_share: false }
+        OpenOptions { format: None, gate, backing: true, snapshot: None, caches: Caches::default(), force_share: false, exclusive: false }
     }
 
     /// Says the format instead of probing it.
@@ -66,6 +69,11 @@ impl<'a> OpenOptions<'a> {
     /// Reads an image even while another program writes it.
     pub fn force_share(self, force_share: bool) -> Self {
         OpenOptions { force_share, ..self }
+    }
+
+    /// Has nobody else write the image meanwhile, even if it is raw: for copies, and where a change would do harm.
+    pub fn exclusive(self) -> Self {
+        OpenOptions { exclusive: true, ..self }
     }
 
     /// Leaves backing images closed: for looking at this image's own metadata.
@@ -176,28 +184,33 @@ impl Formats {
     /// Opens the image in `storage` for reading.
     pub fn open_storage(&self, storage: Arc<dyn Storage>, options: &OpenOptions<'_>) -> Result<Arc<dyn Image>> {
         let (driver, guessed) = self.choose(&*storage, options)?;
-        let context = OpenContext::new(self, options, guessed);
-        driver.open(storage.clone(), &context.entered(&*storage)?)
+        let context = OpenContext::new(self, options, guessed).entered(&*storage)?;
+        context.lock(&*storage, driver, Purpose::Read)?;
+        driver.open(storage, &context)
     }
 
     /// Opens the image in `storage` for reading and writing.
     pub fn open_storage_mut(&self, storage: Arc<dyn Storage>, options: &OpenOptions<'_>) -> Result<Arc<dyn ImageMut>> {
         let (driver, guessed) = self.choose(&*storage, options)?;
-        let context = OpenContext::new(self, options, guessed);
-        driver.open_mut(storage.clone(), &context.entered(&*storage)?)
+        let context = OpenContext::new(self, options, guessed).entered(&*storage)?;
+        context.lock(&*storage, driver, Purpose::Write)?;
+        driver.open_mut(storage, &context)
     }
 
     /// Opens the image in `storage` for changes to its structure.
     pub fn open_edit(&self, storage: Arc<dyn Storage>, options: &OpenOptions<'_>) -> Result<Box<dyn ImageEdit>> {
         let (driver, guessed) = self.choose(&*storage, options)?;
-        let context = OpenContext::new(self, options, guessed);
-        driver.open_edit(storage.clone(), &context.entered(&*storage)?)
+        let context = OpenContext::new(self, options, guessed).entered(&*storage)?;
+        context.lock(&*storage, driver, Purpose::Edit)?;
+        driver.open_edit(storage, &context)
     }
 
     /// Checks the metadata of the image in `storage`, repairing it if asked (then `storage` must be writable).
     pub fn check(&self, storage: Arc<dyn Storage>, options: &OpenOptions<'_>, repair: Repair) -> Result<CheckReport> {
         let (driver, guessed) = self.choose(&*storage, options)?;
-        driver.check(storage, &OpenContext::new(self, options, guessed), repair)
+        let context = OpenContext::new(self, options, guessed);
+        context.lock(&*storage, driver, if repair == Repair::None { Purpose::Read } else { Purpose::Edit })?;
+        driver.check(storage, &context, repair)
     }
 
     fn choose(&self, storage: &dyn Storage, options: &OpenOptions<'_>) -> Result<(&dyn FormatDriver, bool)> {

@@ -115,7 +115,7 @@ fn number_of(error: &Error) -> u32 {
         },
         Error::Corrupt { .. } | Error::Cancelled => NBD_EIO,
         Error::Unsupported { .. } => NBD_ENOTSUP,
-        Error::Refused { .. } => NBD_EPERM,
+        Error::Refused { .. } | Error::Locked { .. } => NBD_EPERM,
         Error::Invalid(_) => NBD_EINVAL,
     }
 }

@@ -71,7 +71,7 @@ impl Qcow2 {
         let refers = |target, role| Reference { from: &from, target, role };
         let data = match &header.data_file {
             _ if !header.has(DATA_FILE) => storage.clone(),
-            Some(target) if context.options.backing => context.options.gate.open(&refers(target, "data file"))?,
+            Some(target) if context.options.backing => context.open_part(&refers(target, "data file"))?,
             Some(_) => storage.clone(),
             None => return Err(Error::corrupt(&from, FORMAT, 72, "the image has an external data file, but does not name it")),
         };

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::Storage;
+use super::{Lock, Storage};
 use crate::{Error, Result};
 
 /// One change that reached a [`FaultStorage`].
@@ -133,6 +133,10 @@ impl Storage for FaultStorage {
 
     fn identity(&self) -> Option<(u64, u64)> {
         self.inner.identity()
+    }
+
+    fn lock(&self, lock: &Lock) -> Result<()> {
+        self.inner.lock(lock)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

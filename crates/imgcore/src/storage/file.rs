@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::Storage;
+use super::{Lock, Storage, lock};
 use crate::{Error, Result};
 
 /// A file or block device, read and written by position.
@@ -105,6 +105,10 @@ impl Storage for FileStorage {
 
     fn identity(&self) -> Option<(u64, u64)> {
         Some(self.identity)
+    }
+
+    fn lock(&self, lock: &Lock) -> Result<()> {
+        lock::take(&self.file, &self.name, lock)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

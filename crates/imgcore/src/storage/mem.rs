@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::Storage;
+use super::{Lock, Storage};
 use crate::{Error, Result};
 
 const PAGE: u64 = 4096;
@@ -122,6 +122,10 @@ impl Storage for MemStorage {
 
     fn identity(&self) -> Option<(u64, u64)> {
         None
+    }
+
+    fn lock(&self, _: &Lock) -> Result<()> {
+        Ok(())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -6,11 +6,13 @@ use crate::{Error, Result};
 
 mod fault;
 mod file;
+mod lock;
 mod mem;
 mod new_file;
 
 pub use fault::{FaultStorage, Operation};
 pub use file::FileStorage;
+pub use lock::Lock;
 pub use mem::MemStorage;
 pub use new_file::NewFile;
 
@@ -27,6 +29,12 @@ pub trait Storage: Send + Sync {
 
     /// Something that two handles of one file share (device and inode), to find loops; `None` for memory.
     fn identity(&self) -> Option<(u64, u64)>;
+
+    /// Tells other programs what is done with it, until it is closed; see [`Lock`]. Memory has no other users.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when what another user does with it, or denies, does not go together with `lock`.
+    fn lock(&self, lock: &Lock) -> Result<()>;
 
     /// Fills `buf` from `offset`; past the end is an error.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;

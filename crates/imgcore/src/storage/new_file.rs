@@ -6,18 +6,21 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{FileStorage, Storage};
+use super::{FileStorage, Lock, Storage};
 use crate::{Error, Result};
 
 /// A file being made. It has a temporary name in the target's folder until [`commit`](NewFile::commit) syncs it and
 /// renames it into place; dropped before that, it is removed.
 ///
-/// A target that is a block device is written in place: there is nothing to rename.
+/// A target that is a block device is written in place: there is nothing to rename. A target that somebody else uses is
+/// left alone.
 pub struct NewFile {
     storage: Arc<FileStorage>,
     target: PathBuf,
     /// `None` for a block device.
     temporary: Option<tempfile::TempPath>,
+    /// What will be replaced, locked until then.
+    _replaced: Option<FileStorage>,
 }
 
 impl NewFile {
@@ -34,8 +37,18 @@ impl NewFile {
         let existing = std::fs::metadata(&target).ok();
         if existing.as_ref().is_some_and(|m| !m.is_file()) {
             let file = File::options().read(true).write(true).open(&target).map_err(fail)?;
-            return Ok(NewFile { storage: Arc::new(FileStorage::from_file(file, name)?), target, temporary: None });
+            let storage = FileStorage::from_file(file, name)?;
+            storage.lock(&Lock::REPLACE)?;
+            return Ok(NewFile { storage: Arc::new(storage), target, temporary: None, _replaced: None });
         }
+        let replaced = match &existing {
+            Some(_) => {
+                let old = FileStorage::from_file(File::open(&target).map_err(fail)?, name.as_str())?;
+                old.lock(&Lock::REPLACE)?;
+                Some(old)
+            }
+            None => None,
+        };
         let folder = folder_of(&target);
         let file_name = target.file_name().ok_or_else(|| Error::Invalid(format!("{name}: is not a file name")))?;
         let mode = existing.map_or(0o666, |m| m.permissions().mode() & 0o777);
@@ -46,7 +59,7 @@ impl NewFile {
             .tempfile_in(folder)
             .map_err(fail)?
             .into_parts();
-        Ok(NewFile { storage: Arc::new(FileStorage::from_file(file, name)?), target, temporary: Some(temporary) })
+        Ok(NewFile { storage: Arc::new(FileStorage::from_file(file, name)?), target, temporary: Some(temporary), _replaced: replaced })
     }
 
     /// Where to write.

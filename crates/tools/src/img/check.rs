@@ -46,7 +46,7 @@ struct Check {
     /// Accepted for qemu-img's sake: the host's cache mode
     #[arg(short = 'T', long, value_name = "MODE")]
     cache: Option<String>,
-    /// Accepted for qemu-img's sake: images are not locked here
+    /// Read the image even while another program writes it
     #[arg(short = 'U', long, conflicts_with = "repair")]
     force_share: bool,
     /// The image
@@ -61,7 +61,7 @@ fn run(args: Check) -> Result<ExitCode, Failure> {
         Some(Which::All) => (FileStorage::open_writable(&args.filename)?, Repair::All),
     };
     let storage = Arc::new(storage);
-    let options = OpenOptions::new(&LocalGate).format(args.format.as_deref());
+    let options = OpenOptions::new(&LocalGate).format(args.format.as_deref()).force_share(args.force_share);
     let format = match &args.format {
         Some(format) => formats.driver(format)?,
         None => formats.probe_storage(&*storage)?,

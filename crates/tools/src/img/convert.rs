@@ -69,8 +69,8 @@ struct Convert {
     /// Accepted as qemu-img does: cache mode of the source
     #[arg(short = 'T', value_name = "CACHE", hide = true)]
     source_cache: Option<String>,
-    /// Accepted as qemu-img does: images are never locked
-    #[arg(short = 'U', long, hide = true)]
+    /// Read the source even while another program writes it
+    #[arg(short = 'U', long)]
     force_share: bool,
     /// The images to convert (FILE#DISK for a disk of a container), and the output as the last
     #[arg(required_unless_present = "options", num_args = 2.., value_name = "SOURCE... OUTPUT")]
@@ -86,7 +86,7 @@ fn run(args: Convert) -> Result<ExitCode, Failure> {
     let Some((output, sources)) = args.files.split_last().filter(|(_, sources)| !sources.is_empty()) else {
         return Err(Failure::new("name the image to convert and the output"));
     };
-    let open = OpenOptions::new(&LocalGate).format(args.format.as_deref());
+    let open = OpenOptions::new(&LocalGate).format(args.format.as_deref()).exclusive().force_share(args.force_share);
     let sources: Vec<(&PathBuf, Arc<dyn Image>)> =
         sources.iter().map(|path| Ok((path, formats.open(path, &open)?))).collect::<Result<_, imgcore::Error>>()?;
     if let Some((source, _)) = sources.iter().find(|(source, _)| same_file(source, output)) {

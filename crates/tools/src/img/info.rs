@@ -32,7 +32,7 @@ struct Info {
     /// Show the images below, too
     #[arg(short, long)]
     backing_chain: bool,
-    /// Accepted for qemu-img's sake: images are not locked here
+    /// Read the image even while another program writes it
     #[arg(short = 'U', long)]
     force_share: bool,
     /// The image, container, or disk of a container as FILE#DISK
@@ -68,7 +68,7 @@ fn collect(formats: &Formats, args: &Info) -> Result<Vec<(ImageInfo, Option<Stri
     let mut seen = HashSet::new();
     let (mut path, mut format) = (args.filename.clone(), args.format.clone());
     loop {
-        let options = OpenOptions::new(&LocalGate).format(format.as_deref()).without_backing();
+        let options = OpenOptions::new(&LocalGate).format(format.as_deref()).force_share(args.force_share).without_backing();
         let info = formats.open(&path, &options)?.info();
         let below = info.backing_file.clone();
         let full = match &below {

@@ -30,7 +30,7 @@ struct Map {
     /// Show no more than so many bytes
     #[arg(long, value_name = "LENGTH")]
     max_length: Option<String>,
-    /// Accepted for qemu-img's sake: images are not locked here
+    /// Read the image even while another program writes it
     #[arg(short = 'U', long)]
     force_share: bool,
     /// The image
@@ -38,7 +38,8 @@ struct Map {
 }
 
 fn run(args: Map) -> Result<ExitCode, Failure> {
-    let image = common::formats().open(&args.filename, &OpenOptions::new(&LocalGate).format(args.format.as_deref()))?;
+    let options = OpenOptions::new(&LocalGate).format(args.format.as_deref()).force_share(args.force_share);
+    let image = common::formats().open(&args.filename, &options)?;
     let start = size::parse(&args.start_offset)?.min(image.size());
     let end = match &args.max_length {
         Some(text) => start.saturating_add(size::parse(text)?).min(image.size()),

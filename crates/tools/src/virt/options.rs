@@ -82,7 +82,7 @@ impl GuestArgs {
     pub(super) fn disks(&self) -> Result<Vec<GuestDisk>, Failure> {
         let open = |d: DiskArg| {
             let gate = self.gate(&d.path);
-            let options = imgcore::OpenOptions::new(&gate).format(d.format.as_deref());
+            let options = imgcore::OpenOptions::new(&gate).format(d.format.as_deref()).exclusive();
             let image: Arc<dyn Image> = formats().open(&d.path, &options)?;
             Ok(GuestDisk { name: d.name, image })
         };
@@ -92,7 +92,7 @@ impl GuestArgs {
     fn disks_mut(&self) -> Result<Vec<GuestDiskMut>, Failure> {
         let open = |d: DiskArg| {
             let gate = self.gate(&d.path);
-            let options = imgcore::OpenOptions::new(&gate).format(d.format.as_deref());
+            let options = imgcore::OpenOptions::new(&gate).format(d.format.as_deref()).exclusive();
             Ok(GuestDiskMut { name: d.name, image: formats().open_mut(&d.path, &options)? })
         };
         self.list()?.into_iter().map(open).collect()

@@ -61,8 +61,17 @@ fn there(path: &Path) -> bool {
 
 /// Opens an image for reading. What it names in turn must lie in its own folder or below an allowed one.
 pub fn open(request: &Request<'_>, path: &Path, format: Option<&str>, warnings: &mut Vec<String>) -> Result<Arc<dyn Image>> {
+    open_unchanging(request, path, format, warnings).map_err(|e| match e {
+        Error::Image(e @ imgcore::Error::Locked { .. }) => {
+            Error::Invalid(format!("{e}\nA running guest would change it meanwhile: shut it down first, or convert a copy of its disks"))
+        }
+        e => e,
+    })
+}
+
+fn open_unchanging(request: &Request<'_>, path: &Path, format: Option<&str>, warnings: &mut Vec<String>) -> Result<Arc<dyn Image>> {
     let gate = TreeGate::new(path, request.allow.iter().cloned());
-    let options = OpenOptions::new(&gate);
+    let options = OpenOptions::new(&gate).exclusive();
     let Some(format) = format else { return Ok(request.formats.open(path, &options)?) };
     let format = if format == "vhd" { "vpc" } else { format };
     if format == "raw" && path.to_str().is_some_and(|p| p.contains('#')) && !path.exists() {
