@@ -124,8 +124,12 @@ fn what_qemu_holds_is_refused_as_qemu_img_refuses_it() {
 fn an_image_in_use_is_not_replaced() {
     let Some(dir) = images() else { return };
     let folder = dir.path();
-    let commands =
-        ["create -q -f qcow2 q.qcow2 2M", "create -q -f raw q.qcow2 2M", "convert -f raw -O qcow2 r.raw q.qcow2", "info --output=json r.raw"];
+    let commands = [
+        "create -q -f qcow2 q.qcow2 2M",
+        "create -q -f raw q.qcow2 2M",
+        "convert -f raw -O qcow2 r.raw q.qcow2",
+        "info --output=json r.raw",
+    ];
     let holder = Holder::qemu_io("-f qcow2 q.qcow2", folder);
     let before = std::fs::read(folder.join("q.qcow2")).unwrap();
     for command in &commands[..3] {

@@ -133,8 +133,8 @@ mod tests {
             (Lock::READ_PART, Lock::WRITE, Some("\"resize\"")),
             (Lock::WRITE_PART, Lock::READ_PART, Some("shared \"resize\"")),
         ] {
-            let expected = permission
-                .map(|p| format!("Could not open 'image': Failed to get {p} lock\nIs another process using the image [image]?"));
+            let expected =
+                permission.map(|p| format!("Could not open 'image': Failed to get {p} lock\nIs another process using the image [image]?"));
             assert_eq!(with(&held, &wanted), expected);
         }
         // The first two are closed again: nothing of them remains.

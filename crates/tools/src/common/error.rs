@@ -72,9 +72,7 @@ fn image_hint(error: &imgcore::Error) -> Option<String> {
         imgcore::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             Some("make room, or choose another folder for the output".into())
         }
-        imgcore::Error::Locked { .. } => {
-            Some("shut down the guest or the program that uses it; img's -U reads it as it is now".into())
-        }
+        imgcore::Error::Locked { .. } => Some("shut down the guest or the program that uses it; img's -U reads it as it is now".into()),
         imgcore::Error::Corrupt { format: "qcow2", file, .. } => Some(format!("'img check {file}' lists everything that is damaged")),
         _ => None,
     }
