@@ -84,8 +84,10 @@ fn after_cut(start: &MemStorage, log: &[Operation], cut: usize, random: &mut Ran
 #[test]
 fn a_power_cut_leaves_leaks_at_worst() {
     let mut random = Random(77);
-    for (cluster_size, refcount_bits, seed) in [("512", "16", 1), ("1k", "2", 2), ("4k", "64", 3), ("512", "8", 4)] {
+    let cases = [("512", "16", "off", 1), ("1k", "2", "off", 2), ("4k", "64", "off", 3), ("512", "8", "off", 4), ("16k", "16", "on", 5)];
+    for (cluster_size, refcount_bits, extended_l2, seed) in cases {
         let options = CreateOptions::new().set("cluster_size", cluster_size).set("refcount_bits", refcount_bits);
+        let options = options.set("extended_l2", extended_l2);
         let (start, log, flushed) = workload(&options, seed);
         for cut in 0..=log.len() {
             for _ in 0..3 {

@@ -69,6 +69,9 @@ fn random_options(random: &mut Random) -> CreateOptions {
         options = options.set("refcount_bits", *random.pick(&["1", "2", "4", "8", "16", "32", "64"]));
         options = options.set("compression_type", *random.pick(&["zlib", "zstd"]));
         options = options.set("lazy_refcounts", *random.pick(&["on", "off"]));
+        if matches!(cluster_size, "64k" | "256k" | "2M") {
+            options = options.set("extended_l2", *random.pick(&["on", "off"]));
+        }
     }
     options.set("preallocation", *random.pick(&["off", "off", "metadata"]))
 }
@@ -108,14 +111,15 @@ fn layers_and_snapshots_survive_our_writes() {
     let folder = dir.path();
     let mut random = Random(2);
     for case in 0..25 {
-        let cluster_size = *random.pick(&["512", "4k", "64k", "1M"]);
-        let compat = *random.pick(&["0.10", "1.1"]);
+        let cluster_size = *random.pick(&["512", "4k", "16k", "64k", "1M"]);
+        let large = !matches!(cluster_size, "512" | "4k");
+        let format = *random.pick(if large { &["1.1,extended_l2=on", "1.1", "0.10"][..] } else { &["1.1", "0.10"] });
         let size = (random.below(3 << 20) + 4096) & !511;
         // The image below may be smaller or larger than the one on top.
         let below_size = (size / 2 + random.below(size)) & !511;
         let below: Vec<u8> = random.bytes(below_size);
         std::fs::write(folder.join("below.raw"), &below).unwrap();
-        let options = format!("cluster_size={cluster_size},compat={compat}");
+        let options = format!("cluster_size={cluster_size},compat={format}");
         ok(
             "qemu-img",
             &["create", "-q", "-f", "qcow2", "-o", &options, "-b", "below.raw", "-F", "raw", "top.qcow2", &size.to_string()],
@@ -303,4 +307,45 @@ fn threads_write_one_image() {
     assert!(read_all(&image) == model);
     drop(image);
     check_with_qemu(dir.path(), "t.qcow2", &model);
+}
+
+/// The point of subclusters: a small write to a layer stores what it writes, not a whole cluster.
+#[test]
+fn a_write_copies_up_no_more_than_subclusters() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut model = Random(8).bytes(4 << 20);
+    std::fs::write(folder.join("below.raw"), &model).unwrap();
+    let options = "extended_l2=on,cluster_size=2M";
+    ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, "-b", "below.raw", "-F", "raw", "top.qcow2"], folder);
+    let image = Formats::new().open_mut(folder.join("top.qcow2"), &OpenOptions::new(&LocalGate)).unwrap();
+    let (at, len) = ((2 << 20) + 70_000, 3000);
+    image.write_at(&vec![0xee; len], at as u64).unwrap();
+    model[at..at + len].fill(0xee);
+    // Zeroes over half a subcluster and two whole ones.
+    image.zero_at(96 << 10, 160 << 10).unwrap();
+    model[96 << 10..256 << 10].fill(0);
+    image.flush().unwrap();
+    let mut own = Vec::new();
+    image
+        .extents(0..4 << 20, &mut |e| {
+            if e.depth == 0 {
+                own.push((e.start, e.len, e.kind));
+            }
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    let sub = 64 << 10;
+    let (data, zero) = (imgcore::ExtentKind::Data, imgcore::ExtentKind::Zero);
+    assert_eq!(own, [(sub, sub, data), (2 * sub, 2 * sub, zero), ((2 << 20) + sub, sub, data)]);
+    drop(image);
+    check_with_qemu(folder, "top.qcow2", &model);
+    // What qemu then writes into the same clusters goes beside it.
+    ok("qemu-io", &["-c", "write -P 7 300k 4k", "-c", "write -z 2112k 64k", "top.qcow2"], folder);
+    model[300 << 10..304 << 10].fill(7);
+    model[2112 << 10..2176 << 10].fill(0);
+    assert!(read_all(&*open(&folder.join("top.qcow2"))) == model);
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::entry::{COMPRESSED, COPIED, Mapping, OFFSET};
+use super::entry::{COMPRESSED, COPIED, OFFSET, compressed_place};
 use super::header::{DATA_FILE, DIRTY, FORMAT, Header, be32, be64};
 use super::l2::words;
 use super::refcount::get_count;
@@ -211,9 +211,8 @@ impl Pass {
                 if entry & COPIED != 0 {
                     self.corruption(format!("coffset={:#x}: copied flag must never be set for compressed clusters", entry & OFFSET));
                 }
-                if let Ok(Mapping::Compressed { host, len }) = Mapping::decode(&self.header, "", entry, 0) {
-                    self.count(host, len);
-                }
+                let (host, len) = compressed_place(&self.header, entry);
+                self.count(host, len);
                 if active {
                     self.report.allocated_clusters += 1;
                     self.report.compressed_clusters += 1;

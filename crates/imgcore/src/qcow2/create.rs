@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Qcow2;
-use super::header::{COMPRESSION, CompressionType, FORMAT, Header, LAZY_REFCOUNTS};
+use super::header::{COMPRESSION, CompressionType, EXTENDED_L2, Header, LAZY_REFCOUNTS};
 use super::refcount::set_count;
 use crate::formats::{CreateOptions, FormatOption};
 use crate::{Error, ImageMut, Result, Storage, size};
@@ -14,11 +14,14 @@ pub(super) const OPTIONS: &[FormatOption] = &[
     FormatOption { name: "cluster_size", value: "<size>", help: "qcow2 cluster size" },
     FormatOption { name: "compat", value: "<str>", help: "Compatibility level (v2 [0.10] or v3 [1.1])" },
     FormatOption { name: "compression_type", value: "<str>", help: "Compression method used for image cluster compression" },
-    FormatOption { name: "extended_l2", value: "<bool (on/off)>", help: "Extended L2 tables (only off)" },
+    FormatOption { name: "extended_l2", value: "<bool (on/off)>", help: "Extended L2 tables" },
     FormatOption { name: "lazy_refcounts", value: "<bool (on/off)>", help: "Postpone refcount updates" },
     FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, metadata, full)" },
     FormatOption { name: "refcount_bits", value: "<num>", help: "Width of a reference count entry in bits" },
 ];
+
+/// The smallest clusters that have room for 32 subclusters of a sector.
+const MIN_EXTENDED_CLUSTER: u64 = 16 << 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Preallocation {
@@ -58,8 +61,12 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
     if version == 2 && lazy {
         return invalid("Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)".into());
     }
-    if options.flag("extended_l2")? {
-        return Err(Error::unsupported("new image", FORMAT, "creating extended L2 entries"));
+    let extended = options.flag("extended_l2")?;
+    if version == 2 && extended {
+        return invalid("Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)".into());
+    }
+    if extended && cluster_size < MIN_EXTENDED_CLUSTER {
+        return invalid(format!("Extended L2 entries are only supported with cluster sizes of at least {MIN_EXTENDED_CLUSTER} bytes"));
     }
     let compression = match options.get("compression_type") {
         None | Some("zlib") => CompressionType::Zlib,
@@ -78,8 +85,8 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
         Some(other) => return invalid(format!("preallocation: '{other}' is none of off, metadata, falloc, full")),
     };
     let backing_file = options.get("backing_file").map(str::to_owned);
-    if backing_file.is_some() && preallocation != Preallocation::Off {
-        return invalid("Backing file and preallocation can only be used at the same time if extended_l2 is enabled".into());
+    if backing_file.is_some() && preallocation != Preallocation::Off && !extended {
+        return invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on".into());
     }
     let mut header = Header {
         version,
@@ -91,7 +98,7 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
         refcount_table_clusters: 1,
         nb_snapshots: 0,
         snapshots_offset: 0,
-        incompatible: if compression == CompressionType::Zstd { COMPRESSION } else { 0 },
+        incompatible: if compression == CompressionType::Zstd { COMPRESSION } else { 0 } | if extended { EXTENDED_L2 } else { 0 },
         compatible: if lazy { LAZY_REFCOUNTS } else { 0 },
         autoclear: 0,
         refcount_order: refcount_bits.trailing_zeros(),
@@ -133,7 +140,7 @@ pub(super) fn effective_options(bytes: u64, options: &CreateOptions) -> Result<V
     let compression = if header.compression == CompressionType::Zlib { "zlib" } else { "zstd" };
     Ok([
         Some(("cluster_size", header.cluster_size().to_string())),
-        Some(("extended_l2", on(false))),
+        Some(("extended_l2", on(header.has(EXTENDED_L2)))),
         given("preallocation"),
         Some(("compression_type", compression.into())),
         Some(("size", bytes.to_string())),

@@ -2,7 +2,8 @@
 //!
 //! Source: `docs/interop/qcow2.txt`, sections "Cluster mapping" and "Extended L2 Entries".
 
-use super::header::{FORMAT, Header, MAX_OFFSET};
+use super::header::{DATA_FILE, EXTENDED_L2, FORMAT, Header, MAX_OFFSET};
+use super::l2::L2Entry;
 use crate::{Error, Result};
 
 /// Set exactly when the cluster's reference count is one: it can be written in place.
@@ -26,65 +27,108 @@ pub(super) enum Mapping {
     Compressed { host: u64, len: u64 },
 }
 
+/// Where the bytes of a guest cluster have their place, whether something is stored there or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Nowhere,
+    /// At this offset. `own`: nothing else uses the cluster.
+    Host {
+        offset: u64,
+        own: bool,
+    },
+    Compressed {
+        host: u64,
+        len: u64,
+    },
+}
+
+/// A decoded entry. A cluster is made of 32 subclusters in images with extended entries, and is its only subcluster in
+/// others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cluster {
+    pub place: Place,
+    /// Bit n: subcluster n is stored at its place.
+    pub stored: u32,
+    /// Bit n: subcluster n reads as zeroes.
+    pub zero: u32,
+}
+
+/// The bits of the subclusters from `from` up to and without `to`.
+pub(super) fn subclusters(from: u64, to: u64) -> u32 {
+    (((1u64 << to) - 1) & !((1u64 << from) - 1)) as u32
+}
+
 /// How the fields of a compressed entry are divided.
-pub(super) fn compressed_offset_bits(header: &Header) -> u32 {
+fn compressed_offset_bits(header: &Header) -> u32 {
     62 - (header.cluster_bits - 8)
 }
 
-impl Mapping {
-    /// Decodes an entry of version 2 or 3 without subclusters; `at` is its place in the file, for messages.
-    pub fn decode(header: &Header, file: &str, entry: u64, at: u64) -> Result<Self> {
+impl Cluster {
+    /// Decodes an entry; `at` is its place in the file, for messages.
+    pub fn decode(header: &Header, file: &str, (entry, bitmap): L2Entry, at: u64) -> Result<Self> {
         if entry & COMPRESSED != 0 {
-            return Ok(Self::decode_compressed(header, entry));
+            let (host, len) = compressed_place(header, entry);
+            return Ok(Cluster { place: Place::Compressed { host, len }, stored: 0, zero: 0 });
         }
-        let host = Self::host(header, file, entry, at)?;
-        if entry & ZERO != 0 && header.l2_entry_size() == 8 {
-            if header.version == 2 {
-                return Err(Error::corrupt(file, FORMAT, at, "an L2 entry has the zero flag, which version 2 does not know"));
-            }
-            return Ok(Mapping::Zero { host });
+        let offset = entry & OFFSET;
+        if !offset.is_multiple_of(header.cluster_size()) {
+            return Err(Error::corrupt(file, FORMAT, at, format!("an L2 entry points at {offset:#x}, which is no cluster's start")));
         }
-        Ok(host.map_or(Mapping::Unallocated, |host| Mapping::Data { host, copied: entry & COPIED != 0 }))
+        let own = entry & COPIED != 0;
+        // In an external data file, offset 0 is a place like any other; the copied flag tells it.
+        let there = offset != 0 || (own && header.has(DATA_FILE));
+        let place = if there { Place::Host { offset, own } } else { Place::Nowhere };
+        if header.has(EXTENDED_L2) {
+            return Ok(Cluster { place, stored: bitmap as u32, zero: (bitmap >> 32) as u32 });
+        }
+        let zero = entry & ZERO != 0;
+        if zero && header.version == 2 {
+            return Err(Error::corrupt(file, FORMAT, at, "an L2 entry has the zero flag, which version 2 does not know"));
+        }
+        Ok(Cluster { place, stored: u32::from(there && !zero), zero: u32::from(zero) })
     }
 
-    /// Decodes subcluster `sub` (0 to 31) of an extended entry.
-    pub fn decode_extended(header: &Header, file: &str, entry: u64, bitmap: u64, sub: u32, at: u64) -> Result<Self> {
-        if entry & COMPRESSED != 0 {
-            return Ok(Self::decode_compressed(header, entry));
+    /// The entry for it. Compressed places have [`encode_compressed`].
+    pub fn encode(&self, header: &Header) -> L2Entry {
+        let entry = match self.place {
+            Place::Nowhere => 0,
+            Place::Host { offset, own } => offset | if own { COPIED } else { 0 },
+            Place::Compressed { host, len } => return encode_compressed(header, host, len),
+        };
+        if header.has(EXTENDED_L2) {
+            return (entry, u64::from(self.zero) << 32 | u64::from(self.stored));
         }
-        let host = Self::host(header, file, entry, at)?.map(|h| h + u64::from(sub) * (header.cluster_size() / 32));
-        match (bitmap >> sub & 1 == 1, bitmap >> (sub + 32) & 1 == 1, host) {
-            (true, true, _) => Err(Error::corrupt(file, FORMAT, at, format!("subcluster {sub} is marked as both data and zero"))),
-            (false, true, host) => Ok(Mapping::Zero { host }),
-            (true, false, Some(host)) => Ok(Mapping::Data { host, copied: entry & COPIED != 0 }),
-            (true, false, None) => {
+        (entry | if self.zero != 0 { ZERO } else { 0 }, 0)
+    }
+
+    /// Where subcluster `sub` lies, for messages about the entry at `at`.
+    pub fn mapping(&self, header: &Header, file: &str, sub: u32, at: u64) -> Result<Mapping> {
+        let within = u64::from(sub) * header.subcluster_size();
+        match (self.place, self.stored >> sub & 1 == 1, self.zero >> sub & 1 == 1) {
+            (Place::Compressed { host, len }, ..) => Ok(Mapping::Compressed { host, len }),
+            (_, true, true) => Err(Error::corrupt(file, FORMAT, at, format!("subcluster {sub} is marked as both data and zero"))),
+            (Place::Host { offset, own }, true, false) => Ok(Mapping::Data { host: offset + within, copied: own }),
+            (Place::Host { offset, .. }, false, true) => Ok(Mapping::Zero { host: Some(offset + within) }),
+            (Place::Nowhere, false, true) => Ok(Mapping::Zero { host: None }),
+            (Place::Nowhere, true, false) => {
                 Err(Error::corrupt(file, FORMAT, at, format!("subcluster {sub} is marked as data, but the cluster lies nowhere")))
             }
-            (false, false, _) => Ok(Mapping::Unallocated),
+            (_, false, false) => Ok(Mapping::Unallocated),
         }
     }
+}
 
-    /// The host offset of a plain entry; with an external data file offset 0 is valid, and marked by the copied flag.
-    fn host(header: &Header, file: &str, entry: u64, at: u64) -> Result<Option<u64>> {
-        let host = entry & OFFSET;
-        if !host.is_multiple_of(header.cluster_size()) {
-            return Err(Error::corrupt(file, FORMAT, at, format!("an L2 entry points at {host:#x}, which is no cluster's start")));
-        }
-        let external_start = header.data_file.is_some() && entry & COPIED != 0;
-        Ok((host != 0 || external_start).then_some(host))
-    }
+/// Where the bytes of a compressed entry lie, and how many there are at most.
+pub(super) fn compressed_place(header: &Header, entry: u64) -> (u64, u64) {
+    let bits = compressed_offset_bits(header);
+    let host = entry & ((1 << bits) - 1) & (MAX_OFFSET - 1);
+    let sectors = (entry & !(COPIED | COMPRESSED)) >> bits;
+    (host, (sectors + 1) * 512 - host % 512)
+}
 
-    fn decode_compressed(header: &Header, entry: u64) -> Self {
-        let bits = compressed_offset_bits(header);
-        let host = entry & ((1 << bits) - 1) & (MAX_OFFSET - 1);
-        let sectors = (entry & !(COPIED | COMPRESSED)) >> bits;
-        Mapping::Compressed { host, len: (sectors + 1) * 512 - host % 512 }
-    }
-
-    /// The entry for `len` compressed bytes at `host`.
-    pub fn encode_compressed(header: &Header, host: u64, len: u64) -> u64 {
-        let bits = compressed_offset_bits(header);
-        let sectors = (host + len - 1) / 512 - host / 512;
-        COMPRESSED | sectors << bits | host
-    }
+/// The entry for `len` compressed bytes at `host`.
+pub(super) fn encode_compressed(header: &Header, host: u64, len: u64) -> L2Entry {
+    let bits = compressed_offset_bits(header);
+    let sectors = (host + len - 1) / 512 - host / 512;
+    (COMPRESSED | sectors << bits | host, 0)
 }

@@ -99,6 +99,11 @@ impl Header {
         if self.has(EXTENDED_L2) { 16 } else { 8 }
     }
 
+    /// Bytes that are stored, zero or left to the image below as one: a part of a cluster with extended L2 entries.
+    pub fn subcluster_size(&self) -> u64 {
+        if self.has(EXTENDED_L2) { self.cluster_size() / 32 } else { self.cluster_size() }
+    }
+
     /// Guest bytes that one L2 table maps.
     pub fn l2_span(&self) -> u64 {
         self.cluster_size() / self.l2_entry_size() * self.cluster_size()

@@ -7,7 +7,7 @@
 //! allocation lock, shortly. Metadata reaches the file only in the order that [`write`](self) keeps: counts, then L2
 //! tables, then L1, then lowered counts; so a crash leaves leaked clusters at worst.
 //!
-//! Not supported, and said so: encryption, and writing to images with extended L2 entries or an external data file.
+//! Not supported, and said so: encryption, and writing to images with an external data file.
 
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
@@ -20,28 +20,35 @@ use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, Snap
 
 mod check;
 mod codec;
+mod compressed;
+mod cow;
 mod create;
 mod driver;
 mod entry;
 mod header;
 mod l2;
+mod preallocate;
 mod ranges;
 mod refcount;
 mod remap;
 mod repair;
 mod snapshot;
 mod write;
+mod zero;
 
 pub use codec::ClusterCompressor;
 pub use driver::Qcow2Driver;
 pub use header::CompressionType;
 pub use remap::Move;
 
-use entry::{Mapping, OFFSET};
+use entry::{Cluster, Mapping, OFFSET, Place};
 use header::{DATA_FILE, EXTENDED_L2, FORMAT, Header};
 
 /// Decompressed clusters that are kept for reads of parts of them.
 const KEPT_CLUSTERS: usize = 8;
+
+/// Bytes of L2 tables that are kept.
+const L2_CACHE: u64 = 32 << 20;
 
 type KeptClusters = VecDeque<(u64, Arc<[u8]>)>;
 
@@ -97,7 +104,7 @@ impl Qcow2 {
             data: storage.clone(),
             storage,
             l1: RwLock::new(l2::words(&bytes).collect()),
-            l2: l2::L2Cache::new(header.cluster_size()),
+            l2: l2::L2Cache::new(&header, L2_CACHE),
             header,
             backing,
             data_file: file.clone(),
@@ -139,44 +146,46 @@ impl Qcow2 {
     }
 
     /// Where the byte `guest` lies, and how many bytes (at most `len`) follow it in the same way. Goes no farther than
-    /// one L2 table.
+    /// one slice of an L2 table.
     fn lookup(&self, guest: u64, len: u64) -> Result<(Mapping, u64)> {
-        let span = self.header.l2_span();
-        let in_table = (span - guest % span).min(len);
-        let Some(offset) = self.l2_offset(guest)? else { return Ok((Mapping::Unallocated, in_table)) };
-        let table = self.l2.get(&*self.storage, offset)?;
-        let unit = if self.header.has(EXTENDED_L2) { self.cluster_size() / 32 } else { self.cluster_size() };
-        let first = self.entry(&table, guest)?;
+        let (span, cluster_size, unit) = (self.header.l2_span(), self.cluster_size(), self.header.subcluster_size());
+        let Some(table) = self.l2_offset(guest)? else { return Ok((Mapping::Unallocated, (span - guest % span).min(len))) };
+        let (slice, index) = self.l2.get(&*self.storage, table, guest % span / cluster_size)?;
+        let in_slice = ((self.l2.slice_entries() - index as u64) * cluster_size - guest % cluster_size).min(len);
+        let start = guest - guest % cluster_size;
+        let mapping = |guest: u64| -> Result<Mapping> {
+            let index = index + ((guest - start) / cluster_size) as usize;
+            let at = slice.offset + index as u64 * self.header.l2_entry_size();
+            let cluster = Cluster::decode(&self.header, &self.file, slice.get(index), at)?;
+            cluster.mapping(&self.header, &self.file, (guest % cluster_size / unit) as u32, at)
+        };
+        let first = mapping(guest)?;
         let within = guest % unit;
         let mut run = unit - within;
-        while run < in_table && !matches!(first, Mapping::Compressed { .. }) {
-            if !follows(first, self.entry(&table, guest + run)?, run + within) {
+        while run < in_slice && !matches!(first, Mapping::Compressed { .. }) {
+            if !follows(first, mapping(guest + run)?, run + within) {
                 break;
             }
             run += unit;
         }
-        let run = match first {
-            Mapping::Compressed { .. } => self.cluster_size() - guest % self.cluster_size(),
-            _ => run,
-        };
         let mapping = match first {
             Mapping::Data { host, copied } => Mapping::Data { host: host + within, copied },
             Mapping::Zero { host } => Mapping::Zero { host: host.map(|h| h + within) },
             other => other,
         };
-        Ok((mapping, run.min(in_table)))
+        if matches!(mapping, Mapping::Compressed { .. }) {
+            run = cluster_size - guest % cluster_size;
+        }
+        Ok((mapping, run.min(in_slice)))
     }
 
-    /// The entry of the (sub)cluster that holds byte `guest`.
-    fn entry(&self, table: &l2::L2Table, guest: u64) -> Result<Mapping> {
-        let cluster = (guest % self.header.l2_span()) / self.cluster_size();
-        let at = table.offset + cluster * self.header.l2_entry_size();
-        if self.header.has(EXTENDED_L2) {
-            let sub = (guest % self.cluster_size()) / (self.cluster_size() / 32);
-            let index = cluster as usize * 2;
-            return Mapping::decode_extended(&self.header, &self.file, table.get(index), table.get(index + 1), sub as u32, at);
-        }
-        Mapping::decode(&self.header, &self.file, table.get(cluster as usize), at)
+    /// The guest cluster number `number`, as its L2 entry describes it.
+    fn cluster(&self, number: u64) -> Result<Cluster> {
+        let guest = number * self.cluster_size();
+        let Some(table) = self.l2_offset(guest)? else { return Ok(Cluster { place: Place::Nowhere, stored: 0, zero: 0 }) };
+        let (slice, index) = self.l2.get(&*self.storage, table, number % self.l2.table_entries())?;
+        let at = slice.offset + index as u64 * self.header.l2_entry_size();
+        Cluster::decode(&self.header, &self.file, slice.get(index), at)
     }
 
     /// Reads what `lookup` found.

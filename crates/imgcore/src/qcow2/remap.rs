@@ -4,7 +4,7 @@
 use super::Qcow2;
 use super::entry::{COPIED, OFFSET};
 use super::header::{FORMAT, Header};
-use super::l2::L2Cache;
+use super::l2::L2Entry;
 use super::write::used_clusters;
 use crate::{Error, Image, ImageMut, Result};
 
@@ -25,10 +25,10 @@ impl Qcow2 {
     ///
     /// # Errors
     /// [`Error::Invalid`] when a start is no multiple of the cluster size, a range leaves the old or new size, or two
-    /// overlap; [`Error::Unsupported`] for images with snapshots or a backing file.
+    /// overlap; [`Error::Unsupported`] for images with snapshots, a backing file or an external data file.
     pub fn remap(&mut self, new_size: u64, moves: &[Move]) -> Result<()> {
-        if self.header.nb_snapshots != 0 || self.header.backing_file.is_some() {
-            return Err(Error::unsupported(&self.file, FORMAT, "moving ranges of an image with snapshots or a backing file"));
+        if self.header.nb_snapshots != 0 || self.header.backing_file.is_some() || self.external() {
+            return Err(Error::unsupported(&self.file, FORMAT, "moving ranges of an image with snapshots, a backing file or a data file"));
         }
         self.check_moves(new_size, moves)?;
         self.flush()?;
@@ -42,17 +42,17 @@ impl Qcow2 {
         sorted.sort_unstable_by_key(|m| m.target);
         let mut allocation = self.allocation()?;
         let mut l1 = vec![0u64; l1_size as usize];
-        let mut table: (u64, Vec<u64>) = (0, vec![0; per_table as usize]);
+        let mut table: (u64, Vec<L2Entry>) = (0, vec![(0, 0); per_table as usize]);
         let mut new_tables = Vec::new();
-        let mut put_table = |index: u64, entries: &[u64]| -> Result<()> {
-            if entries.iter().all(|e| *e == 0) {
+        let mut put_table = |index: u64, entries: &[L2Entry]| -> Result<()> {
+            if entries.iter().all(|entry| *entry == (0, 0)) {
                 return Ok(());
             }
             let cluster = allocation.refcounts.allocate(1)?;
             allocation.refcounts.is_fresh(&cluster);
             let offset = cluster.start * cluster_size;
-            let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
-            self.storage.write_at(&bytes, offset)?;
+            self.l2.insert(offset, entries);
+            self.l2.write_back(&*self.storage)?;
             l1[index as usize] = offset | COPIED;
             new_tables.push(cluster);
             Ok(())
@@ -68,14 +68,14 @@ impl Qcow2 {
                     done += rest_of_table;
                     continue;
                 };
-                let old = self.l2.get(&*self.storage, offset)?;
+                let old = self.l2.table(&*self.storage, offset)?;
                 for _ in 0..rest_of_table {
                     let target = to + done;
                     if target / per_table != table.0 {
                         put_table(table.0, &table.1)?;
-                        table = (target / per_table, vec![0; per_table as usize]);
+                        table = (target / per_table, vec![(0, 0); per_table as usize]);
                     }
-                    table.1[(target % per_table) as usize] = old.get(((from + done) % per_table) as usize);
+                    table.1[(target % per_table) as usize] = old[((from + done) % per_table) as usize];
                     done += 1;
                 }
             }
@@ -108,7 +108,6 @@ impl Qcow2 {
 
         self.header = Header { l1_table_offset: l1_offset, ..header };
         self.l1 = l1.into();
-        self.l2 = L2Cache::new(cluster_size);
         for m in moves {
             let end = m.target + m.len;
             self.write_zeroes(end..end.next_multiple_of(cluster_size).min(new_size))?;
@@ -158,10 +157,10 @@ impl Qcow2 {
             if offset == 0 {
                 continue;
             }
-            let table = self.l2.get(&*self.storage, offset)?;
-            for place in 0..per_table {
-                if let Some(clusters) = used_clusters(&self.header, table.get(place as usize))
-                    && !is_kept(index * per_table + place)
+            let table = self.l2.table(&*self.storage, offset)?;
+            for (number, (entry, _)) in (index * per_table..).zip(table) {
+                if let Some(clusters) = used_clusters(&self.header, entry)
+                    && !is_kept(number)
                 {
                     refcounts.free_later(clusters, true);
                 }
