@@ -48,7 +48,7 @@ impl L2Slice {
         loop {
             let before = self.version.load(Ordering::Acquire);
             let entry = (self.word(index * 2), self.word(index * 2 + 1));
-            if before % 2 == 0 && self.version.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
                 return entry;
             }
             std::hint::spin_loop();
