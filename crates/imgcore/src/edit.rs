@@ -84,6 +84,10 @@ pub trait Snapshots {
     /// Keeps the disk as it is now under `name`, taken at `date` (seconds since 1970, nanoseconds).
     fn create(&mut self, name: &str, date: (u32, u32)) -> Result<SnapshotInfo>;
 
+    /// Keeps the disk as it is now with all that `info` says of it, such as a snapshot of another image. An empty id is
+    /// replaced by the next number.
+    fn add(&mut self, info: SnapshotInfo) -> Result<SnapshotInfo>;
+
     /// Makes the disk what it was at the snapshot with this id or, if there is none, this name.
     fn apply(&mut self, id_or_name: &str) -> Result<()>;
 

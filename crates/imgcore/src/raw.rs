@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Formats, OpenContext, Probe, Repair};
 use crate::image::check_range;
 use crate::storage::read_padded;
-use crate::{Error, Extent, ExtentKind, Image, ImageInfo, ImageMut, Result, Storage};
+use crate::{Error, Extent, ExtentKind, Image, ImageEdit, ImageInfo, ImageMut, Preallocation, Result, Storage};
 
 /// The guest-visible size is a multiple of this; a file's odd end is padded with zeroes.
 const SECTOR: u64 = 512;
@@ -142,6 +142,39 @@ impl ImageMut for Raw {
     }
 }
 
+impl ImageEdit for Raw {
+    fn resize(&mut self, size: u64, preallocation: Preallocation) -> Result<()> {
+        let size = size.checked_next_multiple_of(SECTOR).ok_or_else(|| Error::Invalid(format!("{}: too large", self.file)))?;
+        let old = self.size;
+        if size < old && preallocation != Preallocation::Off {
+            return Err(Error::Invalid("Preallocation can't be used for shrinking an image".into()));
+        }
+        if preallocation == Preallocation::Metadata {
+            return Err(Error::Invalid("Unsupported preallocation mode: metadata".into()));
+        }
+        self.storage.set_size(size)?;
+        self.size = size;
+        self.fill(old, preallocation)?;
+        self.storage.sync()
+    }
+}
+
+impl Raw {
+    /// Gives what lies from `start` on, where nothing was written yet, its place on the host.
+    fn fill(&self, start: u64, preallocation: Preallocation) -> Result<()> {
+        let len = self.size.saturating_sub(start);
+        match preallocation {
+            Preallocation::Falloc if len > 0 => self.storage.reserve(start, len),
+            Preallocation::Full => {
+                let zeroes = vec![0; len.min(1 << 20) as usize];
+                let pieces = (0..len).step_by(1 << 20).map(|at| (start + at, (len - at).min(1 << 20) as usize));
+                pieces.into_iter().try_for_each(|(at, now)| self.storage.write_at(&zeroes[..now], at))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The entry of the raw format in the table of formats.
 pub struct RawDriver;
 
@@ -169,6 +202,10 @@ impl FormatDriver for RawDriver {
         Ok(Arc::new(raw))
     }
 
+    fn open_edit(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>) -> Result<Box<dyn ImageEdit>> {
+        Ok(Box::new(Raw::open(storage)?))
+    }
+
     fn options(&self) -> &'static [FormatOption] {
         &[FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, falloc, full)" }]
     }
@@ -179,20 +216,12 @@ impl FormatDriver for RawDriver {
     }
 
     fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>> {
-        let preallocation = options.get("preallocation").unwrap_or("off");
-        if !matches!(preallocation, "off" | "falloc" | "full") {
-            return Err(Error::Invalid(format!("preallocation: '{preallocation}' is none of off, falloc, full")));
+        let preallocation = options.get("preallocation").unwrap_or("off").parse()?;
+        if preallocation == Preallocation::Metadata {
+            return Err(Error::Invalid("preallocation: 'metadata' is none of off, falloc, full".into()));
         }
         let raw = Raw::create(storage, size)?;
-        if preallocation != "off" {
-            let zeroes = vec![0; 1 << 20];
-            let mut at = 0;
-            while at < size {
-                let now = (size - at).min(zeroes.len() as u64);
-                raw.storage.write_at(&zeroes[..now as usize], at)?;
-                at += now;
-            }
-        }
+        raw.fill(0, preallocation)?;
         Ok(Arc::new(raw))
     }
 

@@ -52,6 +52,11 @@ pub trait FormatDriver: Send + Sync {
         Err(Error::unsupported(storage.name(), self.name(), "changing such an image's structure"))
     }
 
+    /// Whether images of this format can hold internal snapshots.
+    fn has_snapshots(&self) -> bool {
+        false
+    }
+
     /// What [`create`](FormatDriver::create) can be told.
     fn options(&self) -> &'static [FormatOption];
 
@@ -264,7 +269,9 @@ impl<'a> OpenContext<'a> {
             Some(name) => (self.formats.driver(name)?, false),
             None => (self.formats.probe_storage(&*storage)?, true),
         };
-        let context = OpenContext { guessed, ..self.clone() }.entered(&*storage)?;
+        // A snapshot is asked for of the first image alone.
+        let options = OpenOptions { snapshot: None, ..self.options.clone() };
+        let context = OpenContext { options: &options, guessed, ..self.clone() }.entered(&*storage)?;
         context.lock(&*storage, driver, Purpose::Read)?;
         driver.open(storage, &context)
     }

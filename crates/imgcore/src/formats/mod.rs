@@ -214,10 +214,14 @@ impl Formats {
     }
 
     fn choose(&self, storage: &dyn Storage, options: &OpenOptions<'_>) -> Result<(&dyn FormatDriver, bool)> {
-        match options.format {
-            Some(name) => Ok((self.driver(name)?, false)),
-            None => Ok((self.probe_storage(storage)?, true)),
+        let (driver, guessed) = match options.format {
+            Some(name) => (self.driver(name)?, false),
+            None => (self.probe_storage(storage)?, true),
+        };
+        if options.snapshot.is_some() && !driver.has_snapshots() {
+            return Err(Error::unsupported(storage.name(), driver.name(), "internal snapshots"));
         }
+        Ok((driver, guessed))
     }
 
     /// Splits `FILE#DISK`, but only where no file of the whole name exists and one of the shorter name does.

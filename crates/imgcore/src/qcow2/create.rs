@@ -6,7 +6,7 @@ use super::Qcow2;
 use super::header::{COMPRESSION, CompressionType, EXTENDED_L2, Header, LAZY_REFCOUNTS};
 use super::refcount::set_count;
 use crate::formats::{CreateOptions, FormatOption};
-use crate::{Error, ImageMut, Result, Storage, size};
+use crate::{Error, Preallocation, Result, Storage, size};
 
 pub(super) const OPTIONS: &[FormatOption] = &[
     FormatOption { name: "backing_file", value: "<str>", help: "File name of a base image" },
@@ -16,19 +16,12 @@ pub(super) const OPTIONS: &[FormatOption] = &[
     FormatOption { name: "compression_type", value: "<str>", help: "Compression method used for image cluster compression" },
     FormatOption { name: "extended_l2", value: "<bool (on/off)>", help: "Extended L2 tables" },
     FormatOption { name: "lazy_refcounts", value: "<bool (on/off)>", help: "Postpone refcount updates" },
-    FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, metadata, full)" },
+    FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, metadata, falloc, full)" },
     FormatOption { name: "refcount_bits", value: "<num>", help: "Width of a reference count entry in bits" },
 ];
 
 /// The smallest clusters that have room for 32 subclusters of a sector.
 const MIN_EXTENDED_CLUSTER: u64 = 16 << 10;
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Preallocation {
-    Off,
-    Metadata,
-    Full,
-}
 
 /// The options, checked.
 struct Settings {
@@ -78,12 +71,7 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
         }
         Some(other) => return invalid(format!("Invalid parameter '{other}': compression_type is zlib or zstd")),
     };
-    let preallocation = match options.get("preallocation") {
-        None | Some("off") => Preallocation::Off,
-        Some("metadata") => Preallocation::Metadata,
-        Some("full" | "falloc") => Preallocation::Full,
-        Some(other) => return invalid(format!("preallocation: '{other}' is none of off, metadata, falloc, full")),
-    };
+    let preallocation: Preallocation = options.get("preallocation").unwrap_or("off").parse()?;
     let backing_file = options.get("backing_file").map(str::to_owned);
     if backing_file.is_some() && preallocation != Preallocation::Off && !extended {
         return invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on".into());
@@ -107,6 +95,8 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
         backing_format: options.get("backing_fmt").map(str::to_owned),
         data_file: None,
         bitmaps: None,
+        unknown_fields: Vec::new(),
+        unknown_extensions: Vec::new(),
     };
     let l1_size = header.size.div_ceil(header.l2_span()).max(1);
     header.l1_size = u32::try_from(l1_size).unwrap_or(u32::MAX);
@@ -183,18 +173,7 @@ impl Qcow2 {
         storage.zero_at(header.l1_table_offset, l1_clusters * cluster_size)?;
         storage.write_at(&first, 0)?;
         let image = Self::with_header(storage, header, None)?.into_writable()?;
-        if preallocation != Preallocation::Off {
-            image.preallocate()?;
-        }
-        if preallocation == Preallocation::Full {
-            let zeroes = vec![0; 1 << 20];
-            let mut at = 0;
-            while at < image.header.size {
-                let now = (image.header.size - at).min(zeroes.len() as u64);
-                image.write_at(&zeroes[..now as usize], at)?;
-                at += now;
-            }
-        }
+        image.preallocate(0..image.header.size.div_ceil(cluster_size), preallocation)?;
         Ok(image)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::header::{FORMAT, MAGIC};
 use super::{Qcow2, create};
 use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, OpenContext, Probe, Repair};
-use crate::{Image, ImageMut, Result, Storage};
+use crate::{Image, ImageEdit, ImageMut, Result, Storage};
 
 /// qcow2 as a format.
 pub struct Qcow2Driver;
@@ -26,6 +26,14 @@ impl FormatDriver for Qcow2Driver {
 
     fn open_mut(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Arc<dyn ImageMut>> {
         Ok(Arc::new(Qcow2::open_mut(storage, context)?))
+    }
+
+    fn open_edit(&self, storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Box<dyn ImageEdit>> {
+        Ok(Box::new(Qcow2::open_edit(storage, context)?))
+    }
+
+    fn has_snapshots(&self) -> bool {
+        true
     }
 
     fn options(&self) -> &'static [FormatOption] {

@@ -10,7 +10,7 @@ pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
-const MAX_SNAPSHOTS: u32 = 65_536;
+pub(super) const MAX_SNAPSHOTS: u32 = 65_536;
 const MAX_BACKING_NAME: u32 = 1023;
 /// Offsets in tables have 56 bits.
 pub(super) const MAX_OFFSET: u64 = 1 << 56;
@@ -33,6 +33,13 @@ const BITMAPS: u64 = 1;
 pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
 const MAX_BITMAPS: u32 = 65_535;
 const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
+/// Bytes of the header that are known: those of version 2, and of version 3 with the compression type.
+const LEN_V2: usize = 72;
+const LEN_V3: usize = 112;
+/// Where the size stands, before which lies nothing that a change of structure touches.
+const FIELD_SIZE: usize = 24;
+/// In smaller clusters there is no room for the names of features.
+const MIN_CLUSTER_WITH_NAMES: u64 = 4096;
 
 /// Where persistent bitmaps are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +82,10 @@ pub(super) struct Header {
     pub backing_format: Option<String>,
     pub data_file: Option<String>,
     pub bitmaps: Option<Bitmaps>,
+    /// Fields behind those known here, kept as they are.
+    pub unknown_fields: Vec<u8>,
+    /// Header extensions not known here, kept as they are: type and data.
+    pub unknown_extensions: Vec<(u32, Vec<u8>)>,
 }
 
 pub(super) fn be32(bytes: &[u8], at: usize) -> u32 {
@@ -161,9 +172,14 @@ impl Header {
             backing_format: None,
             data_file: None,
             bitmaps: None,
+            unknown_fields: Vec::new(),
+            unknown_extensions: Vec::new(),
         };
         let mut first = vec![0; cluster_size as usize];
         read_padded(storage, &mut first, 0)?;
+        if version == 3 {
+            header.unknown_fields = first.get(LEN_V3..header_length as usize).unwrap_or_default().to_vec();
+        }
         let features = header.read_extensions(name, &first, header_length)?;
         header.check_features(name, &features)?;
         if header.has(COMPRESSION) || (version == 3 && header_length > 104) {
@@ -242,7 +258,12 @@ impl Header {
                         features.push((entry[0], entry[1], String::from_utf8_lossy(label).into_owned()));
                     }
                 }
-                _ => {}
+                // Bitmaps that were not kept up to date are stale.
+                EXTENSION_BITMAPS => {}
+                _ => {
+                    let data = first.get(at as usize..(at + u64::from(len)) as usize).unwrap_or_default();
+                    self.unknown_extensions.push((kind, data.to_vec()));
+                }
             }
             at += u64::from(len).next_multiple_of(8);
         }
@@ -306,12 +327,9 @@ impl Header {
         Ok(())
     }
 
-    /// The first cluster's bytes for a new image.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] when the backing file's name does not fit.
-    pub fn serialize(&self) -> Result<Vec<u8>> {
-        let mut out = vec![0; if self.version == 2 { 72 } else { 112 }];
+    /// The fields up to the header's length, all of which lie in the first sector.
+    fn fields(&self) -> Vec<u8> {
+        let mut out = vec![0; if self.version == 2 { LEN_V2 } else { LEN_V3 }];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &MAGIC);
         put(4, &self.version.to_be_bytes());
@@ -321,13 +339,26 @@ impl Header {
         put(40, &self.l1_table_offset.to_be_bytes());
         put(48, &self.refcount_table_offset.to_be_bytes());
         put(56, &self.refcount_table_clusters.to_be_bytes());
+        put(60, &self.nb_snapshots.to_be_bytes());
+        put(64, &self.snapshots_offset.to_be_bytes());
         if self.version == 3 {
             put(72, &self.incompatible.to_be_bytes());
             put(80, &self.compatible.to_be_bytes());
+            put(88, &self.autoclear.to_be_bytes());
             put(96, &self.refcount_order.to_be_bytes());
-            put(100, &112u32.to_be_bytes());
+            put(100, &((LEN_V3 + self.unknown_fields.len()) as u32).to_be_bytes());
             put(104, &[u8::from(self.compression == CompressionType::Zstd)]);
+            out.extend(&self.unknown_fields);
         }
+        out
+    }
+
+    /// The bytes that the first cluster begins with: fields, extensions, and the backing file's name.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when they do not fit.
+    pub fn serialize(&self) -> Result<Vec<u8>> {
+        let mut out = self.fields();
         let mut extension = |kind: u32, data: &[u8]| {
             out.extend(kind.to_be_bytes());
             out.extend((data.len() as u32).to_be_bytes());
@@ -337,8 +368,17 @@ impl Header {
         if let Some(format) = &self.backing_format {
             extension(EXTENSION_BACKING_FORMAT, format.as_bytes());
         }
-        if self.version == 3 && self.cluster_bits > 9 {
+        if let Some(data_file) = &self.data_file {
+            extension(EXTENSION_DATA_FILE, data_file.as_bytes());
+        }
+        if self.version == 3 && self.cluster_size() >= MIN_CLUSTER_WITH_NAMES {
             extension(EXTENSION_FEATURES, &feature_names());
+        }
+        if let Some(bitmaps) = &self.bitmaps {
+            extension(EXTENSION_BITMAPS, &bitmaps.to_bytes());
+        }
+        for (kind, data) in &self.unknown_extensions {
+            extension(*kind, data);
         }
         extension(EXTENSION_END, &[]);
         if let Some(backing) = &self.backing_file {
@@ -350,18 +390,54 @@ impl Header {
                 return Err(Error::Invalid(format!("'{backing}': the backing file's name is too long")));
             }
         }
+        if out.len() as u64 > self.cluster_size() {
+            return Err(Error::Invalid("the header does not fit into the first cluster".into()));
+        }
         Ok(out)
     }
 }
 
+impl Header {
+    /// Replaces the header in `storage`, durably.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it does not fit, before anything is written.
+    pub fn write(&self, storage: &dyn Storage) -> Result<()> {
+        let mut bytes = self.serialize()?;
+        // Nothing of a longer one before it shall remain.
+        bytes.resize(bytes.len().max(self.cluster_size().min(4096) as usize), 0);
+        storage.write_at(&bytes, 0)?;
+        storage.sync()
+    }
+
+    /// Replaces the fields from the size on, up to the compression type. They lie within one sector: a crash leaves all
+    /// as they were, or all as they shall be.
+    pub fn write_fields(&self, storage: &dyn Storage) -> Result<()> {
+        let fields = self.fields();
+        storage.write_at(fields.get(FIELD_SIZE..fields.len().min(LEN_V3)).unwrap_or_default(), FIELD_SIZE as u64)
+    }
+}
+
+impl Bitmaps {
+    fn to_bytes(self) -> [u8; 24] {
+        let mut out = [0; 24];
+        out[..4].copy_from_slice(&self.count.to_be_bytes());
+        out[8..16].copy_from_slice(&self.directory_size.to_be_bytes());
+        out[16..].copy_from_slice(&self.directory_offset.to_be_bytes());
+        out
+    }
+}
+
 fn feature_names() -> Vec<u8> {
-    let names: [(u8, u8, &str); 6] = [
+    let names: [(u8, u8, &str); 8] = [
         (0, 0, "dirty bit"),
         (0, 1, "corrupt bit"),
         (0, 2, "external data file"),
         (0, 3, "compression type"),
         (0, 4, "extended L2 entries"),
         (1, 0, "lazy refcounts"),
+        (2, 0, "bitmaps"),
+        (2, 1, "raw external data"),
     ];
     let mut out = Vec::new();
     for (kind, bit, name) in names {
@@ -403,6 +479,8 @@ mod tests {
             backing_format: Some("raw".into()),
             data_file: None,
             bitmaps: None,
+            unknown_fields: Vec::new(),
+            unknown_extensions: Vec::new(),
         }
     }
 
@@ -414,6 +492,19 @@ mod tests {
     fn what_is_written_is_read_back() {
         let header = sound();
         assert_eq!(read(&header.serialize().unwrap()).unwrap(), header);
+        let full = Header {
+            nb_snapshots: 1,
+            snapshots_offset: 5 << 16,
+            incompatible: DATA_FILE,
+            compatible: LAZY_REFCOUNTS,
+            autoclear: BITMAPS | DATA_FILE_RAW,
+            data_file: Some("data.raw".into()),
+            bitmaps: Some(Bitmaps { count: 1, directory_size: 32, directory_offset: 6 << 16 }),
+            unknown_fields: vec![7; 16],
+            unknown_extensions: vec![(0x1234_5678, vec![1, 2, 3]), (0x1234_5679, vec![])],
+            ..sound()
+        };
+        assert_eq!(read(&full.serialize().unwrap()).unwrap(), full);
         let v2 = Header { version: 2, cluster_bits: 9, size: 0, l1_size: 1, ..sound() };
         assert_eq!(read(&v2.serialize().unwrap()).unwrap(), v2);
     }

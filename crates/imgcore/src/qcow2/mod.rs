@@ -24,6 +24,7 @@ mod compressed;
 mod cow;
 mod create;
 mod driver;
+mod edit;
 mod entry;
 mod header;
 mod l2;
@@ -32,7 +33,10 @@ mod ranges;
 mod refcount;
 mod remap;
 mod repair;
+mod resize;
+mod shadow;
 mod snapshot;
+mod snapshots;
 mod write;
 mod zero;
 
@@ -73,7 +77,10 @@ pub struct Qcow2 {
 impl Qcow2 {
     /// Opens the image in `storage` for reading.
     pub fn open(storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Self> {
-        let header = Header::read(&*storage)?;
+        let mut header = Header::read(&*storage)?;
+        if let Some(wanted) = context.options.snapshot {
+            snapshot::select(&*storage, &mut header, wanted)?;
+        }
         let from = storage.name().to_owned();
         let refers = |target, role| Reference { from: &from, target, role };
         let data = match &header.data_file {

@@ -1,30 +1,64 @@
-//! Giving every cluster its place before anything is written.
+//! Giving clusters their places before anything is written.
+
+use std::ops::Range;
 
 use super::Qcow2;
 use super::entry::{Cluster, Place};
 use super::header::EXTENDED_L2;
-use crate::{Image, Result};
+use crate::{Preallocation, Result};
+
+/// Bytes that are written or linked at once.
+const PIECE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// Gives every guest cluster a place in the file, without writing to it.
-    pub(super) fn preallocate(&self) -> Result<()> {
+    /// Gives guest clusters, where nothing is stored yet, places. What is read does not change.
+    pub(super) fn preallocate(&self, clusters: Range<u64>, mode: Preallocation) -> Result<()> {
+        if mode == Preallocation::Off {
+            return Ok(());
+        }
         let cluster_size = self.cluster_size();
         let per_table = self.header.l2_span() / cluster_size;
-        let (mut first, clusters) = (0, self.size().div_ceil(cluster_size));
-        let mut end = 0;
         // With subclusters, a place says nothing of what is read: that still comes from below.
-        let stored = u32::from(!self.header.has(EXTENDED_L2));
-        while first < clusters {
+        let plain = u32::from(!self.header.has(EXTENDED_L2));
+        let mut first = clusters.start;
+        while first < clusters.end {
+            let count = (clusters.end - first).min(per_table - first % per_table);
             let mut allocation = self.allocation()?;
             self.own_l2(&mut allocation, first * cluster_size)?;
-            let host = allocation.refcounts.allocate((clusters - first).min(per_table - first % per_table))?;
-            allocation.refcounts.is_fresh(&host);
+            let (host, fresh) = if self.external() {
+                (first..first + count, false)
+            } else {
+                let host = allocation.refcounts.allocate(count)?;
+                let fresh = allocation.refcounts.is_fresh(&host);
+                (host, fresh)
+            };
+            self.prepare(host.start * cluster_size, (host.end - host.start) * cluster_size, fresh, mode)?;
             let count = host.end - host.start;
-            end = end.max(host.end * cluster_size);
+            let zero = (first..first + count).map(|number| Ok(self.cluster(number)?.zero)).collect::<Result<Vec<u32>>>()?;
             let places = host.map(|cluster| Place::Host { offset: cluster * cluster_size, own: true });
-            self.link(&mut allocation, first, places.map(|place| Cluster { place, stored, zero: 0 }), false)?;
+            let linked = places.zip(zero).map(|(place, zero)| Cluster { place, stored: plain & !zero, zero });
+            self.link(&mut allocation, first, linked, false)?;
             first += count;
         }
-        if end > self.storage.size()? { self.storage.set_size(end) } else { Ok(()) }
+        Ok(())
+    }
+
+    /// Makes `len` bytes at `start` of the data's file zeroes, as `mode` says it. Those that are `fresh` are zeroes.
+    fn prepare(&self, start: u64, len: u64, fresh: bool, mode: Preallocation) -> Result<()> {
+        let (end, size) = (start + len, self.data.size()?);
+        if !fresh && start < size {
+            // What a cluster held before must not come back.
+            self.data.zero_at(start, len.min(size - start))?;
+        }
+        match mode {
+            Preallocation::Full => {
+                let zeroes = vec![0; len.min(PIECE) as usize];
+                let mut pieces = (start..end).step_by(PIECE as usize);
+                pieces.try_for_each(|at| self.data.write_at(&zeroes[..(end - at).min(PIECE) as usize], at))
+            }
+            Preallocation::Falloc => self.data.reserve(start, len),
+            _ if end > size => self.data.set_size(end),
+            _ => Ok(()),
+        }
     }
 }

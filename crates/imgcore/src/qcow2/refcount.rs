@@ -73,7 +73,7 @@ impl Metadata {
         clusters.find(|cluster| known.contains(cluster))
     }
 
-    fn contains(&self, cluster: u64) -> bool {
+    pub fn contains(&self, cluster: u64) -> bool {
         self.find(cluster..cluster + 1).is_some()
     }
 }

@@ -10,10 +10,18 @@ const FIXED: usize = 40;
 const MAX_EXTRA: u32 = 1024;
 const MAX_TABLE: u64 = 64 << 20;
 const MAX_L1_BYTES: u64 = 32 << 20;
+/// Bytes of extra data that are known: size of the machine state, size of the disk, instruction count.
+const EXTRA: usize = 24;
+const NO_ICOUNT: u64 = u64::MAX;
 
 /// One entry of the table.
+#[derive(Clone)]
 pub(super) struct Snapshot {
     pub info: SnapshotInfo,
+    /// The disk's size then, where it is recorded.
+    pub disk_size: Option<u64>,
+    /// Extra data behind what is known here, kept as it is.
+    pub unknown_extra: Vec<u8>,
     pub l1_table_offset: u64,
     pub l1_size: u32,
     /// Bytes of the entry in the table.
@@ -52,13 +60,70 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapsho
             date_nsec: be32(&fixed, 20),
             vm_clock_nsec: be64(&fixed, 24),
             vm_state_size: number(0, u64::from(be32(&fixed, 32))),
-            icount: (extra.len() >= 24).then(|| be64(extra, 16)).filter(|count| *count != u64::MAX),
+            icount: (extra.len() >= EXTRA).then(|| be64(extra, 16)).filter(|count| *count != NO_ICOUNT),
         };
-        snapshots.push(Snapshot { info, l1_table_offset, l1_size, entry_len });
+        let disk_size = (extra.len() >= 16).then(|| be64(extra, 8));
+        let unknown_extra = extra.get(EXTRA..).unwrap_or_default().to_vec();
+        snapshots.push(Snapshot { info, disk_size, unknown_extra, l1_table_offset, l1_size, entry_len });
         at += entry_len;
         if at - header.snapshots_offset > MAX_TABLE {
             return Err(corrupt(header.snapshots_offset, format!("the snapshot table is larger than {MAX_TABLE} bytes")));
         }
     }
     Ok(snapshots)
+}
+
+impl Snapshot {
+    /// Appends the entry to a table. The disk's size is `size` where none is recorded.
+    fn put(&self, table: &mut Vec<u8>, size: u64) -> Result<()> {
+        let info = &self.info;
+        let short = |text: &str| u16::try_from(text.len()).map_err(|_| Error::Invalid(format!("'{text}': the name is too long")));
+        let extra_len = (EXTRA + self.unknown_extra.len()) as u32;
+        table.extend(self.l1_table_offset.to_be_bytes());
+        table.extend(self.l1_size.to_be_bytes());
+        table.extend(short(&info.id)?.to_be_bytes());
+        table.extend(short(&info.name)?.to_be_bytes());
+        table.extend(info.date_sec.to_be_bytes());
+        table.extend(info.date_nsec.to_be_bytes());
+        table.extend(info.vm_clock_nsec.to_be_bytes());
+        // The 64-bit size follows in the extra data.
+        table.extend(((info.vm_state_size & u64::from(u32::MAX)) as u32).to_be_bytes());
+        table.extend(extra_len.to_be_bytes());
+        table.extend(info.vm_state_size.to_be_bytes());
+        table.extend(self.disk_size.unwrap_or(size).to_be_bytes());
+        table.extend(info.icount.unwrap_or(NO_ICOUNT).to_be_bytes());
+        table.extend(&self.unknown_extra);
+        table.extend(info.id.as_bytes());
+        table.extend(info.name.as_bytes());
+        table.resize(table.len().next_multiple_of(8), 0);
+        Ok(())
+    }
+}
+
+/// The bytes of a table of `snapshots`, in an image whose disk has `size` bytes.
+pub(super) fn serialize(snapshots: &[Snapshot], size: u64) -> Result<Vec<u8>> {
+    let mut table = Vec::new();
+    snapshots.iter().try_for_each(|snapshot| snapshot.put(&mut table, size))?;
+    if table.len() as u64 > MAX_TABLE {
+        return Err(Error::Invalid(format!("the snapshot table would be larger than {MAX_TABLE} bytes")));
+    }
+    Ok(table)
+}
+
+/// Where the snapshot with this id is or, if there is none, this name.
+pub(super) fn find(snapshots: &[Snapshot], id_or_name: &str) -> Option<usize> {
+    let by = |part: fn(&SnapshotInfo) -> &str| snapshots.iter().position(|s| part(&s.info) == id_or_name);
+    by(|info| &info.id).or_else(|| by(|info| &info.name))
+}
+
+/// Makes `header` that of the disk as it was at a snapshot.
+pub(super) fn select(storage: &dyn Storage, header: &mut Header, id_or_name: &str) -> Result<()> {
+    let snapshots = read(storage, header)?;
+    let Some(snapshot) = find(&snapshots, id_or_name).and_then(|at| snapshots.get(at)) else {
+        return Err(Error::Invalid(format!("{}: there is no snapshot '{id_or_name}'", storage.name())));
+    };
+    let mapped = u64::from(snapshot.l1_size).saturating_mul(header.l2_span());
+    header.size = snapshot.disk_size.unwrap_or(header.size.min(mapped));
+    (header.l1_table_offset, header.l1_size) = (snapshot.l1_table_offset, snapshot.l1_size);
+    header.check(storage.name())
 }

@@ -91,6 +91,11 @@ impl Qcow2 {
         self.writer.as_ref().ok_or_else(|| Error::Invalid(format!("{}: opened for reading only", self.file)))
     }
 
+    /// The clusters that are known to hold metadata.
+    pub(super) fn metadata(&self) -> Result<Metadata> {
+        Ok(self.writer()?.metadata.clone())
+    }
+
     /// Takes the allocation lock, and room in the caches.
     pub(super) fn allocation(&self) -> Result<MutexGuard<'_, Allocation>> {
         let mut allocation = self.writer()?.allocation.lock().unwrap_or_else(|e| e.into_inner());
@@ -162,6 +167,15 @@ impl Qcow2 {
             allocation.refcounts.free_later(cluster..cluster + 1, false);
         }
         Ok(offset)
+    }
+
+    /// Drops the L2 table number `index`, but not what it names.
+    pub(super) fn unlink_l2(&self, allocation: &mut Allocation, index: usize) {
+        let mut l1 = self.l1.write().unwrap_or_else(|e| e.into_inner());
+        let Some(entry) = l1.get_mut(index) else { return };
+        let cluster = (std::mem::take(entry) & OFFSET) / self.cluster_size();
+        allocation.l1_dirty.insert(index);
+        allocation.refcounts.free_later(cluster..cluster + 1, false);
     }
 
     /// Makes guest clusters from `first` what `clusters` says, and gives back what they no longer use. All lie in one L2

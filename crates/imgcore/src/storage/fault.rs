@@ -154,6 +154,12 @@ impl Storage for FaultStorage {
         self.change(Operation::Zero(offset, len))
     }
 
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        // What it shows is that the storage grows.
+        let end = offset.saturating_add(len);
+        if end > self.inner.size()? { self.set_size(end) } else { Ok(()) }
+    }
+
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
         self.inner.next_data(offset)
     }

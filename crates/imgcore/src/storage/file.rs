@@ -135,6 +135,16 @@ impl Storage for FileStorage {
         if end > size { self.set_size(end) } else { Ok(()) }
     }
 
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        let end = offset.checked_add(len).ok_or_else(|| self.error("reserve", offset, Errno::OVERFLOW))?;
+        match fallocate(&self.file, FallocateFlags::empty(), offset, len) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) if end > self.size()? => self.set_size(end),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(()),
+            Err(e) => Err(self.error("reserve", offset, e)),
+        }
+    }
+
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
         let all_data = || {
             let size = self.size()?;

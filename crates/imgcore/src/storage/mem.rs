@@ -155,6 +155,11 @@ impl Storage for MemStorage {
         Ok(())
     }
 
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        let end = offset.saturating_add(len);
+        if end > self.size()? { self.set_size(end) } else { Ok(()) }
+    }
+
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
         let inner = self.read();
         let mut pages = inner.pages.range(offset / PAGE..).map(|(page, _)| *page);

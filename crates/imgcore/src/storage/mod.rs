@@ -45,6 +45,10 @@ pub trait Storage: Send + Sync {
     /// Makes `len` bytes at `offset` read as zeroes, as a hole where the host can.
     fn zero_at(&self, offset: u64, len: u64) -> Result<()>;
 
+    /// Has the host set room aside for `len` bytes at `offset`, growing the storage where needed. What was never written
+    /// there reads as zeroes. Hosts that cannot do that only grow it.
+    fn reserve(&self, offset: u64, len: u64) -> Result<()>;
+
     /// The first range at or after `offset` that holds data; `None` when only a hole follows.
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>>;
 
