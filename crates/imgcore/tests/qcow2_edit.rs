@@ -69,7 +69,9 @@ fn the_backing_file_is_named_as_qemu_img_names_it() {
     ok("qemu-img", &["create", "-q", "-f", "raw", "base.raw", "1M"], folder);
     ok("qemu-img", &["create", "-q", "-f", "qcow2", "base.qcow2", "1M"], folder);
     for options in ["cluster_size=64k", "compat=0.10", "cluster_size=1k", "compression_type=zstd,lazy_refcounts=on"] {
-        for (file, format) in [(Some("base.raw"), Some("raw")), (Some("base.qcow2"), Some("qcow2")), (Some("base.raw"), Some("raw")), (None, None)] {
+        for (file, format) in
+            [(Some("base.raw"), Some("raw")), (Some("base.qcow2"), Some("qcow2")), (Some("base.raw"), Some("raw")), (None, None)]
+        {
             for name in ["ours.qcow2", "theirs.qcow2"] {
                 if !folder.join(name).exists() {
                     ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "1M"], folder);
@@ -129,7 +131,13 @@ fn sizes_change_and_old_data_stays_away() {
                 _ => model.len() as u64 + random.below(3 << 20),
             } & !511;
             let grows = size >= model.len() as u64;
-            let mode = *random.pick(&[Preallocation::Off, Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full]);
+            let mode = *random.pick(&[
+                Preallocation::Off,
+                Preallocation::Off,
+                Preallocation::Metadata,
+                Preallocation::Falloc,
+                Preallocation::Full,
+            ]);
             let mode = if grows { mode } else { Preallocation::Off };
             match image.resize(size, mode) {
                 Ok(()) => model.resize(size as usize, 0),

@@ -136,7 +136,8 @@ impl Shadow {
     pub fn drop(&mut self, clusters: Range<u64>, times: u64) -> Result<()> {
         for cluster in clusters {
             let count = self.get(cluster)?;
-            let rest = count.checked_sub(times).ok_or_else(|| self.corrupt(cluster, "the cluster is used more often than it is counted"))?;
+            let rest =
+                count.checked_sub(times).ok_or_else(|| self.corrupt(cluster, "the cluster is used more often than it is counted"))?;
             self.set(cluster, rest)?;
             if rest == 0 {
                 self.freed.insert(cluster);
