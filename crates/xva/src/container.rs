@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use imgcore::formats::{Container, ContainerProbe, DiskSet, NamedDisk};
+use imgcore::formats::{Container, ContainerProbe, ContainerWriter, DiskSet, NamedDisk};
 use imgcore::{Image, Result};
 
 use crate::archive::{Member, Options, Xva};
@@ -67,6 +67,10 @@ impl Container for XvaContainer {
 
     fn open(&self, path: &Path) -> Result<Arc<dyn DiskSet>> {
         Ok(Arc::new(Xva::open(path, &self.options)?))
+    }
+
+    fn writer(&self) -> Option<&dyn ContainerWriter> {
+        Some(self)
     }
 }
 

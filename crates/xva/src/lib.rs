@@ -9,6 +9,8 @@
 //! * a [`Stream`] is an archive that is read once from front to end, without a temporary copy: every chunk goes to a
 //!   [`StreamSink`] in order, verified by parallel workers.
 //!
+//! Disks become an appliance through [`XvaContainer`]'s [writer](imgcore::formats::ContainerWriter).
+//!
 //! An archive is hostile input. Nothing in it can make this crate allocate by a number it claims, open a file that is
 //! not below the given folder, or run without end.
 
@@ -27,6 +29,7 @@ mod stream;
 mod sums;
 mod tar;
 mod wrap;
+mod write;
 mod xmlrpc;
 
 pub use archive::{Options, Xva};

@@ -1,9 +1,11 @@
 //! Containers: files or folders that hold several named disks, such as an XVA.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{Image, Result};
+use super::{CreateOptions, FormatOption};
+use crate::{Image, Progress, Result};
 
 /// What a container can be told by.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +28,37 @@ pub trait Container: Send + Sync {
 
     /// Opens it for reading.
     fn open(&self, path: &Path) -> Result<Arc<dyn DiskSet>>;
+
+    /// How one is made of disks, for kinds that can be.
+    fn writer(&self) -> Option<&dyn ContainerWriter> {
+        None
+    }
+}
+
+/// A disk that goes into a container.
+#[derive(Clone)]
+pub struct SourceDisk {
+    /// What the container calls it, for containers that keep names.
+    pub name: String,
+    /// Its content.
+    pub image: Arc<dyn Image>,
+}
+
+/// Makes containers: each source becomes a disk of its own, where an image format puts them behind each other.
+pub trait ContainerWriter: Send + Sync {
+    /// What [`write`](ContainerWriter::write) can be told.
+    fn options(&self) -> &'static [FormatOption];
+
+    /// Writes a container of `disks`, in this order, to `out` from its first byte to its last. The bytes do not depend
+    /// on the number of `threads`.
+    fn write(
+        &self,
+        disks: &[SourceDisk],
+        options: &CreateOptions,
+        threads: usize,
+        out: &mut dyn Write,
+        progress: &dyn Progress,
+    ) -> Result<()>;
 }
 
 /// One disk of a container.

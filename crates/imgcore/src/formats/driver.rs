@@ -165,7 +165,12 @@ impl CreateOptions {
 
     /// Refuses names that `driver` does not have.
     pub fn check(&self, driver: &dyn FormatDriver) -> Result<()> {
-        match self.iter().find(|(name, _)| driver.options().iter().all(|o| o.name != *name)) {
+        self.check_names(driver.options())
+    }
+
+    /// Refuses names that are not among `known`.
+    pub fn check_names(&self, known: &[FormatOption]) -> Result<()> {
+        match self.iter().find(|(name, _)| known.iter().all(|o| o.name != *name)) {
             None => Ok(()),
             Some((name, _)) => Err(Error::Invalid(format!("Invalid parameter '{name}'"))),
         }

@@ -11,7 +11,7 @@ use crate::{Error, Gate, Image, ImageEdit, ImageMut, Result, Storage};
 mod container;
 mod driver;
 
-pub use container::{Container, ContainerProbe, DiskSet, NamedDisk};
+pub use container::{Container, ContainerProbe, ContainerWriter, DiskSet, NamedDisk, SourceDisk};
 use driver::Purpose;
 pub use driver::{CheckReport, CreateOptions, FormatDriver, FormatOption, Measured, OpenContext, Probe, Repair};
 
@@ -127,6 +127,11 @@ impl Formats {
             let known: Vec<_> = self.drivers().map(|d| d.name()).collect();
             Error::Invalid(format!("unknown format '{name}': use one of {}", known.join(", ")))
         })
+    }
+
+    /// What makes containers of the kind called `name`.
+    pub fn container_writer(&self, name: &str) -> Option<&dyn ContainerWriter> {
+        self.containers.iter().find(|c| c.name() == name).and_then(|c| c.writer())
     }
 
     /// The format that claims these bytes, else raw.

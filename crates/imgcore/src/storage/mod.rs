@@ -4,12 +4,14 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
+mod append;
 mod fault;
 mod file;
 mod lock;
 mod mem;
 mod new_file;
 
+pub use append::Appender;
 pub use fault::{FaultStorage, Operation};
 pub use file::FileStorage;
 pub use lock::Lock;

@@ -1,7 +1,7 @@
 //! Arguments that several commands share, and what they mean.
 
 use clap::ValueEnum;
-use imgcore::formats::{CreateOptions, FormatDriver};
+use imgcore::formats::{CreateOptions, FormatDriver, FormatOption};
 
 use crate::common::Failure;
 
@@ -29,17 +29,28 @@ pub(crate) fn parse_options(texts: &[String]) -> Result<CreateOptions, Failure> 
     Ok(options)
 }
 
-/// Whether `-o help` (or `list`, `?`) was given; then prints the options of `driver`.
-pub(crate) fn options_help(texts: &[String], driver: &dyn FormatDriver) -> bool {
-    if !texts.iter().flat_map(|t| t.split(',')).any(|o| matches!(o, "help" | "list" | "?")) {
-        return false;
-    }
-    println!("Supported {} options:", driver.name());
-    for option in driver.options().iter().filter(|o| o.name != "size") {
+/// Whether `-o help` (or `list`, `?`) was given.
+pub(crate) fn wants_help(texts: &[String]) -> bool {
+    texts.iter().flat_map(|t| t.split(',')).any(|o| matches!(o, "help" | "list" | "?"))
+}
+
+/// Lists the options of what is called `name`.
+pub(crate) fn print_options(name: &str, options: &[FormatOption]) {
+    println!("Supported {name} options:");
+    for option in options {
         println!("  {:<22} - {}", format!("{}={}", option.name, option.value), option.help);
     }
-    println!("  {:<22} - Virtual disk size", "size=<size>");
-    true
+}
+
+/// Prints the options of `driver` if [help was wanted](wants_help).
+pub(crate) fn options_help(texts: &[String], driver: &dyn FormatDriver) -> bool {
+    if wants_help(texts) {
+        let mut options: Vec<_> = driver.options().iter().filter(|o| o.name != "size").copied().collect();
+        options.push(FormatOption { name: "size", value: "<size>", help: "Virtual disk size" });
+        print_options(driver.name(), &options);
+        return true;
+    }
+    false
 }
 
 #[cfg(test)]

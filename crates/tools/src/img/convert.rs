@@ -15,14 +15,17 @@ use super::args::{options_help, parse_options};
 use crate::common::progress::Bar;
 use crate::common::{self, Failure};
 
+mod container;
+
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
     Entry { name: "convert", arguments: Convert::augment_args, run: |matches| run(Convert::from_arg_matches(matches)?) };
 
-/// Convert images to another format; several become one, one behind the other.
+/// Convert images to another format; several become one, one behind the other, or the disks of one appliance (-O xva).
 #[derive(Args)]
 #[command(after_help = "Examples:\n  img convert -p -O qcow2 disk.raw disk.qcow2\n  img convert -O raw export.xva#Ref:10 disk.raw\n  \
-                        img convert -O qcow2 -o cluster_size=2M part1.raw part2.raw disk.qcow2\n  img convert -n -O raw disk.qcow2 /dev/vg/disk")]
+                        img convert -O qcow2 -o cluster_size=2M part1.raw part2.raw disk.qcow2\n  img convert -n -O raw disk.qcow2 /dev/vg/disk\n  \
+                        img convert -O xva -o name=web,memory=2G root.qcow2 data.raw web.xva")]
 struct Convert {
     /// Format of the source; probed when not given
     #[arg(short, long, value_name = "FMT")]
@@ -79,6 +82,9 @@ struct Convert {
 
 fn run(args: Convert) -> Result<ExitCode, Failure> {
     let formats = common::formats();
+    if let Some(writer) = formats.container_writer(&args.output_format) {
+        return container::run(&args, &formats, writer);
+    }
     let driver = formats.driver(&args.output_format)?;
     if options_help(&args.options, driver) {
         return Ok(ExitCode::SUCCESS);
