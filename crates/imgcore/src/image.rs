@@ -144,6 +144,36 @@ pub trait ImageMut: Image {
     fn compression(&self) -> Option<&dyn Compression> {
         None
     }
+
+    /// How to write in two steps, for formats that can. Without, a copy writes with one thread.
+    fn placing(&self) -> Option<&dyn Placing> {
+        None
+    }
+}
+
+/// Writing in two steps: what takes room in the file has an order, and the layout depends on it alone; the bytes are then
+/// stored by any thread at any time.
+///
+/// Until the bytes are stored, the range reads as anything.
+pub trait Placing: Sync {
+    /// Takes room for the first part of `len` bytes at byte `offset` of the image, as much as lies together. `None` where
+    /// it takes more than that, such as bytes of a cluster that are to be kept: then [`ImageMut::write_at`] does it all.
+    fn place(&self, offset: u64, len: u64) -> Result<Option<Place>>;
+
+    /// Takes room for `len` bytes that a [`Compressor`] made of the cluster at byte `offset`, and gives the place.
+    fn place_packed(&self, offset: u64, len: u64) -> Result<u64>;
+
+    /// Stores `data` at the place `host`.
+    fn store(&self, data: &[u8], host: u64) -> Result<()>;
+}
+
+/// Room in an image's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Byte offset in the file.
+    pub host: u64,
+    /// Bytes that belong there.
+    pub len: u64,
 }
 
 /// Compresses the bytes of one cluster; `None` when they do not get smaller.

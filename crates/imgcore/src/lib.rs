@@ -34,7 +34,7 @@ pub use edit::{Bitmaps, ImageEdit, Preallocation, Snapshots};
 pub use error::{Error, Result};
 pub use formats::{Caches, Formats, OpenOptions};
 pub use gate::{Gate, LocalGate, NoGate, Reference, TreeGate};
-pub use image::{BitmapInfo, Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, SnapshotInfo};
+pub use image::{BitmapInfo, Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, Place, Placing, SnapshotInfo};
 pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress};
 pub use slice::Slice;

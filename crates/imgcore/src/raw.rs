@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Formats, OpenContext, Probe, Repair};
 use crate::image::check_range;
 use crate::storage::read_padded;
-use crate::{Error, Extent, ExtentKind, Image, ImageEdit, ImageInfo, ImageMut, Preallocation, Result, Storage};
+use crate::{Error, Extent, ExtentKind, Image, ImageEdit, ImageInfo, ImageMut, Place, Placing, Preallocation, Result, Storage};
 
 /// The guest-visible size is a multiple of this; a file's odd end is padded with zeroes.
 const SECTOR: u64 = 512;
@@ -139,6 +139,25 @@ impl ImageMut for Raw {
 
     fn flush(&self) -> Result<()> {
         self.storage.sync()
+    }
+
+    fn placing(&self) -> Option<&dyn Placing> {
+        Some(self)
+    }
+}
+
+impl Placing for Raw {
+    fn place(&self, offset: u64, len: u64) -> Result<Option<Place>> {
+        check_range(&self.file, self.size, offset, len)?;
+        Ok(Some(Place { host: offset, len }))
+    }
+
+    fn place_packed(&self, _: u64, _: u64) -> Result<u64> {
+        Err(Error::unsupported(&self.file, "raw", "compressed clusters"))
+    }
+
+    fn store(&self, data: &[u8], host: u64) -> Result<()> {
+        self.write_at(data, host)
     }
 }
 

@@ -1,13 +1,13 @@
-//! Image to image: planner, workers, one ordered writer.
+//! Image to image: a planner, and workers that read, take their turn, and store.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
-use super::plan::{Kind, planner};
-use super::runs::{Packer, Run, Target, split};
-use super::{Copied, Options};
+use super::plan::{Kind, Look, Task, planner};
+use super::runs::{Packer, Run, split};
+use super::target::{Stored, Target};
+use super::{Copied, MAX_BUFFERS, Options};
 use crate::{Error, Image, ImageMut, Progress, Result};
 
 /// Tasks that the planner may be ahead of the workers.
@@ -46,127 +46,167 @@ pub fn copy_range(
     }
     progress.total(len);
     let end = target.size();
-    let mut target = Target::new(target, options)?;
-    let (granule, unit, compression) = (target.granule, target.unit, target.compression);
-    // Compressed clusters are packed by whoever asks for it; nothing asks for stored holes as well.
-    let look = super::plan::Look { unit, holes: granule != 0, only_top: options.only_top };
-    let threads = options.threads.max(1);
+    let target = Target::new(target, options)?;
+    // Nothing asks for stored zeroes and holes as well.
+    let look = Look { unit: target.unit, piece: target.piece, holes: target.granule != 0, only_top: options.only_top };
+    let threads = options.threads.clamp(1, (MAX_BUFFERS / target.piece as usize).max(1));
 
     let (plan, tasks) = sync_channel(AHEAD);
-    let (give_back, buffers) = channel();
-    for _ in 0..threads + 2 {
-        // The receiver is alive here, and so the send can't fail.
-        let _ = give_back.send(Vec::new());
-    }
-    let feed = Arc::new(Mutex::new(Feed { tasks, buffers }));
-    let (results, finished) = sync_channel(threads + 2);
+    let copy = Copy {
+        source,
+        shift: Shift { from: range.start, at },
+        tasks: Mutex::new(tasks),
+        turn: Mutex::new(Turn { next: 0, copied: Copied::default(), failure: None }),
+        passed: Condvar::new(),
+        target,
+        progress,
+    };
     std::thread::scope(|scope| {
-        let from = range.start;
-        scope.spawn({
-            let results = results.clone();
-            move || planner(source, range, at, look, &plan, &results)
-        });
-        for _ in 0..threads {
-            let (feed, results) = (feed.clone(), results.clone());
-            scope.spawn(move || {
-                let packer = compression.map(|c| Packer::new(c, end));
-                worker(source, &feed, &results, granule, packer, from, at);
-            });
+        scope.spawn(move || planner(source, range, at, look, &plan));
+        for _ in 1..threads {
+            scope.spawn(|| copy.worker(end));
         }
-        // From here on only the threads hold these ends: when they are gone, the writer's loop ends.
-        drop((feed, results));
-        writer(&mut target, finished, give_back, progress)
-    })?;
-    // Threads that end early without an error have panicked, and the scope has then passed that on.
-    Ok(target.copied)
+        copy.worker(end);
+        // A planner that waits for room in the queue must learn that nobody takes from it any more.
+        drop(std::mem::replace(&mut *lock(&copy.tasks), sync_channel(0).1));
+    });
+    let turn = copy.turn.into_inner().unwrap_or_else(|e| e.into_inner());
+    match turn.failure {
+        Some((_, error)) => Err(error),
+        None => Ok(turn.copied),
+    }
 }
 
-/// What the workers take from, both under one lock: whoever has the lowest task then also has a buffer, so that the
-/// writer always gets the piece it waits for.
-struct Feed {
-    tasks: Receiver<super::plan::Task>,
-    buffers: Receiver<Vec<u8>>,
-}
-
-/// A finished task. The buffer goes back once it is written.
-pub(super) struct Finished {
-    pub number: u64,
-    pub at: u64,
-    pub len: u64,
-    pub outcome: Result<Outcome>,
-}
-
-/// What a worker made of a task.
-pub(super) enum Outcome {
-    /// A buffer and what is in it.
-    Read(Vec<u8>, Vec<Run>),
-    Zero(Vec<u8>),
-    Skip(Vec<u8>),
-}
-
-fn worker(
-    source: &dyn Image,
-    feed: &Mutex<Feed>,
-    results: &SyncSender<Finished>,
-    granule: u64,
-    mut packer: Option<Packer>,
+/// How offsets on the target differ from those on the source.
+struct Shift {
     from: u64,
     at: u64,
-) {
-    loop {
-        let (task, mut buf) = {
-            let Ok(feed) = feed.lock() else { return };
-            let Ok(buf) = feed.buffers.recv() else { return };
-            let Ok(task) = feed.tasks.recv() else { return };
-            (task, buf)
-        };
-        let outcome = match task.kind {
-            Kind::Skip => Ok(Outcome::Skip(buf)),
-            Kind::Zero => Ok(Outcome::Zero(buf)),
-            Kind::Data => {
-                // Bounded by PIECE; a buffer keeps its length, so that it is cleared only the first time.
-                let len = task.len as usize;
-                buf.resize(buf.len().max(len), 0);
-                source.read_at(&mut buf[..len], task.at - at + from).map(|()| {
-                    let runs = match &mut packer {
-                        Some(packer) => packer.split(&buf[..len], task.at),
-                        None => split(&buf[..len], task.at, granule),
-                    };
-                    Outcome::Read(buf, runs)
-                })
-            }
-        };
-        if results.send(Finished { number: task.number, at: task.at, len: task.len, outcome }).is_err() {
-            return;
+}
+
+/// What the workers share.
+struct Copy<'a> {
+    source: &'a dyn Image,
+    shift: Shift,
+    tasks: Mutex<Receiver<Task>>,
+    turn: Mutex<Turn>,
+    passed: Condvar,
+    target: Target<'a>,
+    progress: &'a dyn Progress,
+}
+
+/// Whose turn it is to change the target's layout. It goes through the tasks by their numbers, so the target gets the same
+/// calls in the same order whatever the number of workers.
+struct Turn {
+    next: u64,
+    copied: Copied,
+    /// The failed task of the lowest number.
+    failure: Option<(u64, Error)>,
+}
+
+impl Turn {
+    fn fail(&mut self, number: u64, error: Error) {
+        if self.failure.as_ref().is_none_or(|(first, _)| number < *first) {
+            self.failure = Some((number, error));
         }
     }
 }
 
-fn writer(target: &mut Target<'_>, finished: Receiver<Finished>, give_back: Sender<Vec<u8>>, progress: &dyn Progress) -> Result<()> {
-    let mut early: BTreeMap<u64, Finished> = BTreeMap::new();
-    let mut next = 0;
-    for result in finished {
-        early.insert(result.number, result);
-        while let Some(result) = early.remove(&next) {
-            next += 1;
-            if progress.cancelled() {
-                return Err(Error::Cancelled);
+impl Copy<'_> {
+    /// Does tasks until there are none left or one has failed. `end` is where the target ends.
+    fn worker(&self, end: u64) {
+        let _watch = Watch(self);
+        let mut packer = self.target.compression.map(|c| Packer::new(c, end));
+        let mut buf = Vec::new();
+        loop {
+            let Ok(task) = lock(&self.tasks).recv() else { return };
+            let number = task.number;
+            let (at, len) = (task.at, task.len);
+            let outcome = self.read(task.kind, at, len, &mut buf, packer.as_mut());
+            let Some(mut turn) = self.wait_for(number) else { return };
+            let placed = outcome.and_then(|content| self.place(&mut turn, at, len, &buf, content));
+            turn.next += 1;
+            let stored = placed.and_then(|stored| {
+                drop(turn);
+                self.passed.notify_all();
+                stored.into_iter().try_for_each(|piece| self.target.store(&buf, piece))
+            });
+            match stored {
+                Ok(()) => self.progress.advance(len),
+                Err(error) => {
+                    lock(&self.turn).fail(number, error);
+                    self.passed.notify_all();
+                    return;
+                }
             }
-            let buf = match result.outcome? {
-                Outcome::Read(buf, runs) => {
-                    target.write(&buf, &runs, result.at)?;
-                    buf
-                }
-                Outcome::Zero(buf) => {
-                    target.zero(result.at, result.len)?;
-                    buf
-                }
-                Outcome::Skip(buf) => buf,
-            };
-            // The workers are gone when all is planned and done.
-            let _ = give_back.send(buf);
-            progress.advance(result.len);
         }
     }
-    Ok(())
+
+    /// The first part of a task, which needs no order: reading, looking for zeroes, packing.
+    fn read(&self, kind: Kind, at: u64, len: u64, buf: &mut Vec<u8>, packer: Option<&mut Packer>) -> Result<Content> {
+        match kind {
+            Kind::Fail(error) => Err(error),
+            Kind::Skip => Ok(Content::Skip),
+            Kind::Zero => Ok(Content::Zero),
+            Kind::Data => {
+                // Bounded by the piece; a buffer keeps its length, so that it is cleared only the first time.
+                let len = len as usize;
+                buf.resize(buf.len().max(len), 0);
+                let buf = &mut buf[..len];
+                self.source.read_at(buf, at - self.shift.at + self.shift.from)?;
+                Ok(Content::Runs(match packer {
+                    Some(packer) => packer.split(buf, at),
+                    None => split(buf, at, self.target.granule),
+                }))
+            }
+        }
+    }
+
+    /// The turn of task `number`; `None` when the copy has failed before it.
+    fn wait_for(&self, number: u64) -> Option<MutexGuard<'_, Turn>> {
+        let mut turn = lock(&self.turn);
+        loop {
+            if turn.failure.as_ref().is_some_and(|(first, _)| *first < number) {
+                return None;
+            }
+            if turn.next == number {
+                return Some(turn);
+            }
+            turn = self.passed.wait(turn).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    /// The part of a task that has an order.
+    fn place(&self, turn: &mut Turn, at: u64, len: u64, buf: &[u8], content: Content) -> Result<Vec<Stored>> {
+        if self.progress.cancelled() {
+            return Err(Error::Cancelled);
+        }
+        match content {
+            Content::Skip => Ok(Vec::new()),
+            Content::Zero => self.target.zero(at, len, &mut turn.copied).map(|()| Vec::new()),
+            Content::Runs(runs) => self.target.place(buf, runs, at, &mut turn.copied),
+        }
+    }
+}
+
+/// Ends the copy when a worker panics: the others would wait for its turn for ever.
+struct Watch<'a, 'b>(&'a Copy<'b>);
+
+impl Drop for Watch<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.0.turn).fail(0, Error::Cancelled);
+            self.0.passed.notify_all();
+        }
+    }
+}
+
+/// What the first part of a task found.
+enum Content {
+    Runs(Vec<Run>),
+    Zero,
+    Skip,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

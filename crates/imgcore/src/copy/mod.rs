@@ -1,9 +1,10 @@
 //! The copy engine: every byte that goes from one disk to another goes through here.
 //!
-//! A walk over the source's extents feeds a bounded queue; workers read and look for zeroes; one writer puts the
-//! results in order again and writes them. So the target gets the same calls in the same order whatever the
-//! number of workers, and with it the same bytes in its file. At most [`Options::threads`] + 2 pieces of
-//! [`PIECE`] bytes are in memory. Holes of the source are never read, and become holes of the target.
+//! A walk over the source's extents feeds a bounded queue of tasks. Workers read, look for zeroes and compress; then each
+//! waits for its turn, in which it takes room on the target in the order of the tasks; then it stores the bytes, while
+//! others have theirs. So the target is laid out in the same way whatever the number of workers, and has the same bytes
+//! in its file. Each worker has one piece in memory, all together 64 MiB at most. Holes of the source are never
+//! read, and become holes of the target.
 //!
 //! [`copy`] and [`copy_range`] pull from an image; [`Sink`] takes what a stream pushes.
 
@@ -11,6 +12,7 @@ mod engine;
 mod plan;
 mod runs;
 mod sink;
+mod target;
 
 #[cfg(test)]
 mod tests;
@@ -21,8 +23,10 @@ pub use sink::Sink;
 
 use crate::Progress;
 
-/// Bytes that are read and written at once.
-pub const PIECE: usize = 2 << 20;
+/// Bytes that are read and written at once, unless the target's clusters are larger.
+const PIECE: u64 = 1 << 20;
+/// Bytes of all workers' pieces together.
+const MAX_BUFFERS: usize = 64 << 20;
 
 /// How to copy.
 #[derive(Clone, Debug)]

@@ -3,8 +3,6 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::mpsc::SyncSender;
 
-use super::PIECE;
-use super::engine::Finished;
 use crate::{Error, Extent, ExtentKind, Image};
 
 /// A piece of work, numbered in the order of the target.
@@ -17,11 +15,13 @@ pub(super) struct Task {
 }
 
 /// What is to be done with a range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Kind {
     Data,
     Zero,
     Skip,
+    /// The source could not be looked at any further.
+    Fail(Error),
 }
 
 /// How the source is looked at.
@@ -29,6 +29,8 @@ pub(super) enum Kind {
 pub(super) struct Look {
     /// Zeroes and what is left out begin and end at multiples of it on the target.
     pub unit: u64,
+    /// Data is cut at multiples of it on the target.
+    pub piece: u64,
     /// Whether holes stay holes.
     pub holes: bool,
     /// Whether what lies below the source is left out.
@@ -45,10 +47,10 @@ impl Look {
 }
 
 /// Puts the tasks for `range` of the source, which goes to `at` of the target, into the queue.
-pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look, plan: &SyncSender<Task>, results: &SyncSender<Finished>) {
+pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look, plan: &SyncSender<Task>) {
     let has_backing = source.backing().is_some();
     let end = at + (range.end - range.start);
-    let mut queue = Queue { plan, number: 0, open: at };
+    let mut queue = Queue { plan, piece: look.piece, number: 0, open: at };
     let mut planned = range.start;
     let walk = source.extents(range.clone(), &mut |extent| {
         if extent.start != planned || extent.len == 0 || extent.len > range.end - extent.start {
@@ -58,7 +60,7 @@ pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look
         let (from, to) = (extent.start - range.start + at, planned - range.start + at);
         match look.kind(&extent, has_backing) {
             // As much of it as makes whole pieces; the rest may share its last cluster with what follows.
-            Kind::Data => queue.data_until(to / PIECE as u64 * PIECE as u64),
+            Kind::Data => queue.data_until(to / look.piece * look.piece),
             kind => {
                 let from = if queue.open == from { from } else { from.checked_next_multiple_of(look.unit).unwrap_or(end) };
                 let to = if to == end { to } else { to / look.unit * look.unit };
@@ -82,11 +84,12 @@ pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look
             return;
         }
     };
-    let _ = results.send(Finished { number: queue.number, at: 0, len: 0, outcome: Err(outcome) });
+    let _ = queue.push(end, Kind::Fail(outcome));
 }
 
 struct Queue<'a> {
     plan: &'a SyncSender<Task>,
+    piece: u64,
     number: u64,
     /// Where the part of the target begins that no task covers yet.
     open: u64,
@@ -100,10 +103,10 @@ impl Queue<'_> {
         if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
-    /// Cut at multiples of PIECE, so that pieces hold whole clusters.
+    /// Cut at multiples of the piece, which holds whole clusters.
     fn data_until(&mut self, to: u64) -> ControlFlow<()> {
         while self.open < to {
-            let boundary = self.open.saturating_add(PIECE as u64 - self.open % PIECE as u64);
+            let boundary = self.open.saturating_add(self.piece - self.open % self.piece);
             self.push(boundary.min(to), Kind::Data)?;
         }
         ControlFlow::Continue(())

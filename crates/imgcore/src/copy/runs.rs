@@ -1,9 +1,8 @@
-//! Splitting a buffer into runs of data, zeroes and compressed clusters, and writing them.
+//! Splitting a buffer into runs of data, zeroes and compressed clusters.
 
 use std::ops::Range;
 
-use super::{Copied, Options, PIECE};
-use crate::{Compression, Compressor, Error, ImageMut, Result};
+use crate::{Compression, Compressor};
 
 /// A part of a buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,58 +97,6 @@ impl Packer {
             }
         }
         runs
-    }
-}
-
-/// The writing end of a copy.
-pub(super) struct Target<'a> {
-    pub image: &'a dyn ImageMut,
-    /// Blocks that are looked at for zeroes; 0 for not at all.
-    pub granule: u64,
-    /// Where holes may begin and end, so that none cuts a cluster.
-    pub unit: u64,
-    pub compression: Option<&'a dyn Compression>,
-    pub is_zero: bool,
-    pub copied: Copied,
-}
-
-impl<'a> Target<'a> {
-    pub fn new(image: &'a dyn ImageMut, options: &Options) -> Result<Self> {
-        let info = image.info();
-        let cluster = info.cluster_size.filter(|size| *size > 0 && (PIECE as u64).is_multiple_of(*size)).unwrap_or(1);
-        let granule = if options.sparse == 0 { 0 } else { options.sparse.max(cluster).min(PIECE as u64) };
-        let compression = if options.compress { image.compression() } else { None };
-        if options.compress && compression.is_none_or(|c| !(PIECE as u64).is_multiple_of(c.cluster_size())) {
-            return Err(Error::unsupported(&info.file, info.format, "compressed images of this format: use qcow2"));
-        }
-        Ok(Target { image, granule, unit: cluster, compression, is_zero: options.target_is_zero, copied: Copied::default() })
-    }
-
-    pub fn write(&mut self, buf: &[u8], runs: &[Run], offset: u64) -> Result<()> {
-        for run in runs {
-            let (at, len) = (offset + run.range.start as u64, run.range.len() as u64);
-            match (&run.content, self.compression) {
-                (Content::Zero, _) => self.zero(at, len)?,
-                (Content::Packed(packed), Some(compression)) => {
-                    compression.write_packed(packed, at)?;
-                    self.copied.data += len;
-                }
-                _ if len > 0 => {
-                    self.image.write_at(&buf[run.range.clone()], at)?;
-                    self.copied.data += len;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    pub fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
-        if !self.is_zero {
-            self.image.zero_at(offset, len)?;
-        }
-        self.copied.zero += len;
-        Ok(())
     }
 }
 

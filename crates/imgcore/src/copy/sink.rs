@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use super::runs::{Target, split};
+use super::runs::split;
+use super::target::Target;
 use super::{Copied, Options};
 use crate::{Error, ImageMut, Result};
 
@@ -41,14 +42,15 @@ impl Sink {
         let options = Options { compress: false, ..options };
         let (pieces, waiting) = sync_channel(WAITING);
         let writer = move || {
-            let mut target = Target::new(target.as_ref(), &options)?;
+            let target = Target::new(target.as_ref(), &options)?;
+            let mut copied = Copied::default();
             for piece in waiting {
                 match piece {
-                    Piece::Data(offset, bytes) => target.write(&bytes, &split(&bytes, offset, target.granule), offset)?,
-                    Piece::Zero(offset, len) => target.zero(offset, len)?,
+                    Piece::Data(offset, bytes) => target.write(&bytes, split(&bytes, offset, target.granule), offset, &mut copied)?,
+                    Piece::Zero(offset, len) => target.zero(offset, len, &mut copied)?,
                 }
             }
-            Ok(target.copied)
+            Ok(copied)
         };
         let writer = std::thread::Builder::new().name("copy-sink".into()).spawn(writer);
         let writer = writer.map_err(|source| Error::io("a thread", "start", None, source))?;

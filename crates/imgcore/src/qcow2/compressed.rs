@@ -1,11 +1,8 @@
 //! Storing clusters compressed.
 
-use super::entry::{Cluster, Place};
-use super::header::FORMAT;
-use super::write::{Allocation, used_clusters};
+use super::write::Allocation;
 use super::{ClusterCompressor, Qcow2};
-use crate::image::check_range;
-use crate::{Compression, Compressor, Error, Image, Result};
+use crate::{Compression, Compressor, Placing, Result};
 
 impl Qcow2 {
     /// Stores one guest cluster compressed: `packed` is what [`ClusterCompressor`](super::ClusterCompressor) made of all
@@ -14,40 +11,14 @@ impl Qcow2 {
     /// # Errors
     /// [`Error::Invalid`] when `guest` is no cluster's start or `packed` not smaller than a cluster.
     pub fn write_compressed_cluster(&self, guest: u64, packed: &[u8]) -> Result<()> {
-        let cluster_size = self.cluster_size();
-        check_range(&self.file, self.size(), guest, 1)?;
-        if !guest.is_multiple_of(cluster_size) || packed.is_empty() || packed.len() as u64 >= cluster_size {
-            return Err(Error::Invalid(format!("{}: {} bytes cannot be a compressed cluster at {guest:#x}", self.file, packed.len())));
-        }
-        if self.external() {
-            return Err(Error::unsupported(&self.file, FORMAT, "compressed clusters with an external data file"));
-        }
-        let len = packed.len() as u64;
-        let first = guest / cluster_size;
-        let _lock = self.writer()?.ranges.lock(first..first + 1);
-        let host = {
-            let mut allocation = self.allocation()?;
-            self.own_l2(&mut allocation, guest)?;
-            let host = allocation.place_compressed(len, cluster_size)?;
-            allocation.compressed_end = Some(host + len).filter(|end| end % cluster_size != 0);
-            host
-        };
-        let written = self.storage.write_at(packed, host);
-        let cluster = Cluster { place: Place::Compressed { host, len }, stored: 0, zero: 0 };
-        let mut allocation = self.allocation()?;
-        if let Err(e) = written {
-            if let Some(clusters) = used_clusters(&self.header, cluster.encode(&self.header).0) {
-                allocation.refcounts.free_later(clusters, false);
-            }
-            return Err(e);
-        }
-        self.link(&mut allocation, first, std::iter::once(cluster), false)
+        let host = self.place_packed(guest, packed.len() as u64)?;
+        self.store(packed, host)
     }
 }
 
 impl Allocation {
     /// A place for `len` compressed bytes, behind the last ones where their cluster's count allows.
-    fn place_compressed(&mut self, len: u64, cluster_size: u64) -> Result<u64> {
+    pub fn place_compressed(&mut self, len: u64, cluster_size: u64) -> Result<u64> {
         let Some(end) = self.compressed_end else { return Ok(self.new_cluster()? * cluster_size) };
         let last = end / cluster_size;
         if end % cluster_size + len <= cluster_size {

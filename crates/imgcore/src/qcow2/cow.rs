@@ -10,16 +10,16 @@ use super::entry::{Cluster, Place, subclusters};
 use crate::Result;
 
 /// New clusters taken at once, in bytes: between them, other writers get their turn.
-const MAX_NEW: u64 = 64 << 20;
+pub(super) const MAX_NEW: u64 = 64 << 20;
 /// Up to so many bytes, a copied-up head and tail are written together with the data.
 const JOIN: u64 = 256 << 10;
 
 /// Where bytes go: into clusters that adjoin in the file.
-struct Target {
+pub(super) struct Target {
     /// Guest offset of the first cluster.
     start: u64,
     /// Its place in the file.
-    host: u64,
+    pub host: u64,
     /// Whether nothing was ever written there.
     fresh: bool,
 }
@@ -91,7 +91,7 @@ impl Qcow2 {
 
     /// The first guest cluster of `guest..end` as it is, and the place for as many of them as go together: the one that
     /// they have, or a new one. `None` when the byte at `guest` is stored there already.
-    fn place_for(&self, guest: u64, end: u64) -> Result<Option<(Cluster, Target, Range<u64>)>> {
+    pub(super) fn place_for(&self, guest: u64, end: u64) -> Result<Option<(Cluster, Target, Range<u64>)>> {
         let cluster_size = self.cluster_size();
         let (first, after) = (guest / cluster_size, end.div_ceil(cluster_size));
         let start = first * cluster_size;

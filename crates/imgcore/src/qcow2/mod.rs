@@ -28,6 +28,7 @@ mod edit;
 mod entry;
 mod header;
 mod l2;
+mod place;
 mod preallocate;
 mod ranges;
 mod refcount;

@@ -12,7 +12,7 @@ use super::refcount::{Metadata, Refcounts};
 use super::{Qcow2, snapshot};
 use crate::formats::{OpenContext, OpenOptions, Repair};
 use crate::image::check_range;
-use crate::{Compression, Error, Formats, Image, ImageMut, NoGate, Result, Storage};
+use crate::{Compression, Error, Formats, Image, ImageMut, NoGate, Placing, Result, Storage};
 
 /// What an image that is open for writing has besides.
 pub(super) struct Writer {
@@ -201,16 +201,22 @@ impl Qcow2 {
         self.header.has(DATA_FILE)
     }
 
-    /// Writes `data` into the image's own clusters at `host`, unless a damaged table points at metadata.
+    /// Writes `data` into the image's own clusters at `host`.
     pub(super) fn write_in_place(&self, data: &[u8], host: u64) -> Result<()> {
-        let clusters = host / self.cluster_size()..(host + data.len() as u64).div_ceil(self.cluster_size());
+        self.check_in_place(host, data.len() as u64)?;
+        self.data.write_at(data, host)
+    }
+
+    /// A damaged table may point at metadata, which must not be written over.
+    pub(super) fn check_in_place(&self, host: u64, len: u64) -> Result<()> {
+        let clusters = host / self.cluster_size()..(host + len).div_ceil(self.cluster_size());
         if !self.external()
             && let Some(cluster) = self.writer()?.metadata.find(clusters)
         {
             let at = cluster * self.cluster_size();
             return Err(Error::corrupt(&self.file, FORMAT, at, "guest data would be written over metadata; run 'img check'"));
         }
-        self.data.write_at(data, host)
+        Ok(())
     }
 }
 
@@ -262,5 +268,9 @@ impl ImageMut for Qcow2 {
 
     fn compression(&self) -> Option<&dyn Compression> {
         if self.external() { None } else { Some(self) }
+    }
+
+    fn placing(&self) -> Option<&dyn Placing> {
+        Some(self)
     }
 }

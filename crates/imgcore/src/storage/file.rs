@@ -19,6 +19,9 @@ pub struct FileStorage {
     name: String,
     identity: (u64, u64),
     block_device: bool,
+    /// Set while the file has no name that anyone would look under: the order in which its parts become durable is then of no
+    /// matter, and syncs between them would only take time.
+    nameless: bool,
 }
 
 impl FileStorage {
@@ -62,7 +65,18 @@ impl FileStorage {
         }
         // A block device may have several nodes: its number is what they share.
         let identity = if block_device { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
-        Ok(FileStorage { file, name, identity, block_device })
+        Ok(FileStorage { file, name, identity, block_device, nameless: false })
+    }
+
+    /// A file that gets its name only when it is whole: [`sync`](Storage::sync) waits for that.
+    pub(super) fn nameless(mut self) -> Self {
+        self.nameless = true;
+        self
+    }
+
+    /// Returns when everything is on stable storage, nameless or not.
+    pub(super) fn sync_now(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io(&self.name, "sync", None, e))
     }
 
     /// The open file itself, for system calls between two files such as `copy_file_range`.
@@ -83,6 +97,12 @@ impl FileStorage {
             offset += now as u64;
         }
         Ok(())
+    }
+}
+
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        lock::release(&self.file);
     }
 }
 
@@ -178,7 +198,7 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io(&self.name, "sync", None, e))
+        if self.nameless { Ok(()) } else { self.sync_now() }
     }
 }
 

@@ -96,6 +96,12 @@ pub fn take(file: &File, name: &str, lock: &Lock) -> Result<()> {
     Ok(())
 }
 
+/// Gives all locks on `file` back. Closing it is not enough: a process that is being started shares it for a moment.
+pub fn release(file: &File) {
+    let all = libc::flock { l_len: 0, ..byte(0, libc::F_UNLCK) };
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&all));
+}
+
 fn locked(name: &str, why: String) -> Error {
     Error::Locked { file: name.into(), why }
 }

@@ -59,7 +59,8 @@ impl NewFile {
             .tempfile_in(folder)
             .map_err(fail)?
             .into_parts();
-        Ok(NewFile { storage: Arc::new(FileStorage::from_file(file, name)?), target, temporary: Some(temporary), _replaced: replaced })
+        let storage = Arc::new(FileStorage::from_file(file, name)?.nameless());
+        Ok(NewFile { storage, target, temporary: Some(temporary), _replaced: replaced })
     }
 
     /// Where to write.
@@ -74,12 +75,21 @@ impl NewFile {
 
     /// Makes everything durable, then gives the file its name, replacing what was there.
     pub fn commit(self) -> Result<()> {
-        self.storage.sync()?;
+        self.storage.sync_now()?;
+        if self.temporary.is_none() {
+            return Ok(());
+        }
+        let (name, folder) = (self.storage.name().to_owned(), folder_of(&self.target).to_owned());
+        self.commit_unsynced()?;
+        let folder = File::open(folder).and_then(|f| f.sync_all());
+        folder.map_err(|e| Error::io(&name, "sync the folder of", None, e))
+    }
+
+    /// Gives the file its name and leaves it to the host when its bytes reach the disk, as qemu-img does in its cache mode
+    /// `unsafe`: after a power cut soon afterwards it may be incomplete.
+    pub fn commit_unsynced(self) -> Result<()> {
         let Some(temporary) = self.temporary else { return Ok(()) };
-        let name = self.storage.name();
-        temporary.persist(&self.target).map_err(|e| Error::io(name, "rename into place", None, e.error))?;
-        let folder = File::open(folder_of(&self.target)).and_then(|f| f.sync_all());
-        folder.map_err(|e| Error::io(name, "sync the folder of", None, e))
+        temporary.persist(&self.target).map_err(|e| Error::io(self.storage.name(), "rename into place", None, e.error))
     }
 }
 

@@ -66,9 +66,10 @@ struct Convert {
     /// Format of the image below the output
     #[arg(short = 'F', long, value_name = "FMT")]
     backing_format: Option<String>,
-    /// Accepted as qemu-img does: cache mode of the output
-    #[arg(short = 't', value_name = "CACHE", hide = true)]
-    cache: Option<String>,
+    /// Cache mode of the output. With 'unsafe' it is left to the host when the bytes reach the disk; with all others they are there at the end
+    #[arg(short = 't', value_name = "CACHE", default_value = "unsafe",
+          value_parser = ["none", "writeback", "unsafe", "directsync", "writethrough"])]
+    cache: String,
     /// Accepted as qemu-img does: cache mode of the source
     #[arg(short = 'T', value_name = "CACHE", hide = true)]
     source_cache: Option<String>,
@@ -134,7 +135,7 @@ fn run(args: Convert) -> Result<ExitCode, Failure> {
         let target = driver.create(file.storage(), total, &create)?;
         copy_all(&sources, &*target, &options, &bar, total)?;
         drop(target);
-        file.commit()?;
+        if args.cache == "unsafe" { file.commit_unsynced()? } else { file.commit()? }
     }
     bar.finish();
     Ok(ExitCode::SUCCESS)
