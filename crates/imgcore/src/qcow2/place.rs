@@ -12,7 +12,7 @@ impl Placing for Qcow2 {
     fn place(&self, offset: u64, len: u64) -> Result<Option<Place>> {
         check_range(&self.file, self.size(), offset, len)?;
         let cluster_size = self.cluster_size();
-        if offset % cluster_size != 0 || len < cluster_size {
+        if !offset.is_multiple_of(cluster_size) || len < cluster_size {
             return Ok(None);
         }
         let len = len - len % cluster_size;
