@@ -41,7 +41,7 @@ fn a_zero_target_is_written_only_where_there_is_data() {
     copy(&source, &target, &options(2, true), &NoProgress).unwrap();
     assert!(target.bytes() == source.bytes());
     let log = target.log.lock().unwrap();
-    assert!(log.iter().all(|(_, len, zero)| !zero && *len <= PIECE as u64));
+    assert!(log.iter().all(|(_, len, zero)| !zero && *len <= PIECE));
     let written: u64 = log.iter().map(|(_, len, _)| len).sum();
     assert!(written < 7_000_001 + 700 + 4 * 4096, "{written}");
 }
