@@ -13,11 +13,13 @@
 #![forbid(unsafe_code)]
 
 pub mod copy;
+mod derived;
 pub mod edit;
 mod error;
 pub mod formats;
 mod gate;
 mod image;
+mod le;
 pub mod nbd;
 pub mod overlay;
 pub mod partition;
@@ -29,6 +31,7 @@ pub mod slice;
 pub mod storage;
 #[cfg(test)]
 mod testing;
+pub mod vhdx;
 
 pub use edit::{Bitmaps, ImageEdit, Preallocation, Snapshots};
 pub use error::{Error, Result};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::qcow2::Qcow2Driver;
 use crate::raw::RawDriver;
 use crate::storage::{FileStorage, read_padded};
+use crate::vhdx::VhdxDriver;
 use crate::{Error, Gate, Image, ImageEdit, ImageMut, Result, Storage};
 
 mod container;
@@ -108,7 +109,7 @@ impl Default for Formats {
 impl Formats {
     /// The formats of this crate.
     pub fn new() -> Self {
-        Formats { drivers: Arc::new([Arc::new(RawDriver), Arc::new(Qcow2Driver)]), containers: Arc::new([]) }
+        Formats { drivers: Arc::new([Arc::new(RawDriver), Arc::new(Qcow2Driver), Arc::new(VhdxDriver)]), containers: Arc::new([]) }
     }
 
     /// The same and one more kind of container.
@@ -323,6 +324,6 @@ mod tests {
     #[test]
     fn unknown_formats_are_named() {
         let error = Formats::new().driver("vdi").err().unwrap().to_string();
-        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2");
+        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2, vhdx");
     }
 }
