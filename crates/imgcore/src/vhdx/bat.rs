@@ -46,9 +46,9 @@ impl State {
     }
 }
 
-/// The FileOffsetMB field, in bytes.
+/// The FileOffsetMB field, in bytes: it takes the place that they have in a number of bytes.
 pub(super) fn offset_of(entry: u64) -> u64 {
-    (entry >> 20) * MIB
+    entry & !(MIB - 1)
 }
 
 /// The table of one file.

@@ -101,7 +101,7 @@ impl Vhdx {
         storage.zero_at(0, end)?;
         metadata.write(&*storage, items, guid(b"virtual disk id"))?;
         Regions::write(&*storage, bat, items)?;
-        let place = |block: u64| (payload + block * metadata.block_size) / MIB << 20;
+        let place = |block: u64| payload + block * metadata.block_size;
         match (metadata.leave_blocks_allocated, block_state_zero) {
             (true, _) => fill_bat(&*storage, bat, &metadata, 0..entries, |block| place(block) | PRESENT)?,
             (false, true) => fill_bat(&*storage, bat, &metadata, 0..entries, |_| ZERO)?,

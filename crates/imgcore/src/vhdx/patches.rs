@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::storage::read_padded;
+use crate::storage::{Lock, read_padded};
 use crate::{Error, Result, Storage};
 
 /// What a changed range is to hold.
@@ -104,6 +104,10 @@ impl Storage for Replayed {
         self.storage.identity()
     }
 
+    fn lock(&self, lock: &Lock) -> Result<()> {
+        self.storage.lock(lock)
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.size);
         let Some(end) = end else {
@@ -129,6 +133,10 @@ impl Storage for Replayed {
     }
 
     fn zero_at(&self, _: u64, _: u64) -> Result<()> {
+        self.read_only()
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> Result<()> {
         self.read_only()
     }
 

@@ -109,7 +109,7 @@ impl Vhdx {
         self.storage.zero_at(host, self.block_size())?;
         state.end = Some(end);
         let index = self.bat_index(guest / self.block_size());
-        if self.bat.set(&*self.storage, index, host / MIB << 20 | bat::PRESENT)? {
+        if self.bat.set(&*self.storage, index, host | bat::PRESENT)? {
             self.write_back()?;
         }
         Ok(())
