@@ -9,7 +9,7 @@ use common::Random;
 use imgcore::formats::{CreateOptions, Repair};
 use imgcore::qcow2::{ClusterCompressor, Move, Qcow2};
 use imgcore::storage::{FaultStorage, MemStorage, Operation};
-use imgcore::{Formats, Image, ImageMut, NoGate, OpenOptions, Storage};
+use imgcore::{Formats, Image, ImageEdit, ImageMut, NoGate, NoProgress, OpenOptions, Preallocation, Snapshots, Storage};
 
 const SIZE: u64 = 256 << 10;
 
@@ -168,4 +168,62 @@ fn a_cut_while_ranges_move_leaves_the_old_or_the_new_disk() {
         }
     }
     assert!(old > 0 && new > 0);
+}
+
+type Edit = fn(&mut Qcow2) -> imgcore::Result<()>;
+
+/// Changes of structure, all on an image with data, a snapshot `s`, and more data.
+const EDITS: &[(&str, Edit)] = &[
+    ("snapshot", |image| image.create("new", (1, 1)).map(|_| ())),
+    ("apply", |image| image.apply("s")),
+    ("delete", |image| image.delete("s")),
+    ("grow", |image| image.resize(SIZE * 40, Preallocation::Off)),
+    ("grow and preallocate", |image| image.resize(SIZE + 5000, Preallocation::Metadata)),
+    ("shrink", |image| image.resize(SIZE / 2 + 512, Preallocation::Off)),
+    ("empty", |image| image.make_empty()),
+    ("widen counts", |image| image.amend(&CreateOptions::new().set("refcount_bits", "64"), &NoProgress)),
+    ("downgrade", |image| image.amend(&CreateOptions::new().set("compat", "0.10").set("refcount_bits", "16"), &NoProgress)),
+];
+
+fn content(image: &dyn Image) -> Vec<u8> {
+    let mut all = vec![1; image.size() as usize];
+    image.read_at(&mut all, 0).unwrap();
+    all
+}
+
+#[test]
+fn a_cut_while_the_structure_changes_leaves_the_old_or_the_new_image() {
+    for (name, edit) in EDITS {
+        for (cluster_size, seed) in [("512", 21), ("1k", 22)] {
+            let mut random = Random(seed);
+            let memory = Arc::new(MemStorage::new("edit.qcow2", 0));
+            let mut image = Qcow2::create(memory.clone(), SIZE, &CreateOptions::new().set("cluster_size", cluster_size)).unwrap();
+            image.write_at(&random.bytes(SIZE / 2), 3000).unwrap();
+            image.create("s", (0, 0)).unwrap();
+            image.write_at(&random.bytes(SIZE / 3), SIZE / 2).unwrap();
+            image.zero_at(SIZE / 4, 5000).unwrap();
+            image.flush().unwrap();
+            let old = content(&image);
+            drop(image);
+            let start = Arc::new(memory.snapshot());
+            let storage = Arc::new(FaultStorage::new(memory).recording());
+            let mut image = reopen(storage.clone());
+            edit(&mut image).unwrap();
+            let new = content(&image);
+            drop(image);
+            let log = storage.log();
+            // Of a long log, a choice.
+            let step = log.len() / 150 + 1;
+            for cut in (0..=log.len()).step_by(step).chain([log.len()]) {
+                let disk = after_cut(&start, &log, cut, &mut random);
+                let case = format!("{name}, clusters of {cluster_size}, cut {cut} of {}", log.len());
+                let report = Formats::new().check(disk.clone(), &OpenOptions::new(&NoGate), Repair::None).unwrap();
+                assert_eq!((report.corruptions, report.check_errors), (0, 0), "{case}: {:?}", report.messages);
+                let image = reopen(disk);
+                let now = content(&image);
+                assert!(now == old || now == new, "{case}");
+                assert!(cut < log.len() || now == new, "{case}");
+            }
+        }
+    }
 }

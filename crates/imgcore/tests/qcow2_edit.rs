@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{Random, have, ok, run};
+use imgcore::formats::CreateOptions;
 use imgcore::storage::FileStorage;
-use imgcore::{Formats, Image, ImageEdit, ImageMut, LocalGate, OpenOptions, Preallocation};
+use imgcore::{Formats, Image, ImageEdit, ImageMut, LocalGate, NoProgress, OpenOptions, Preallocation};
 
 fn edit(path: &Path) -> Box<dyn ImageEdit> {
     let storage = Arc::new(FileStorage::open_writable(path).unwrap());
@@ -310,4 +311,99 @@ fn counts_that_would_overflow_stop_a_snapshot() {
     assert!(std::fs::read(folder.join("a.qcow2")).unwrap() == before);
     drop(image);
     ok("qemu-img", &["check", "-q", "a.qcow2"], folder);
+}
+
+fn options(text: &str) -> CreateOptions {
+    text.split(',').fold(CreateOptions::new(), |options, pair| {
+        let (name, value) = pair.split_once('=').unwrap();
+        options.set(name, value)
+    })
+}
+
+#[test]
+fn amended_images_keep_their_content() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut random = Random(15);
+    for case in 0..12 {
+        let size = (random.below(1 << 20) + 4096) & !511;
+        let made = random_image(folder, size, &mut random);
+        let mut model = vec![0; size as usize];
+        if random.below(2) == 0 {
+            let base = random.bytes(size);
+            std::fs::write(folder.join("base.raw"), &base).unwrap();
+            ok("qemu-img", &["rebase", "-u", "-b", "base.raw", "-F", "raw", "a.qcow2"], folder);
+            model = base;
+        }
+        let mut image = edit(&folder.join("a.qcow2"));
+        scribble(&*image, &mut model, &mut random);
+        image.snapshots().unwrap().create("s", (0, 0)).unwrap();
+        let then = model.clone();
+        scribble(&*image, &mut model, &mut random);
+        for step in 0..5 {
+            let amended = *random.pick(&[
+                "compat=1.1",
+                "compat=0.10,refcount_bits=16",
+                "compat=1.1,refcount_bits=4",
+                "compat=v3,refcount_bits=64,lazy_refcounts=on",
+                "lazy_refcounts=off",
+                "compat=v3,refcount_bits=2",
+            ]);
+            let result = image.amend(&options(amended), &NoProgress);
+            drop(image);
+            let case = format!("case {case}.{step}: {made}, {amended}");
+            if let Err(e) = result {
+                assert!(made.contains("extended") && e.to_string().contains("incompatible features 0x10"), "{case}: {e}");
+            } else {
+                let info = ok("qemu-img", &["info", "a.qcow2"], folder);
+                let bits = options(amended).get("refcount_bits").map(|bits| format!("refcount bits: {bits}\n"));
+                assert!(bits.is_none_or(|bits| info.contains(&bits)), "{case}: {info}");
+                assert_eq!(info.contains("compat: 0.10"), amended.contains("0.10") || (info.contains("compat: 0.10") && !amended.contains("compat")), "{case}");
+            }
+            check_with_qemu(folder, "a.qcow2", &model, &case);
+            ok("qemu-img", &["convert", "-O", "raw", "-l", "s", "a.qcow2", "snap.raw"], folder);
+            assert!(std::fs::read(folder.join("snap.raw")).unwrap() == then, "{case}");
+            image = edit(&folder.join("a.qcow2"));
+            scribble(&*image, &mut model, &mut random);
+        }
+    }
+}
+
+/// What qemu-img refuses we refuse, in its words.
+#[test]
+fn amending_is_refused_as_qemu_img_refuses_it() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    for (made, amended) in [
+        ("compat=1.1", "cluster_size=4k"),
+        ("compat=1.1", "preallocation=off"),
+        ("compat=1.1", "foo=1"),
+        ("compat=1.1", "compat=0.9"),
+        ("compat=1.1", "compat=0.10,lazy_refcounts=on"),
+        ("compat=0.10", "lazy_refcounts=on"),
+        ("compat=1.1", "refcount_bits=3"),
+        ("compat=1.1", "refcount_bits=128"),
+        ("compat=0.10", "refcount_bits=8"),
+        ("refcount_bits=8", "compat=0.10"),
+        ("compat=1.1", "compat=0.10,refcount_bits=8"),
+        ("extended_l2=on", "compat=0.10"),
+        ("compat=1.1", "data_file=x"),
+        ("compat=1.1", "data_file_raw=on"),
+        ("compat=1.1", "backing_fmt=raw"),
+        ("lazy_refcounts=on", "compat=0.10"),
+    ] {
+        ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", made, "a.qcow2", "1M"], folder);
+        std::fs::copy(folder.join("a.qcow2"), folder.join("b.qcow2")).unwrap();
+        let (code, text) = run("qemu-img", &["amend", "-o", amended, "b.qcow2"], folder);
+        match edit(&folder.join("a.qcow2")).amend(&options(amended), &NoProgress) {
+            Ok(()) => assert_eq!(code, 0, "{made}, {amended}: {text}"),
+            Err(e) => assert_eq!(format!("qemu-img: {e}\n").replace("'img rebase'", "'qemu-img rebase'"), text, "{made}, {amended}"),
+        }
+    }
 }

@@ -8,9 +8,9 @@ use super::header::{DATA_FILE_RAW, Header};
 use super::l2::words;
 use super::shadow::Shadow;
 use super::write::used_clusters;
-use crate::formats::OpenContext;
+use crate::formats::{CreateOptions, OpenContext};
 use crate::storage::read_padded;
-use crate::{Error, ImageEdit, ImageMut, Preallocation, Result, Snapshots, Storage};
+use crate::{Error, ImageEdit, ImageMut, Preallocation, Progress, Result, Snapshots, Storage};
 
 impl Qcow2 {
     /// Opens the image in `storage` for changes to its structure.
@@ -77,6 +77,10 @@ impl ImageEdit for Qcow2 {
         shadow.header.l1_table_offset = shadow.write_table(&vec![0; l1.len()])?;
         shadow.release(self.header.l1_table_offset, l1.len() as u64 * 8)?;
         self.commit(shadow)
+    }
+
+    fn amend(&mut self, options: &CreateOptions, progress: &dyn Progress) -> Result<()> {
+        self.amend_options(options, progress)
     }
 
     fn snapshots(&mut self) -> Result<&mut dyn Snapshots> {

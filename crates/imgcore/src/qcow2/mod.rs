@@ -18,6 +18,7 @@ use crate::image::check_range;
 use crate::storage::read_padded;
 use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, SnapshotInfo, Storage};
 
+mod amend;
 mod check;
 mod codec;
 mod compressed;

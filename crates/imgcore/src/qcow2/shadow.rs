@@ -201,10 +201,52 @@ impl Shadow {
         Ok(offset)
     }
 
+    /// A cluster that reads as zeroes.
+    pub fn new_zeroes(&mut self) -> Result<u64> {
+        let cluster_size = self.header.cluster_size();
+        let offset = self.allocate(1)?.start * cluster_size;
+        self.storage.zero_at(offset, cluster_size)?;
+        Ok(offset)
+    }
+
     /// Gives back `len` bytes at `offset` that one thing used.
     pub fn release(&mut self, offset: u64, len: u64) -> Result<()> {
         let bits = self.header.cluster_bits;
         self.drop(offset >> bits..(offset + len).div_ceil(1 << bits), 1)
+    }
+
+    /// Lays all counts out anew, in 2^`order` bits each.
+    pub fn set_refcount_order(&mut self, order: u32) -> Result<()> {
+        let (old, new) = (self.header.clone(), Header { refcount_order: order, ..self.header.clone() });
+        let mut blocks: HashMap<u64, Block> = HashMap::new();
+        // What is counted past the end of the file is of no use, and could ask for any amount of memory.
+        let end = self.storage.size()?.div_ceil(old.cluster_size());
+        for index in 0..(self.table.len() as u64).min(end.div_ceil(old.refcounts_per_block())) {
+            let first = index * old.refcounts_per_block();
+            let Some(block) = self.block(index)? else { continue };
+            for place in 0..old.refcounts_per_block().min(end - first) {
+                let count = get_count(&block.bytes, place, old.refcount_order);
+                if count > new.max_refcount() {
+                    let at = (first + place) << old.cluster_bits;
+                    return Err(Error::Invalid(format!(
+                        "Cannot decrease refcount entry width to {} bits: Cluster at offset {at:#x} has a refcount of {count}",
+                        1u32 << order
+                    )));
+                }
+                if count > 0 {
+                    let cluster = first + place;
+                    let empty = || Block { bytes: vec![0; new.cluster_size() as usize], changed: true };
+                    let block = blocks.entry(cluster / new.refcounts_per_block()).or_insert_with(empty);
+                    set_count(&mut block.bytes, cluster % new.refcounts_per_block(), order, count);
+                }
+            }
+        }
+        let old_blocks = std::mem::take(&mut self.table);
+        (self.header, self.blocks) = (new, blocks);
+        for offset in old_blocks.into_iter().filter(|offset| *offset != 0) {
+            self.release(offset, 1)?;
+        }
+        Ok(())
     }
 
     /// Makes the new image durable and current; gives the clusters that it no longer uses.

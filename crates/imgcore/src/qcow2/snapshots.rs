@@ -113,14 +113,14 @@ impl Qcow2 {
         snapshot::find(rows, id_or_name).ok_or_else(|| Error::Invalid(format!("{}: there is no snapshot '{id_or_name}'", self.file)))
     }
 
-    fn snapshot_l1(&self, row: &Snapshot) -> Result<Vec<u64>> {
+    pub(super) fn snapshot_l1(&self, row: &Snapshot) -> Result<Vec<u64>> {
         let mut bytes = vec![0; row.l1_size as usize * 8];
         read_padded(&*self.storage, &mut bytes, row.l1_table_offset)?;
         Ok(super::l2::words(&bytes).collect())
     }
 
     /// Replaces the table of snapshots.
-    fn write_rows(&self, shadow: &mut Shadow, rows: &[Snapshot]) -> Result<()> {
+    pub(super) fn write_rows(&self, shadow: &mut Shadow, rows: &[Snapshot]) -> Result<()> {
         let before = snapshot::read(&*self.storage, &self.header)?;
         if !before.is_empty() {
             shadow.release(self.header.snapshots_offset, before.iter().map(|row| row.entry_len).sum())?;
