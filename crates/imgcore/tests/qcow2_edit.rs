@@ -361,7 +361,11 @@ fn amended_images_keep_their_content() {
                 let info = ok("qemu-img", &["info", "a.qcow2"], folder);
                 let bits = options(amended).get("refcount_bits").map(|bits| format!("refcount bits: {bits}\n"));
                 assert!(bits.is_none_or(|bits| info.contains(&bits)), "{case}: {info}");
-                assert_eq!(info.contains("compat: 0.10"), amended.contains("0.10") || (info.contains("compat: 0.10") && !amended.contains("compat")), "{case}");
+                assert_eq!(
+                    info.contains("compat: 0.10"),
+                    amended.contains("0.10") || (info.contains("compat: 0.10") && !amended.contains("compat")),
+                    "{case}"
+                );
             }
             check_with_qemu(folder, "a.qcow2", &model, &case);
             ok("qemu-img", &["convert", "-O", "raw", "-l", "s", "a.qcow2", "snap.raw"], folder);
