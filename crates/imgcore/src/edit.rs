@@ -4,7 +4,7 @@ use crate::formats::CreateOptions;
 use crate::{BitmapInfo, Error, ImageMut, Progress, Result, SnapshotInfo};
 
 /// Whether new parts of an image get their storage at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Preallocation {
     /// Nothing is reserved.
     #[default]

@@ -42,11 +42,19 @@ fn protocol(target: &str) -> Option<&str> {
     (!before.contains('/')).then_some(before)
 }
 
+/// The role of the file that holds an image's guest data where the image itself has none.
+pub(crate) const DATA_FILE: &str = "data file";
+
 /// A caller's policy on files that images name. No image opens another file but through a gate.
 pub trait Gate: Send + Sync {
     /// Opens the referenced file for reading, or says why not with
     /// [`Error::Refused`](crate::Error::Refused).
     fn open(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>>;
+
+    /// Opens the referenced file, a part of an image that is written, for reading and writing.
+    fn open_writable(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
+        Err(reference.refused("it may only be read"))
+    }
 }
 
 /// No other file at all.
@@ -65,7 +73,21 @@ pub struct LocalGate;
 
 impl Gate for LocalGate {
     fn open(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
-        Ok(Arc::new(FileStorage::open(reference.path()?)?))
+        Ok(Arc::new(FileStorage::open(Self::path(reference)?)?))
+    }
+
+    fn open_writable(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
+        Ok(Arc::new(FileStorage::open_writable(Self::path(reference)?)?))
+    }
+}
+
+impl LocalGate {
+    /// QEMU looks for a data file, unlike other files, from the folder that the program runs in. It is sought there, but
+    /// found beside its image, too.
+    fn path(reference: &Reference<'_>) -> Result<PathBuf> {
+        let path = reference.path()?;
+        let here = Path::new(reference.target.strip_prefix("file:").unwrap_or(reference.target));
+        Ok(if reference.role == DATA_FILE && here.exists() { here.to_owned() } else { path })
     }
 }
 
@@ -85,8 +107,8 @@ impl TreeGate {
     }
 }
 
-impl Gate for TreeGate {
-    fn open(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
+impl TreeGate {
+    fn path(&self, reference: &Reference<'_>) -> Result<PathBuf> {
         let path = reference.path()?;
         let outside = || reference.refused(format!("it lies outside the image's own folder; --allow-path {} allows it", path.display()));
         // Whether a file outside exists is none of the image's business.
@@ -97,7 +119,17 @@ impl Gate for TreeGate {
         if !self.allowed.iter().any(|folder| real.starts_with(folder)) {
             return Err(outside());
         }
-        Ok(Arc::new(FileStorage::open(real)?))
+        Ok(real)
+    }
+}
+
+impl Gate for TreeGate {
+    fn open(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
+        Ok(Arc::new(FileStorage::open(self.path(reference)?)?))
+    }
+
+    fn open_writable(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
+        Ok(Arc::new(FileStorage::open_writable(self.path(reference)?)?))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{Random, have, ok};
-use imgcore::formats::CreateOptions;
+use imgcore::formats::{CreateOptions, NewImage};
 use imgcore::qcow2::{ClusterCompressor, Move, Qcow2};
 use imgcore::storage::FileStorage;
 use imgcore::{Formats, Image, ImageMut, LocalGate, OpenOptions};
@@ -348,4 +348,82 @@ fn a_write_copies_up_no_more_than_subclusters() {
     model[300 << 10..304 << 10].fill(7);
     model[2112 << 10..2176 << 10].fill(0);
     assert!(read_all(&*open(&folder.join("top.qcow2"))) == model);
+}
+
+#[test]
+fn a_data_file_holds_what_the_guest_sees() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut random = Random(10);
+    let (formats, open_options) = (Formats::new(), OpenOptions::new(&LocalGate));
+    for case in 0..10 {
+        let raw = *random.pick(&["on", "off"]);
+        let mut options = CreateOptions::new().set("data_file_raw", raw).set("data_file", folder.join("data.raw").to_str().unwrap());
+        options =
+            options.set("cluster_size", *random.pick(&["512", "4k", "64k", "2M"])).set("lazy_refcounts", *random.pick(&["on", "off"]));
+        if random.below(3) == 0 {
+            options = options.set("extended_l2", "on").set("cluster_size", *random.pick(&["16k", "64k"]));
+        }
+        options = options.set("preallocation", *random.pick(&["off", "metadata", "falloc", "full"]));
+        let size = (random.below(4 << 20) + 1024) & !511;
+        let new = NewImage::create(formats.driver("qcow2").unwrap(), folder.join("a.qcow2"), size, &options).unwrap();
+        let mut model = vec![0; size as usize];
+        scribble(&**new.image(), &mut model, &mut random, 12);
+        assert!(new.image().compression().is_none());
+        new.commit().unwrap();
+        for round in 0..3 {
+            check_with_qemu(folder, "a.qcow2", &model);
+            let data = std::fs::read(folder.join("data.raw")).unwrap();
+            assert!(raw == "off" || data == model, "case {case}.{round}: {options:?}");
+            if round == 1 {
+                let args = ["-c", "write -P 5 1k 3k", "-c", "write -z 0 1k", "a.qcow2"];
+                if size >= 4096 {
+                    ok("qemu-io", &args, folder);
+                    model[1024..4096].fill(5);
+                    model[..1024].fill(0);
+                }
+            }
+            let image = formats.open_mut(folder.join("a.qcow2"), &open_options).unwrap();
+            assert!(read_all(&*image) == model, "case {case}.{round}: {options:?}");
+            scribble(&*image, &mut model, &mut random, 8);
+            assert!(read_all(&*image) == model, "case {case}.{round}: {options:?}");
+        }
+    }
+    // A failed creation leaves neither file.
+    let fresh = folder.join("fresh.raw");
+    let options = CreateOptions::new().set("data_file", fresh.to_str().unwrap()).set("refcount_bits", "3");
+    assert!(NewImage::create(formats.driver("qcow2").unwrap(), folder.join("b.qcow2"), 1 << 20, &options).is_err());
+    assert!(!fresh.exists() && !folder.join("b.qcow2").exists());
+}
+
+/// Counts may lag behind while an image is open, but not after it, and never without the dirty bit.
+#[test]
+fn lazy_counts_are_right_at_the_end() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lazy.qcow2");
+    let dirty = || std::fs::read(&path).unwrap()[79] & 1 == 1;
+    let storage = Arc::new(FileStorage::create(&path).unwrap());
+    let image = Qcow2::create(storage, 4 << 20, &CreateOptions::new().set("lazy_refcounts", "on")).unwrap();
+    let mut model = vec![0; 4 << 20];
+    assert!(!dirty());
+    scribble(&image, &mut model, &mut Random(11), 30);
+    assert!(dirty());
+    std::fs::copy(&path, dir.path().join("crashed.qcow2")).unwrap();
+    drop(image);
+    assert!(!dirty());
+    check_with_qemu(dir.path(), "lazy.qcow2", &model);
+    // What a crash would have left reads right as it is, and is repaired before it is written, by us as by qemu.
+    let (code, text) = common::run("qemu-img", &["check", "crashed.qcow2"], dir.path());
+    assert_eq!(code, 2, "{text}");
+    assert!(read_all(&*open(&dir.path().join("crashed.qcow2"))) == model);
+    let image = Formats::new().open_mut(dir.path().join("crashed.qcow2"), &OpenOptions::new(&LocalGate)).unwrap();
+    scribble(&*image, &mut model, &mut Random(12), 10);
+    drop(image);
+    check_with_qemu(dir.path(), "crashed.qcow2", &model);
 }

@@ -66,6 +66,24 @@ pub trait FormatDriver: Send + Sync {
     /// Makes an image of `size` bytes, replacing all that is in `storage`.
     fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>>;
 
+    /// The name of a second file that [`create`](FormatDriver::create) with these options would keep the guest's data in.
+    fn data_file<'o>(&self, options: &'o CreateOptions) -> Option<&'o str> {
+        let _ = options;
+        None
+    }
+
+    /// Makes an image whose guest data lies in `data`, replacing all that is in both.
+    fn create_with_data_file(
+        &self,
+        storage: Arc<dyn Storage>,
+        data: Arc<dyn Storage>,
+        size: u64,
+        options: &CreateOptions,
+    ) -> Result<Arc<dyn ImageMut>> {
+        let _ = (data, size, options);
+        Err(Error::unsupported(storage.name(), self.name(), "an external data file"))
+    }
+
     /// How large the file of an image of `size` bytes with these options gets: empty, or with the data of `source`.
     fn measure(&self, size: u64, source: Option<&dyn Image>, options: &CreateOptions) -> Result<Measured> {
         let _ = (size, source, options);
@@ -264,6 +282,13 @@ impl<'a> OpenContext<'a> {
         if !self.options.force_share {
             storage.lock(if self.options.exclusive { &Lock::READ } else { &Lock::READ_PART })?;
         }
+        Ok(storage)
+    }
+
+    /// The same for reading and writing.
+    pub fn open_part_mut(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
+        let storage = self.options.gate.open_writable(reference)?;
+        storage.lock(&Lock::WRITE)?;
         Ok(storage)
     }
 

@@ -11,10 +11,12 @@ use crate::{Error, Gate, Image, ImageEdit, ImageMut, Result, Storage};
 
 mod container;
 mod driver;
+mod new_image;
 
 pub use container::{Container, ContainerProbe, ContainerWriter, DiskSet, NamedDisk, SourceDisk};
 use driver::Purpose;
 pub use driver::{CheckReport, CreateOptions, FormatDriver, FormatOption, Measured, OpenContext, Probe, Repair};
+pub use new_image::NewImage;
 
 /// Bytes of metadata that an image may keep in memory; a format's default where `None`. The names are QEMU's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

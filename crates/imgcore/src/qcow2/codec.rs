@@ -2,30 +2,49 @@
 //!
 //! zlib clusters are raw deflate with a window of 4 KiB, since older readers inflate with no larger one.
 
-use std::io::Read;
+use std::cell::RefCell;
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use libdeflater::Decompressor;
 
 use super::header::CompressionType;
 
-const ZSTD_LEVEL: i32 = 3;
+const ZSTD_LEVEL: u32 = 3;
 const ZLIB_LEVEL: u32 = 6;
 /// log2 of the deflate window.
 const WINDOW: u8 = 12;
 
+/// What a thread keeps for decompression: making it costs more than a small cluster.
+struct Contexts {
+    zlib: Decompressor,
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+thread_local! {
+    static CONTEXTS: RefCell<Contexts> = RefCell::new(Contexts { zlib: Decompressor::new(), zstd: None });
+}
+
 /// Decompresses `data`, which may have padding behind it, so that it fills `out`; says what is wrong otherwise.
 pub(super) fn decompress(kind: CompressionType, data: &[u8], out: &mut [u8]) -> Result<(), String> {
-    match kind {
-        CompressionType::Zlib => match libdeflater::Decompressor::new().deflate_decompress(data, out) {
+    CONTEXTS.with_borrow_mut(|contexts| match kind {
+        CompressionType::Zlib => match contexts.zlib.deflate_decompress(data, out) {
             Ok(len) if len == out.len() => Ok(()),
             // A stream without a final block, or with too much in it, is still good as far as the cluster goes.
             _ => inflate(data, out),
         },
         CompressionType::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(data).map_err(|e| e.to_string())?.single_frame();
-            decoder.read_exact(out).map_err(|e| e.to_string())
+            let frame = zstd::zstd_safe::find_frame_compressed_size(data).map_err(zstd::zstd_safe::get_error_name)?;
+            let frame = data.get(..frame).ok_or("the frame is cut off")?;
+            let zstd = match &mut contexts.zstd {
+                Some(zstd) => zstd,
+                none => none.insert(zstd::bulk::Decompressor::new().map_err(|e| e.to_string())?),
+            };
+            match zstd.decompress_to_buffer(frame, out).map_err(|e| e.to_string())? {
+                len if len == out.len() => Ok(()),
+                len => Err(format!("the frame holds {len} bytes, a cluster has {}", out.len())),
+            }
         }
-    }
+    })
 }
 
 fn inflate(data: &[u8], out: &mut [u8]) -> Result<(), String> {
@@ -49,30 +68,53 @@ fn inflate(data: &[u8], out: &mut [u8]) -> Result<(), String> {
 
 /// Compresses clusters; one for each thread.
 pub struct ClusterCompressor {
-    kind: CompressionType,
-    zlib: Compress,
+    method: Method,
     out: Vec<u8>,
+}
+
+enum Method {
+    Zlib(Box<Compress>),
+    Zstd(zstd::bulk::Compressor<'static>),
 }
 
 impl ClusterCompressor {
     /// A compressor for clusters of an image with this compression type.
     pub fn new(kind: CompressionType) -> Self {
-        ClusterCompressor { kind, zlib: Compress::new_with_window_bits(Compression::new(ZLIB_LEVEL), false, WINDOW), out: Vec::new() }
+        Self::with_level(kind, None)
+    }
+
+    /// The same at one of the type's [`levels`](CompressionType::levels), taken to the nearest; the default one is a
+    /// compromise between time and size.
+    pub fn with_level(kind: CompressionType, level: Option<u32>) -> Self {
+        let level = level.map(|level| level.clamp(*kind.levels().start(), *kind.levels().end()));
+        let method = match kind {
+            CompressionType::Zlib => {
+                let level = Compression::new(level.unwrap_or(ZLIB_LEVEL));
+                Method::Zlib(Box::new(Compress::new_with_window_bits(level, false, WINDOW)))
+            }
+            CompressionType::Zstd => {
+                let mut zstd = zstd::bulk::Compressor::default();
+                // Every level that it is given here is known to it.
+                let _ = zstd.set_compression_level(level.unwrap_or(ZSTD_LEVEL) as i32);
+                Method::Zstd(zstd)
+            }
+        };
+        ClusterCompressor { method, out: Vec::new() }
     }
 
     /// Compresses one cluster's bytes; `None` when they do not get smaller.
     pub fn compress(&mut self, cluster: &[u8]) -> Option<&[u8]> {
         // One byte short of the cluster: what does not fit is not worth it.
         self.out.resize(cluster.len().checked_sub(1)?, 0);
-        let len = match self.kind {
-            CompressionType::Zlib => {
-                self.zlib.reset();
-                match self.zlib.compress(cluster, &mut self.out, FlushCompress::Finish) {
-                    Ok(Status::StreamEnd) => self.zlib.total_out() as usize,
+        let len = match &mut self.method {
+            Method::Zlib(zlib) => {
+                zlib.reset();
+                match zlib.compress(cluster, &mut self.out, FlushCompress::Finish) {
+                    Ok(Status::StreamEnd) => zlib.total_out() as usize,
                     _ => return None,
                 }
             }
-            CompressionType::Zstd => zstd::bulk::compress_to_buffer(cluster, &mut self.out, ZSTD_LEVEL).ok()?,
+            Method::Zstd(zstd) => zstd.compress_to_buffer(cluster, &mut self.out).ok()?,
         };
         self.out.get(..len)
     }

@@ -41,7 +41,7 @@ impl Compression for Qcow2 {
     }
 
     fn compressor(&self) -> Compressor {
-        let mut compressor = ClusterCompressor::new(self.compression_type());
+        let mut compressor = ClusterCompressor::with_level(self.compression_type(), self.compression_level);
         Box::new(move |cluster| compressor.compress(cluster).map(<[u8]>::to_vec))
     }
 

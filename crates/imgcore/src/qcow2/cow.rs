@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::Qcow2;
 use super::entry::{Cluster, Place, subclusters};
-use crate::Result;
+use crate::{Image, Result};
 
 /// New clusters taken at once, in bytes: between them, other writers get their turn.
 pub(super) const MAX_NEW: u64 = 64 << 20;
@@ -62,7 +62,9 @@ impl Qcow2 {
         let last = (stop - 1) / cluster_size;
         let tail = if last == first { head } else { self.cluster(last)? };
         let whole = self.head_start(&head, guest)..self.tail_end(&tail, stop);
-        let written = self.fill(&data[..(stop - guest) as usize], guest, &whole, &target);
+        // A data file is no longer than the disk.
+        let end = if self.external() { whole.end.min(self.size()) } else { whole.end };
+        let written = self.fill(&data[..(stop - guest) as usize], guest, &(whole.start..end), &target);
         let mut allocation = self.allocation()?;
         if let Err(e) = written {
             if head.own_host().is_none() && !self.external() {

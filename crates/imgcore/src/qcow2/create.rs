@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Qcow2;
-use super::header::{COMPRESSION, CompressionType, EXTENDED_L2, Header, LAZY_REFCOUNTS};
+use super::header::{COMPRESSION, CompressionType, DATA_FILE, DATA_FILE_RAW, EXTENDED_L2, Header, LAZY_REFCOUNTS};
 use super::refcount::set_count;
 use crate::formats::{CreateOptions, FormatOption};
 use crate::{Error, Preallocation, Result, Storage, size};
@@ -13,7 +13,14 @@ pub(super) const OPTIONS: &[FormatOption] = &[
     FormatOption { name: "backing_fmt", value: "<str>", help: "Image format of the base image" },
     FormatOption { name: "cluster_size", value: "<size>", help: "qcow2 cluster size" },
     FormatOption { name: "compat", value: "<str>", help: "Compatibility level (v2 [0.10] or v3 [1.1])" },
+    FormatOption {
+        name: "compression_level",
+        value: "<num>",
+        help: "How hard to compress: zlib 1 to 9, zstd 1 to 19 (not kept in the image)",
+    },
     FormatOption { name: "compression_type", value: "<str>", help: "Compression method used for image cluster compression" },
+    FormatOption { name: "data_file", value: "<str>", help: "File name of an external data file" },
+    FormatOption { name: "data_file_raw", value: "<bool (on/off)>", help: "The external data file must stay valid as a raw image" },
     FormatOption { name: "extended_l2", value: "<bool (on/off)>", help: "Extended L2 tables" },
     FormatOption { name: "lazy_refcounts", value: "<bool (on/off)>", help: "Postpone refcount updates" },
     FormatOption { name: "preallocation", value: "<str>", help: "Preallocation mode (allowed values: off, metadata, falloc, full)" },
@@ -27,6 +34,7 @@ const MIN_EXTENDED_CLUSTER: u64 = 16 << 10;
 struct Settings {
     header: Header,
     preallocation: Preallocation,
+    compression_level: Option<u32>,
 }
 
 fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
@@ -38,7 +46,7 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
     let version = match options.get("compat") {
         None | Some("1.1" | "v3") => 3,
         Some("0.10" | "v2") => 2,
-        Some(other) => return invalid(format!("Invalid compatibility level: '{other}'")),
+        Some(other) => return invalid(format!("Parameter 'version' does not accept value '{other}'")),
     };
     let refcount_bits = match options.get("refcount_bits").map(str::parse::<u32>) {
         None => 16,
@@ -47,12 +55,12 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
     };
     if version == 2 && refcount_bits != 16 {
         return invalid(
-            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)".into(),
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)".into(),
         );
     }
     let lazy = options.flag("lazy_refcounts")?;
     if version == 2 && lazy {
-        return invalid("Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)".into());
+        return invalid("Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)".into());
     }
     let extended = options.flag("extended_l2")?;
     if version == 2 && extended {
@@ -66,16 +74,38 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
         Some("zstd") if version == 3 => CompressionType::Zstd,
         Some("zstd") => {
             return invalid(
-                "Non-zlib compression type is only supported with compatibility level 1.1 and above (use compat=1.1 or greater)".into(),
+                "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)".into(),
             );
         }
-        Some(other) => return invalid(format!("Invalid parameter '{other}': compression_type is zlib or zstd")),
+        Some(other) => return invalid(format!("Parameter 'compression-type' does not accept value '{other}'")),
+    };
+    let compression_level = match options.get("compression_level").map(str::parse::<u32>) {
+        None => None,
+        Some(Ok(level)) if compression.levels().contains(&level) => Some(level),
+        Some(_) => {
+            let (least, most) = compression.levels().into_inner();
+            return invalid(format!("compression_level is a number from {least} to {most} with this compression_type"));
+        }
     };
     let preallocation: Preallocation = options.get("preallocation").unwrap_or("off").parse()?;
     let backing_file = options.get("backing_file").map(str::to_owned);
+    let data_file = options.get("data_file").map(str::to_owned);
+    let data_file_raw = options.flag("data_file_raw")?;
+    if version == 2 && data_file.is_some() {
+        return invalid("External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)".into());
+    }
+    if data_file_raw && data_file.is_none() {
+        return invalid("data-file-raw requires data-file".into());
+    }
+    if data_file_raw && backing_file.is_some() {
+        return invalid("Backing file and data-file-raw cannot be used at the same time".into());
+    }
+    // A reader that looks at the tables must find all of the data that one without them sees.
+    let preallocation = if data_file_raw { preallocation.max(Preallocation::Metadata) } else { preallocation };
     if backing_file.is_some() && preallocation != Preallocation::Off && !extended {
         return invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on".into());
     }
+    let bits = |bits: &[(bool, u64)]| bits.iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | bit);
     let mut header = Header {
         version,
         cluster_bits: cluster_size.trailing_zeros(),
@@ -86,14 +116,18 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
         refcount_table_clusters: 1,
         nb_snapshots: 0,
         snapshots_offset: 0,
-        incompatible: if compression == CompressionType::Zstd { COMPRESSION } else { 0 } | if extended { EXTENDED_L2 } else { 0 },
-        compatible: if lazy { LAZY_REFCOUNTS } else { 0 },
-        autoclear: 0,
+        incompatible: bits(&[
+            (data_file.is_some(), DATA_FILE),
+            (compression != CompressionType::Zlib, COMPRESSION),
+            (extended, EXTENDED_L2),
+        ]),
+        compatible: bits(&[(lazy, LAZY_REFCOUNTS)]),
+        autoclear: bits(&[(data_file_raw, DATA_FILE_RAW)]),
         refcount_order: refcount_bits.trailing_zeros(),
         compression,
         backing_file,
         backing_format: options.get("backing_fmt").map(str::to_owned),
-        data_file: None,
+        data_file,
         bitmaps: None,
         unknown_fields: Vec::new(),
         unknown_extensions: Vec::new(),
@@ -102,7 +136,7 @@ fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
     header.l1_size = u32::try_from(l1_size).unwrap_or(u32::MAX);
     lay_out(&mut header);
     header.check("new image").map_err(|_| Error::Invalid(format!("{bytes} bytes are too large for clusters of {cluster_size} bytes")))?;
-    Ok(Settings { header, preallocation })
+    Ok(Settings { header, preallocation, compression_level })
 }
 
 /// Places header, refcount table, refcount blocks and L1 table one behind the other; gives the number of blocks.
@@ -123,22 +157,25 @@ fn lay_out(header: &mut Header) -> u64 {
     blocks
 }
 
+/// The options as they would be used, right or wrong, in qemu-img's order.
 pub(super) fn effective_options(bytes: u64, options: &CreateOptions) -> Result<Vec<(&'static str, String)>> {
-    let Settings { header, .. } = settings(bytes, options)?;
     let given = |name: &'static str| options.get(name).map(|value| (name, value.to_owned()));
-    let on = |on: bool| if on { "on" } else { "off" }.to_owned();
-    let compression = if header.compression == CompressionType::Zlib { "zlib" } else { "zstd" };
+    let or = |name: &'static str, default: &str| Some((name, options.get(name).unwrap_or(default).to_owned()));
+    let cluster_size = size::parse(options.get("cluster_size").unwrap_or("64k"))?;
     Ok([
-        Some(("cluster_size", header.cluster_size().to_string())),
-        Some(("extended_l2", on(header.has(EXTENDED_L2)))),
+        Some(("cluster_size", cluster_size.to_string())),
+        or("extended_l2", "off"),
         given("preallocation"),
-        Some(("compression_type", compression.into())),
+        or("compression_type", "zlib"),
+        given("compression_level"),
         Some(("size", bytes.to_string())),
         given("backing_file"),
         given("backing_fmt"),
         given("compat"),
-        Some(("lazy_refcounts", on(header.compatible & LAZY_REFCOUNTS != 0))),
-        Some(("refcount_bits", (1u32 << header.refcount_order).to_string())),
+        given("data_file"),
+        given("data_file_raw"),
+        or("lazy_refcounts", "off"),
+        or("refcount_bits", "16"),
     ]
     .into_iter()
     .flatten()
@@ -149,8 +186,26 @@ impl Qcow2 {
     /// Makes an empty image of `bytes` bytes (rounded up to sectors), replacing all that is in `storage`. The header
     /// comes last, so that an interrupted creation leaves no image. A backing file is named but not opened: what is
     /// read from ranges never written is then unknown, see [`Qcow2::set_backing`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for options that contradict each other or ask for a data file.
     pub fn create(storage: Arc<dyn Storage>, bytes: u64, options: &CreateOptions) -> Result<Self> {
-        let Settings { mut header, preallocation } = settings(bytes, options)?;
+        Self::create_parts(storage, None, bytes, options)
+    }
+
+    /// The same, with `data` as the external data file that `options` names, where they name one. All that is in it is
+    /// replaced as well.
+    pub fn create_parts(storage: Arc<dyn Storage>, data: Option<Arc<dyn Storage>>, bytes: u64, options: &CreateOptions) -> Result<Self> {
+        let Settings { mut header, preallocation, compression_level } = settings(bytes, options)?;
+        if data.is_some() != header.has(DATA_FILE) {
+            return Err(Error::Invalid(format!("{}: an external data file must be both named and given", storage.name())));
+        }
+        if let Some(data) = &data {
+            data.set_size(0)?;
+            data.set_size(header.size)?;
+            // A block device keeps what was on it.
+            data.zero_at(0, header.size)?;
+        }
         let first = header.serialize()?;
         let cluster_size = header.cluster_size();
         let blocks = lay_out(&mut header);
@@ -172,7 +227,12 @@ impl Qcow2 {
         // A block device keeps what was on it.
         storage.zero_at(header.l1_table_offset, l1_clusters * cluster_size)?;
         storage.write_at(&first, 0)?;
-        let image = Self::with_header(storage, header, None)?.into_writable()?;
+        let mut image = Self::with_header(storage, header, None)?;
+        if let Some(data) = data {
+            image = image.with_data(data);
+        }
+        image.compression_level = compression_level;
+        let image = image.into_writable()?;
         image.preallocate(0..image.header.size.div_ceil(cluster_size), preallocation)?;
         Ok(image)
     }

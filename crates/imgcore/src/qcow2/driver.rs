@@ -48,6 +48,20 @@ impl FormatDriver for Qcow2Driver {
         Ok(Arc::new(Qcow2::create(storage, size, options)?))
     }
 
+    fn data_file<'o>(&self, options: &'o CreateOptions) -> Option<&'o str> {
+        options.get("data_file")
+    }
+
+    fn create_with_data_file(
+        &self,
+        storage: Arc<dyn Storage>,
+        data: Arc<dyn Storage>,
+        size: u64,
+        options: &CreateOptions,
+    ) -> Result<Arc<dyn ImageMut>> {
+        Ok(Arc::new(Qcow2::create_parts(storage, Some(data), size, options)?))
+    }
+
     fn check(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>, repair: Repair) -> Result<CheckReport> {
         super::check::check(storage, repair)
     }

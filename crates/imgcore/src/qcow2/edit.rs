@@ -18,7 +18,9 @@ impl Qcow2 {
     /// # Errors
     /// As [`open_mut`](Qcow2::open_mut).
     pub fn open_edit(storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Self> {
-        Self::open_mut(storage, context)
+        let image = Self::open_mut(storage, context)?;
+        image.end_laziness()?;
+        Ok(image)
     }
 
     /// The L1 table of the disk as it is now.

@@ -2,6 +2,8 @@
 //!
 //! Source: QEMU's `docs/interop/qcow2.txt`, sections "Header", "Header extensions".
 
+use std::ops::RangeInclusive;
+
 use crate::storage::read_padded;
 use crate::{Error, Result, Storage};
 
@@ -56,6 +58,16 @@ pub enum CompressionType {
     Zlib,
     /// One zstd frame for each cluster.
     Zstd,
+}
+
+impl CompressionType {
+    /// The levels that clusters can be compressed at, from fast to small.
+    pub fn levels(self) -> RangeInclusive<u32> {
+        match self {
+            CompressionType::Zlib => 1..=9,
+            CompressionType::Zstd => 1..=19,
+        }
+    }
 }
 
 /// A checked header.
@@ -455,11 +467,11 @@ fn text(name: &str, bytes: &[u8], at: usize, len: usize) -> Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::storage::MemStorage;
 
-    fn sound() -> Header {
+    pub fn sound() -> Header {
         Header {
             version: 3,
             cluster_bits: 16,

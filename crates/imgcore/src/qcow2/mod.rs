@@ -5,20 +5,23 @@
 //! A guest offset is looked up in the L1 table (in memory), then in an L2 table (cached). Reading takes no lock but the
 //! cache's; writing into clusters that are already the image's own takes none either. What changes metadata holds the
 //! allocation lock, shortly. Metadata reaches the file only in the order that [`write`](self) keeps: counts, then L2
-//! tables, then L1, then lowered counts; so a crash leaves leaked clusters at worst.
+//! tables, then L1, then lowered counts; so a crash leaves leaked clusters at worst. With lazy refcounts, the image is
+//! marked as dirty before the first table that the counts do not know, and the counts come when it is closed.
 //!
-//! Not supported, and said so: encryption, and writing to images with an external data file.
+//! Not supported, and said so: encryption.
 
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, RwLock};
 
-use crate::formats::OpenContext;
+use crate::formats::{Caches, OpenContext};
+use crate::gate;
 use crate::image::check_range;
 use crate::storage::read_padded;
 use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, SnapshotInfo, Storage};
 
 mod amend;
+mod cache;
 mod check;
 mod codec;
 mod compressed;
@@ -47,14 +50,13 @@ pub use driver::Qcow2Driver;
 pub use header::CompressionType;
 pub use remap::Move;
 
+use cache::CacheSizes;
 use entry::{Cluster, Mapping, OFFSET, Place};
 use header::{DATA_FILE, EXTENDED_L2, FORMAT, Header};
+use l2::L2Cache;
 
 /// Decompressed clusters that are kept for reads of parts of them.
 const KEPT_CLUSTERS: usize = 8;
-
-/// Bytes of L2 tables that are kept.
-const L2_CACHE: u64 = 32 << 20;
 
 type KeptClusters = VecDeque<(u64, Arc<[u8]>)>;
 
@@ -65,7 +67,10 @@ pub struct Qcow2 {
     data: Arc<dyn Storage>,
     header: Header,
     l1: RwLock<Vec<u64>>,
-    l2: l2::L2Cache,
+    l2: L2Cache,
+    cache: CacheSizes,
+    /// How hard to try when compressing, within the type's bounds.
+    compression_level: Option<u32>,
     backing: Option<Arc<dyn Image>>,
     snapshots: Vec<SnapshotInfo>,
     file: Arc<str>,
@@ -79,16 +84,23 @@ pub struct Qcow2 {
 impl Qcow2 {
     /// Opens the image in `storage` for reading.
     pub fn open(storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Self> {
+        Self::open_parts(storage, context, false)
+    }
+
+    /// Opens the image and the files that it names.
+    fn open_parts(storage: Arc<dyn Storage>, context: &OpenContext<'_>, writable: bool) -> Result<Self> {
         let mut header = Header::read(&*storage)?;
         if let Some(wanted) = context.options.snapshot {
             snapshot::select(&*storage, &mut header, wanted)?;
         }
+        let cache = CacheSizes::new(&header, &context.options.caches)?;
         let from = storage.name().to_owned();
         let refers = |target, role| Reference { from: &from, target, role };
         let data = match &header.data_file {
-            _ if !header.has(DATA_FILE) => storage.clone(),
-            Some(target) if context.options.backing => context.open_part(&refers(target, "data file"))?,
-            Some(_) => storage.clone(),
+            _ if !header.has(DATA_FILE) => None,
+            Some(target) if writable => Some(context.open_part_mut(&refers(target, gate::DATA_FILE))?),
+            Some(target) if context.options.backing => Some(context.open_part(&refers(target, gate::DATA_FILE))?),
+            Some(_) => None,
             None => return Err(Error::corrupt(&from, FORMAT, 72, "the image has an external data file, but does not name it")),
         };
         let backing = match &header.backing_file {
@@ -98,22 +110,35 @@ impl Qcow2 {
             _ => None,
         };
         let mut image = Self::with_header(storage, header, backing)?;
-        image.data_file = data.name().into();
-        image.data = data;
-        Ok(image)
+        image.l2 = L2Cache::new(&image.header, cache.l2);
+        image.cache = cache;
+        Ok(match data {
+            Some(data) => image.with_data(data),
+            None => image,
+        })
+    }
+
+    /// The same image, with its guest data in `data`.
+    fn with_data(mut self, data: Arc<dyn Storage>) -> Self {
+        self.data_file = data.name().into();
+        self.data = data;
+        self
     }
 
     fn with_header(storage: Arc<dyn Storage>, header: Header, backing: Option<Arc<dyn Image>>) -> Result<Self> {
         let mut bytes = vec![0; header.l1_size as usize * 8];
         read_padded(&*storage, &mut bytes, header.l1_table_offset)?;
         let file: Arc<str> = storage.name().into();
+        let cache = CacheSizes::new(&header, &Caches::default())?;
         let snapshots = snapshot::read(&*storage, &header)?.into_iter().map(|s| s.info).collect();
         Ok(Qcow2 {
             snapshots,
             data: storage.clone(),
             storage,
             l1: RwLock::new(l2::words(&bytes).collect()),
-            l2: l2::L2Cache::new(&header, L2_CACHE),
+            l2: L2Cache::new(&header, cache.l2),
+            cache,
+            compression_level: None,
             header,
             backing,
             data_file: file.clone(),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Qcow2;
 use super::entry::{Cluster, Place};
 use super::header::EXTENDED_L2;
-use crate::{Preallocation, Result};
+use crate::{Image, Preallocation, Result};
 
 /// Bytes that are written or linked at once.
 const PIECE: u64 = 1 << 20;
@@ -32,7 +32,9 @@ impl Qcow2 {
                 let fresh = allocation.refcounts.is_fresh(&host);
                 (host, fresh)
             };
-            self.prepare(host.start * cluster_size, (host.end - host.start) * cluster_size, fresh, mode)?;
+            // A data file is no longer than the disk.
+            let most = if self.external() { self.size() } else { u64::MAX };
+            self.prepare(host.start * cluster_size..most.min(host.end * cluster_size), fresh, mode)?;
             let count = host.end - host.start;
             let zero = (first..first + count).map(|number| Ok(self.cluster(number)?.zero)).collect::<Result<Vec<u32>>>()?;
             let places = host.map(|cluster| Place::Host { offset: cluster * cluster_size, own: true });
@@ -43,9 +45,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes `len` bytes at `start` of the data's file zeroes, as `mode` says it. Those that are `fresh` are zeroes.
-    fn prepare(&self, start: u64, len: u64, fresh: bool, mode: Preallocation) -> Result<()> {
-        let (end, size) = (start + len, self.data.size()?);
+    /// Makes a range of the data's file zeroes, as `mode` says it. One that is `fresh` is zeroes.
+    fn prepare(&self, Range { start, end }: Range<u64>, fresh: bool, mode: Preallocation) -> Result<()> {
+        let (len, size) = (end - start, self.data.size()?);
         if !fresh && start < size {
             // What a cluster held before must not come back.
             self.data.zero_at(start, len.min(size - start))?;

@@ -14,8 +14,6 @@ use super::l2::words;
 use crate::storage::read_padded;
 use crate::{Error, Result, Storage};
 
-/// Bytes of refcount blocks that are kept when they are unchanged.
-const MAX_CACHED: u64 = 16 << 20;
 const MAX_TABLE_BYTES: u64 = 8 << 20;
 
 /// One count in a block.
@@ -78,11 +76,6 @@ impl Metadata {
     }
 }
 
-struct Block {
-    bytes: Vec<u8>,
-    dirty: bool,
-}
-
 /// Clusters to be given back.
 struct Free {
     clusters: Range<u64>,
@@ -100,7 +93,12 @@ pub(super) struct Refcounts {
     table: Vec<u64>,
     table_offset: u64,
     table_dirty: BTreeSet<usize>,
-    blocks: HashMap<u64, Block>,
+    /// Blocks in memory, by their index in the table.
+    blocks: HashMap<u64, Vec<u8>>,
+    /// Those that the file does not have in this form yet.
+    dirty: BTreeSet<u64>,
+    /// How many blocks are kept.
+    max_blocks: u64,
     /// No free cluster lies below.
     hint: u64,
     /// Bytes of the file that may hold something other than zeroes.
@@ -111,8 +109,8 @@ pub(super) struct Refcounts {
 }
 
 impl Refcounts {
-    /// Reads the refcount table, and adds what it knows to `metadata`.
-    pub fn open(storage: Arc<dyn Storage>, header: &Header, metadata: Metadata) -> Result<Self> {
+    /// Reads the refcount table, and adds what it knows to `metadata`. Up to `cache` bytes of blocks are kept.
+    pub fn open(storage: Arc<dyn Storage>, header: &Header, metadata: Metadata, cache: u64) -> Result<Self> {
         let mut bytes = vec![0; (u64::from(header.refcount_table_clusters) << header.cluster_bits) as usize];
         read_padded(&*storage, &mut bytes, header.refcount_table_offset)?;
         let table: Vec<u64> = words(&bytes).collect();
@@ -138,6 +136,8 @@ impl Refcounts {
             table_offset: header.refcount_table_offset,
             table_dirty: BTreeSet::new(),
             blocks: HashMap::new(),
+            dirty: BTreeSet::new(),
+            max_blocks: cache >> header.cluster_bits,
             hint: 0,
             high_water,
             frees: Vec::new(),
@@ -154,19 +154,19 @@ impl Refcounts {
     }
 
     /// The block that counts `cluster`, if there is one.
-    fn block(&mut self, cluster: u64) -> Result<Option<&mut Block>> {
+    fn block(&mut self, cluster: u64) -> Result<Option<&mut Vec<u8>>> {
         let index = cluster / self.per_block;
         let offset = usize::try_from(index).ok().and_then(|i| self.table.get(i)).copied().unwrap_or(0);
         if offset == 0 {
             return Ok(None);
         }
         if !self.blocks.contains_key(&index) {
-            if self.blocks.len() as u64 > (MAX_CACHED >> self.cluster_bits).max(16) {
-                self.blocks.retain(|_, block| block.dirty);
+            if self.blocks.len() as u64 > self.max_blocks {
+                self.blocks.retain(|index, _| self.dirty.contains(index));
             }
             let mut bytes = vec![0; 1 << self.cluster_bits];
             read_padded(&*self.storage, &mut bytes, offset)?;
-            self.blocks.insert(index, Block { bytes, dirty: false });
+            self.blocks.insert(index, bytes);
         }
         Ok(self.blocks.get_mut(&index))
     }
@@ -174,7 +174,7 @@ impl Refcounts {
     /// How many uses of `cluster` are counted.
     pub fn get(&mut self, cluster: u64) -> Result<u64> {
         let (index, order) = (cluster % self.per_block, self.order);
-        Ok(self.block(cluster)?.map_or(0, |block| get_count(&block.bytes, index, order)))
+        Ok(self.block(cluster)?.map_or(0, |block| get_count(block, index, order)))
     }
 
     fn set(&mut self, cluster: u64, value: u64) -> Result<()> {
@@ -185,8 +185,8 @@ impl Refcounts {
         let Some(block) = self.block(cluster)? else {
             return Err(self.corrupt(cluster, "the cluster is used, but there is no refcount block for it; run 'img check -r all'"));
         };
-        set_count(&mut block.bytes, index, order, value);
-        block.dirty = true;
+        set_count(block, index, order, value);
+        self.dirty.insert(cluster / self.per_block);
         Ok(())
     }
 
@@ -264,7 +264,8 @@ impl Refcounts {
         }
         let mut bytes = vec![0; 1 << self.cluster_bits];
         set_count(&mut bytes, cluster % self.per_block, self.order, 1);
-        self.blocks.insert(index, Block { bytes, dirty: true });
+        self.blocks.insert(index, bytes);
+        self.dirty.insert(index);
         self.table[index as usize] = cluster << self.cluster_bits;
         self.table_dirty.insert(index as usize);
         self.metadata.add([cluster]);
@@ -307,7 +308,7 @@ impl Refcounts {
             let cluster = base + block;
             self.storage.write_at(&bytes, cluster << self.cluster_bits)?;
             table[(first_block + block) as usize] = cluster << self.cluster_bits;
-            self.blocks.insert(first_block + block, Block { bytes, dirty: false });
+            self.blocks.insert(first_block + block, bytes);
         }
         let offset = (base + blocks) << self.cluster_bits;
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
@@ -346,7 +347,12 @@ impl Refcounts {
 
     /// Whether so much has changed that it should be written back.
     pub fn crowded(&self) -> bool {
-        self.blocks.values().filter(|b| b.dirty).count() as u64 > (MAX_CACHED >> self.cluster_bits).max(16) || self.frees.len() > 1 << 16
+        self.dirty.len() as u64 > self.max_blocks || self.frees.len() > 1 << 16
+    }
+
+    /// Whether the file does not have all counts yet.
+    pub fn is_dirty(&self) -> bool {
+        !self.table_dirty.is_empty() || !self.dirty.is_empty()
     }
 
     pub fn has_frees(&self) -> bool {
@@ -355,14 +361,14 @@ impl Refcounts {
 
     /// Writes changed blocks, then the table entries that point to new ones; whether there were any.
     pub fn write_back(&mut self) -> Result<bool> {
-        let mut dirty: Vec<_> = self.blocks.iter_mut().filter(|(_, b)| b.dirty).map(|(index, b)| (*index, b)).collect();
-        dirty.sort_unstable_by_key(|(index, _)| *index);
-        let any = !dirty.is_empty();
-        for (index, block) in dirty {
+        let any = !self.dirty.is_empty();
+        while let Some(index) = self.dirty.first().copied() {
             let offset = usize::try_from(index).ok().and_then(|i| self.table.get(i)).copied().unwrap_or(0);
-            self.storage.write_at(&block.bytes, offset)?;
-            self.high_water = self.high_water.max(offset + block.bytes.len() as u64);
-            block.dirty = false;
+            if let Some(bytes) = self.blocks.get(&index) {
+                self.storage.write_at(bytes, offset)?;
+                self.high_water = self.high_water.max(offset + bytes.len() as u64);
+            }
+            self.dirty.remove(&index);
         }
         if !self.table_dirty.is_empty() {
             self.storage.sync()?;
@@ -374,8 +380,8 @@ impl Refcounts {
         Ok(any)
     }
 
-    /// Lowers the counts of what [`free_later`](Refcounts::free_later) was told, and writes them. All tables that still
-    /// named those clusters must be durable in their new form.
+    /// Lowers the counts of what [`free_later`](Refcounts::free_later) was told, in memory. All tables that still named
+    /// those clusters must be durable in their new form.
     pub fn apply_frees(&mut self) -> Result<()> {
         let frees = std::mem::take(&mut self.frees);
         for free in frees {
@@ -400,7 +406,6 @@ impl Refcounts {
             }
             self.punch(run)?;
         }
-        self.write_back()?;
         Ok(())
     }
 

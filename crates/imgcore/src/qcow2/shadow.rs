@@ -325,6 +325,7 @@ impl Qcow2 {
     pub(super) fn reload(&mut self) -> Result<()> {
         let mut fresh = Self::with_header(self.storage.clone(), Header::read(&*self.storage)?, self.backing.clone())?;
         (fresh.data, fresh.data_file) = (self.data.clone(), self.data_file.clone());
+        fresh.compression_level = self.compression_level;
         *self = fresh.into_writable()?;
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::entry::{COMPRESSED, COPIED, Cluster, Mapping, OFFSET, compressed_place};
-use super::header::{CORRUPT, DATA_FILE, DIRTY, FORMAT, Header};
+use super::header::{CORRUPT, DATA_FILE, DATA_FILE_RAW, DIRTY, FORMAT, Header, LAZY_REFCOUNTS};
 use super::l2::L2Entry;
 use super::ranges::RangeLocks;
 use super::refcount::{Metadata, Refcounts};
@@ -27,25 +27,23 @@ pub(super) struct Allocation {
     l1_dirty: BTreeSet<usize>,
     /// Where the last compressed cluster ended, if the rest of that host cluster is free for the next one.
     pub compressed_end: Option<u64>,
+    /// Whether counts may come when the image is closed.
+    lazy: bool,
+    /// Whether the file says that its counts cannot be relied on.
+    marked_dirty: bool,
 }
 
 impl Qcow2 {
     /// Opens the image in `storage` for reading and writing.
     ///
     /// # Errors
-    /// Images that are marked corrupt must be repaired first (dirty ones are repaired here); external data files can only
-    /// be read.
+    /// Images that are marked corrupt must be repaired first (dirty ones are repaired here).
     pub fn open_mut(storage: Arc<dyn Storage>, context: &OpenContext<'_>) -> Result<Self> {
         if Header::read(&*storage)?.has(DIRTY) {
             // With lazy refcounts, the counts may be too low after a crash. QEMU repairs them before writing, too.
             super::check::check(storage.clone(), Repair::All)?;
         }
-        let image = Self::open(storage, context)?;
-        let unsupported =
-            |what: &str| Err(Error::unsupported(&image.file, FORMAT, format!("writing to an image with {what}; convert it first")));
-        if image.header.has(DATA_FILE) {
-            return unsupported("an external data file");
-        }
+        let image = Self::open_parts(storage, context, true)?;
         if image.header.has(CORRUPT) {
             return Err(Error::corrupt(&image.file, FORMAT, 72, "the image is marked corrupt; run 'img check -r all' before writing"));
         }
@@ -66,11 +64,11 @@ impl Qcow2 {
 
     pub(super) fn into_writable(mut self) -> Result<Self> {
         let header = &mut self.header;
-        if header.autoclear != 0 {
+        if header.autoclear & !DATA_FILE_RAW != 0 {
             // Whoever writes without knowing a feature clears its bit, so that its data is known to be stale.
-            self.storage.write_at(&[0; 8], 88)?;
+            header.autoclear &= DATA_FILE_RAW;
+            self.storage.write_at(&header.autoclear.to_be_bytes(), 88)?;
             self.storage.sync()?;
-            header.autoclear = 0;
         }
         let bits = header.cluster_bits;
         let clusters = |offset: u64, len: u64| offset >> bits..(offset + len).div_ceil(1 << bits);
@@ -81,8 +79,10 @@ impl Qcow2 {
         metadata.add(snapshots.iter().flat_map(|s| clusters(s.l1_table_offset, u64::from(s.l1_size) * 8)));
         let l1 = self.l1.get_mut().unwrap_or_else(|e| e.into_inner());
         metadata.add(l1.iter().map(|entry| (entry & OFFSET) >> bits).filter(|cluster| *cluster != 0));
-        let refcounts = Refcounts::open(self.storage.clone(), header, metadata.clone())?;
-        let allocation = Mutex::new(Allocation { refcounts, l1_dirty: BTreeSet::new(), compressed_end: None });
+        let refcounts = Refcounts::open(self.storage.clone(), header, metadata.clone(), self.cache.refcount)?;
+        let lazy = header.compatible & LAZY_REFCOUNTS != 0;
+        let allocation = Allocation { refcounts, l1_dirty: BTreeSet::new(), compressed_end: None, lazy, marked_dirty: false };
+        let allocation = Mutex::new(allocation);
         self.writer = Some(Writer { allocation, ranges: RangeLocks::default(), metadata });
         Ok(self)
     }
@@ -107,7 +107,7 @@ impl Qcow2 {
 
     /// Writes all changed metadata, each kind only after what it relies on is durable.
     pub(super) fn write_back(&self, allocation: &mut Allocation) -> Result<()> {
-        allocation.refcounts.write_back()?;
+        self.write_counts(allocation)?;
         if allocation.compressed_end.is_some() {
             // Readers fetch whole sectors of compressed data.
             let size = self.storage.size()?;
@@ -116,6 +116,9 @@ impl Qcow2 {
             }
         }
         self.storage.sync()?;
+        if self.external() {
+            self.data.sync()?;
+        }
         if self.l2.write_back(&*self.storage)? {
             self.storage.sync()?;
         }
@@ -133,6 +136,37 @@ impl Qcow2 {
             self.kept.lock().unwrap_or_else(|e| e.into_inner()).clear();
             allocation.compressed_end = None;
             allocation.refcounts.apply_frees()?;
+            self.write_counts(allocation)?;
+        }
+        Ok(())
+    }
+
+    /// Writes changed counts. Lazy ones are left for later, in an image that says durably that they are.
+    fn write_counts(&self, allocation: &mut Allocation) -> Result<()> {
+        if !allocation.lazy || allocation.refcounts.crowded() {
+            allocation.refcounts.write_back()?;
+        } else if allocation.refcounts.is_dirty() && !allocation.marked_dirty {
+            self.mark_dirty(true)?;
+            allocation.marked_dirty = true;
+        }
+        Ok(())
+    }
+
+    fn mark_dirty(&self, dirty: bool) -> Result<()> {
+        let features = self.header.incompatible | if dirty { DIRTY } else { 0 };
+        self.storage.write_at(&features.to_be_bytes(), 72)?;
+        self.storage.sync()
+    }
+
+    /// Brings an image with lazy counts into order, and keeps it so. Whoever changes more than content calls it first.
+    pub(super) fn end_laziness(&self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        let mut allocation = writer.allocation.lock().unwrap_or_else(|e| e.into_inner());
+        allocation.lazy = false;
+        if std::mem::take(&mut allocation.marked_dirty) {
+            self.write_back(&mut allocation)?;
+            self.storage.sync()?;
+            self.mark_dirty(false)?;
         }
         Ok(())
     }
@@ -217,6 +251,13 @@ impl Qcow2 {
             return Err(Error::corrupt(&self.file, FORMAT, at, "guest data would be written over metadata; run 'img check'"));
         }
         Ok(())
+    }
+}
+
+impl Drop for Qcow2 {
+    /// An image that cannot be brought into order stays marked as dirty, and is repaired when it is opened again.
+    fn drop(&mut self) {
+        let _ = self.end_laziness();
     }
 }
 
