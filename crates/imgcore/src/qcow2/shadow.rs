@@ -327,7 +327,7 @@ impl Qcow2 {
         (fresh.data, fresh.data_file) = (self.data.clone(), self.data_file.clone());
         fresh.compression_level = self.compression_level;
         *self = fresh.into_writable()?;
-        Ok(())
+        self.end_laziness()
     }
 
     /// The L2 tables that `l1` names, and how often. A table is walked once, so that a small file cannot ask for endless
