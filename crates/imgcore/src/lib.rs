@@ -12,7 +12,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod copy;
+mod cursor;
 mod derived;
 pub mod edit;
 mod error;

@@ -84,6 +84,11 @@ impl FileStorage {
         &self.file
     }
 
+    /// Whether it is a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
     fn error(&self, action: &'static str, offset: u64, e: impl Into<io::Error>) -> Error {
         Error::io(&self.name, action, Some(offset), e.into())
     }

@@ -28,6 +28,16 @@ impl Failure {
         Failure { code, ..self }
     }
 
+    /// What `error` becomes, for callers that still need it.
+    pub fn from_ref(error: &imgcore::Error) -> Self {
+        Failure { message: with_causes(error), hint: image_hint(error), code: 1 }
+    }
+
+    /// The same in other words.
+    pub fn reworded(self, message: impl Into<String>) -> Self {
+        Failure { message: message.into(), ..self }
+    }
+
     /// Writes it to the standard error, as `program: message`, and gives the exit code.
     pub fn report(&self, program: &str) -> ExitCode {
         eprintln!("{program}: {}", self.message);
@@ -35,6 +45,11 @@ impl Failure {
             eprintln!("Hint: {hint}");
         }
         ExitCode::from(self.code)
+    }
+
+    /// The exit code.
+    pub fn exit_code(&self) -> u8 {
+        self.code
     }
 
     /// The message with its causes.

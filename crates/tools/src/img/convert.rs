@@ -11,7 +11,7 @@ use imgcore::storage::NewFile;
 use imgcore::{Image, ImageMut, LocalGate, OpenOptions, Progress, size};
 
 use super::Entry;
-use super::args::{options_help, parse_options};
+use super::args::{parse_options, print_help, wants_help};
 use crate::common::progress::Bar;
 use crate::common::{self, Failure};
 
@@ -87,7 +87,8 @@ fn run(args: Convert) -> Result<ExitCode, Failure> {
         return container::run(&args, &formats, writer);
     }
     let driver = formats.driver(&args.output_format)?;
-    if options_help(&args.options, driver) {
+    if wants_help(&args.options) {
+        print_help(driver, args.files.len() > 1);
         return Ok(ExitCode::SUCCESS);
     }
     let Some((output, sources)) = args.files.split_last().filter(|(_, sources)| !sources.is_empty()) else {

@@ -1,16 +1,17 @@
 //! `img create`: an empty image, or one on top of another.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, FromArgMatches};
+use imgcore::formats::CreateOptions;
 use imgcore::storage::NewFile;
-use imgcore::{Gate, LocalGate, OpenOptions, Reference, size};
+use imgcore::{Formats, Gate, LocalGate, OpenOptions, Reference, Storage};
 
 use super::Entry;
-use super::args::{options_help, parse_options};
+use super::args::{check_objects, could_not_open, host_words, numbers, parse_options, print_help, usage, wants_help};
 use crate::common::{self, Failure};
 
 /// This command's line in the table.
@@ -41,63 +42,118 @@ struct Create {
     /// Print nothing
     #[arg(short, long)]
     quiet: bool,
-    /// The new image
-    #[arg(required_unless_present = "options")]
-    filename: Option<PathBuf>,
-    /// Size: bytes, or with k, M, G, T, P or E
-    size: Option<String>,
+    /// A secret and its like; nothing here needs one
+    #[arg(long, value_name = "OBJDEF")]
+    object: Vec<String>,
+    /// The new image, and its size: bytes, or with k, M, G, T, P or E
+    #[arg(value_names = ["FILENAME", "SIZE"], num_args = 0..)]
+    words: Vec<OsString>,
 }
 
 fn run(args: Create) -> Result<ExitCode, Failure> {
+    check_objects(&args.object)?;
     let formats = common::formats();
-    let driver = formats.driver(&args.format)?;
-    if options_help(&args.options, driver) {
+    let driver = formats.driver(&args.format).map_err(|_| Failure::new(format!("Unknown file format '{}'", args.format)));
+    let (name, size) = match &args.words[..] {
+        [] if wants_help(&args.options) => {
+            print_help(driver?, false);
+            return Ok(ExitCode::SUCCESS);
+        }
+        [] => return Err(usage("create", "Expecting image file name")),
+        [name] => (name, None),
+        [name, size] => (name, Some(numbers::size("image size", &size.to_string_lossy(), 0..=numbers::MAX)?)),
+        [..] => return Err(usage("create", "Unexpected argument")),
+    };
+    let file = name.to_string_lossy();
+    if wants_help(&args.options) {
+        print_help(driver?, true);
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(path) = &args.filename else { return Err(Failure::new("name the new image")) };
     let mut options = parse_options(&args.options)?;
+    // qemu-img begins what follows with the new file's name.
+    let named = |failure: Failure| {
+        let message = format!("{file}: {}", failure.message());
+        failure.reworded(message)
+    };
+    let driver = driver.map_err(named)?;
     for (name, value) in [("backing_file", &args.backing), ("backing_fmt", &args.backing_format)] {
         if let Some(value) = value {
+            if driver.options().iter().all(|o| o.name != name) {
+                let what = if name == "backing_file" { "Backing file" } else { "Backing format" };
+                return Err(named(Failure::new(format!("{what} not supported for file format '{}'", driver.name()))));
+            }
             options = options.set(name, value);
         }
     }
-    let wanted = match (&args.size, options.get("size")) {
-        (Some(text), _) => Some(size::parse(text)?),
-        (None, Some(text)) => Some(size::parse(text)?),
-        (None, None) => None,
+    let wanted = match (size, options.get("size")) {
+        (Some(_), Some(_)) => return Err(named(Failure::new("The image size must be specified only once"))),
+        (size, None) => size,
+        (None, Some(text)) => Some(numbers::option_size("size", text).map_err(named)?),
     };
     let options = options.without("size");
-    options.check(driver)?;
-    let below = match options.get("backing_file") {
-        Some(file) if !args.backing_unsafe => Some(backing_size(path, file, options.get("backing_fmt"))?),
-        _ => None,
-    };
-    let Some(bytes) = wanted.or(below) else {
-        return Err(Failure::new(format!("{}: Image creation needs a size parameter", path.display())));
-    };
+    options.check(driver).map_err(|e| named(e.into()))?;
+    let below = below(&formats, name, &options, args.backing_unsafe, wanted.is_some()).map_err(named)?;
+    let Some(bytes) = wanted.or(below) else { return Err(named(Failure::new("Image creation needs a size parameter"))) };
+    let shown = driver.effective_options(bytes, &options).map_err(|e| named(e.into()))?;
     if !args.quiet {
-        let mut line = format!("Formatting '{}', fmt={}", path.display(), driver.name());
-        for (name, value) in driver.effective_options(bytes, &options)? {
+        let mut line = format!("Formatting '{file}', fmt={}", driver.name());
+        for (name, value) in shown {
             let _ = write!(line, " {name}={value}");
         }
         println!("{line}");
     }
-    let file = NewFile::create(path)?;
-    driver.create(file.storage(), bytes, &options)?.flush()?;
-    file.commit()?;
+    let make = || {
+        let file = NewFile::create(name)?;
+        driver.create(file.storage(), bytes, &options)?.flush()?;
+        file.commit()
+    };
+    make().map_err(|e| named(creating(e)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the image below once, to be sure that it is there and for its size.
-fn backing_size(path: &Path, file: &str, format: Option<&str>) -> Result<u64, Failure> {
-    let from = path.to_string_lossy();
-    let storage = LocalGate.open(&Reference { from: &from, target: file, role: "backing file" })?;
-    let formats = common::formats();
-    let Some(format) = format else {
-        let detected = formats.probe_storage(&*storage)?.name();
-        return Err(Failure::new(format!("{}: Backing file specified without backing format", path.display()))
-            .hint(format!("detected format of {detected}: say '-F {detected}' if you know that to be right")));
-    };
-    let options = OpenOptions::new(&LocalGate).format(format);
-    Ok(formats.open_storage(Arc::clone(&storage), &options)?.size())
+/// Says why a file could not be made as qemu-img does.
+fn creating(error: imgcore::Error) -> Failure {
+    let failure = Failure::from_ref(&error);
+    match &error {
+        imgcore::Error::Io { file, action: "create", source, .. } => {
+            failure.reworded(format!("Could not create '{file}': {}", host_words(source)))
+        }
+        _ => failure,
+    }
+}
+
+/// Opens the image below, if there is to be one, to be sure that it is there and for its size.
+fn below(formats: &Formats, name: &OsStr, options: &CreateOptions, unchecked: bool, sized: bool) -> Result<Option<u64>, Failure> {
+    let (file, format) = (options.get("backing_file"), options.get("backing_fmt"));
+    if let Some(unknown) = format.filter(|format| formats.driver(format).is_err()) {
+        return Err(Failure::new(format!("Unknown backing file format '{unknown}'")));
+    }
+    // An empty name stands for none.
+    let Some(file) = file.filter(|file| !file.is_empty()) else { return Ok(None) };
+    if name.to_str() == Some(file) {
+        return Err(Failure::new("Error: Trying to create an image with the same filename as the backing file"));
+    }
+    if unchecked && sized {
+        return Ok(None);
+    }
+    let from = name.to_string_lossy();
+    let reference = Reference { from: &from, target: file, role: "backing file" };
+    let path = reference.path()?;
+    let opened = LocalGate.open(&reference).and_then(|storage: Arc<dyn Storage>| {
+        let probed = formats.probe_storage(&*storage)?.name();
+        let image = formats.open_storage(storage, &OpenOptions::new(&LocalGate).format(format))?;
+        Ok((probed, image.size()))
+    });
+    match opened {
+        Err(_) if unchecked => Ok(None),
+        Err(error) => {
+            let failure = could_not_open(file, &path, format, formats, error);
+            let text = format!("{}\nCould not open backing image.", failure.message());
+            Err(failure.reworded(text))
+        }
+        Ok((probed, _)) if format.is_none() => {
+            Err(Failure::new(format!("Backing file specified without backing format\nDetected format of {probed}.")))
+        }
+        Ok((_, size)) => Ok(Some(size)),
+    }
 }

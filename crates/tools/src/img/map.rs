@@ -1,14 +1,14 @@
 //! `img map`: where each part of an image lies.
 
+use std::ffi::OsString;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
-use imgcore::{Extent, ExtentKind, LocalGate, OpenOptions, size};
+use imgcore::{Extent, ExtentKind};
 
 use super::Entry;
-use super::args::Output;
+use super::args::{ImageArgs, Output, numbers, only};
 use crate::common::{self, Failure};
 
 /// This command's line in the table.
@@ -18,9 +18,8 @@ pub(super) const ENTRY: Entry = Entry { name: "map", arguments: Map::augment_arg
 #[derive(Args)]
 #[command(after_help = "Examples:\n  img map disk.qcow2\n  img map --output=json --start-offset 1G --max-length 64M disk.qcow2")]
 struct Map {
-    /// Format of the image; found out when not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How to print
     #[arg(long, value_enum, default_value_t = Output::Human)]
     output: Output,
@@ -30,21 +29,20 @@ struct Map {
     /// Show no more than so many bytes
     #[arg(long, value_name = "LENGTH")]
     max_length: Option<String>,
-    /// Read the image even while another program writes it
+    /// Read the image even while it is in use
     #[arg(short = 'U', long)]
     force_share: bool,
     /// The image
-    filename: PathBuf,
+    #[arg(value_name = "FILENAME")]
+    files: Vec<OsString>,
 }
 
 fn run(args: Map) -> Result<ExitCode, Failure> {
-    let options = OpenOptions::new(&LocalGate).format(args.format.as_deref()).force_share(args.force_share);
-    let image = common::formats().open(&args.filename, &options)?;
-    let start = size::parse(&args.start_offset)?.min(image.size());
-    let end = match &args.max_length {
-        Some(text) => start.saturating_add(size::parse(text)?).min(image.size()),
-        None => image.size(),
-    };
+    let start = numbers::size("start offset", &args.start_offset, 0..=numbers::MAX)?;
+    let length = args.max_length.as_deref().map_or(Ok(numbers::MAX), |text| numbers::size("max length", text, 0..=numbers::MAX))?;
+    let image = args.image.image(only("map", &args.files)?)?.force_share(args.force_share).open(&common::formats())?;
+    let start = start.min(image.size());
+    let end = start.saturating_add(length).min(image.size());
     let mut printer = Printer { output: args.output, first: true, failure: None };
     let mut pending: Option<Extent> = None;
     match args.output {

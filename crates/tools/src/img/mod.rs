@@ -6,14 +6,20 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
 
+use self::args::getopt::{complaint, like_getopt};
 use crate::common::{self, Failure};
 
 mod args;
+mod bench;
 mod check;
+mod compare;
 mod convert;
 mod create;
+mod dd;
 mod info;
 mod map;
+mod measure;
+mod resize;
 
 /// One command of the program: a new one is a new file and a line in [`COMMANDS`].
 pub(crate) struct Entry {
@@ -25,7 +31,18 @@ pub(crate) struct Entry {
     run: fn(&ArgMatches) -> Result<ExitCode, Failure>,
 }
 
-const COMMANDS: &[Entry] = &[check::ENTRY, convert::ENTRY, create::ENTRY, info::ENTRY, map::ENTRY];
+const COMMANDS: &[Entry] = &[
+    bench::ENTRY,
+    check::ENTRY,
+    compare::ENTRY,
+    convert::ENTRY,
+    create::ENTRY,
+    dd::ENTRY,
+    info::ENTRY,
+    map::ENTRY,
+    measure::ENTRY,
+    resize::ENTRY,
+];
 
 /// The whole command line, for parsing and for manual pages.
 pub fn command() -> Command {
@@ -46,7 +63,7 @@ pub fn command() -> Command {
         )
         .subcommand_required(true)
         .arg_required_else_help(true);
-    COMMANDS.iter().fold(program, |program, entry| program.subcommand((entry.arguments)(Command::new(entry.name))))
+    COMMANDS.iter().fold(program, |program, entry| program.subcommand(like_getopt((entry.arguments)(Command::new(entry.name)))))
 }
 
 /// Runs the program on the process's arguments.
@@ -56,10 +73,15 @@ pub fn main() -> ExitCode {
 
 /// Runs the program on `arguments`, of which the first is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let matches = match command().try_get_matches_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut program = command();
+    let matches = match program.try_get_matches_from_mut(&arguments) {
         Ok(matches) => matches,
         Err(e) => {
-            let _ = e.print();
+            match complaint(&program, &arguments, &e) {
+                Some(complaint) => eprintln!("{complaint}"),
+                None => drop(e.print()),
+            }
             // qemu-img ends with 1 on a wrong command line, clap with 2.
             return ExitCode::from(u8::from(e.use_stderr()));
         }

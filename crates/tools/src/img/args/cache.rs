@@ -1,0 +1,34 @@
+//! Cache modes: what of them a program that uses the host's page cache can keep to.
+
+use imgcore::ImageMut;
+
+use crate::common::Failure;
+
+/// When what was written must be on stable storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CacheMode {
+    /// When it is asked for: `writeback`, `none`.
+    #[default]
+    Writeback,
+    /// After each write: `writethrough`, `directsync`.
+    Writethrough,
+    /// Never: `unsafe`.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// The mode called `text`, or `what` complains.
+    pub(crate) fn parse(text: Option<&str>, what: &str) -> Result<Self, Failure> {
+        match text {
+            None | Some("writeback" | "none" | "off") => Ok(CacheMode::Writeback),
+            Some("writethrough" | "directsync") => Ok(CacheMode::Writethrough),
+            Some("unsafe") => Ok(CacheMode::Unsafe),
+            Some(other) => Err(Failure::new(format!("{what}: {other}"))),
+        }
+    }
+
+    /// Flushes `image` at the end of the work, unless nobody wants that.
+    pub(crate) fn finish(self, image: &dyn ImageMut) -> Result<(), imgcore::Error> {
+        if self == CacheMode::Unsafe { Ok(()) } else { image.flush() }
+    }
+}

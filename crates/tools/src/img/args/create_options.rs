@@ -1,0 +1,81 @@
+//! `-o name=value,name=value`: the options of a format.
+
+use imgcore::formats::{CreateOptions, FormatDriver, FormatOption};
+
+use crate::common::Failure;
+
+/// What the file below any format has; qemu-img lists them when the output is named.
+const FILE_OPTIONS: [FormatOption; 2] = [
+    FormatOption { name: "extent_size_hint", value: "<size>", help: "Extent size hint for the image file, 0 to disable" },
+    FormatOption { name: "nocow", value: "<bool (on/off)>", help: "Turn off copy-on-write (valid only on btrfs)" },
+];
+
+/// Splits `name=value,name=value`; `,,` stands for a comma in a value, and a name alone is `on`.
+pub(crate) fn parse_pairs(text: &str) -> Vec<(String, String)> {
+    split(text)
+        .into_iter()
+        .map(|pair| match pair.split_once('=') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (pair, "on".to_owned()),
+        })
+        .collect()
+}
+
+fn split(text: &str) -> Vec<String> {
+    text.replace(",,", "\0").split(',').map(|pair| pair.replace('\0', ",")).filter(|pair| !pair.is_empty()).collect()
+}
+
+/// The options given with `-o`, possibly several times. Those of the host's file are known, and do nothing here.
+pub(crate) fn parse_options(texts: &[String]) -> Result<CreateOptions, Failure> {
+    let mut options = CreateOptions::new();
+    for text in texts {
+        if text.is_empty() || text.starts_with(',') {
+            return Err(Failure::new(format!("Invalid option list: {text}")));
+        }
+        for (name, value) in parse_pairs(text) {
+            options = options.set(name, value);
+        }
+    }
+    Ok(FILE_OPTIONS.iter().fold(options, |options, known| options.without(known.name)))
+}
+
+/// Whether `-o help` (or `?`) was given.
+pub(crate) fn wants_help(texts: &[String]) -> bool {
+    texts.iter().flat_map(|t| split(t)).any(|o| matches!(&*o, "help" | "?"))
+}
+
+/// Prints the options of `driver`, with those of the file if the output is named.
+pub(crate) fn print_help(driver: &dyn FormatDriver, named: bool) {
+    let mut options = driver.options().to_vec();
+    if options.iter().all(|o| o.name != "size") {
+        options.push(FormatOption { name: "size", value: "<size>", help: "Virtual disk size" });
+    }
+    let raw = driver.name() == "raw";
+    if raw || named {
+        options.extend(FILE_OPTIONS);
+    }
+    options.sort_by_key(|o| o.name);
+    if raw || named {
+        println!("Supported options:");
+    } else {
+        println!("Supported {} options:", driver.name());
+    }
+    for option in options {
+        println!("  {:<22} - {}", format!("{}={}", option.name, option.value), option.help);
+    }
+    if !named && !raw {
+        println!("\nThe protocol level may support further options.\nSpecify the target filename to include those options.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_split_at_single_commas() {
+        let options = parse_options(&["a=1,b=x,,y".into(), "c".into()]).unwrap();
+        assert_eq!(options.iter().collect::<Vec<_>>(), [("a", "1"), ("b", "x,y"), ("c", "on")]);
+        assert_eq!(parse_options(&[",a=1".into()]).unwrap_err().message(), "Invalid option list: ,a=1");
+    }
+}
