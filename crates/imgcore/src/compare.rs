@@ -44,7 +44,8 @@ pub enum Found {
 }
 
 impl Found {
-    fn offset(&self) -> u64 {
+    /// Where it was found; `u64::MAX` for what has no place.
+    pub fn offset(&self) -> u64 {
         match self {
             Found::Same | Found::Unmapped(_) => u64::MAX,
             Found::Content(offset) | Found::Status(offset) | Found::Unreadable(offset, _) => *offset,

@@ -1,17 +1,15 @@
 //! `img check`: whether an image's metadata is sound, and repairing it.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Args, FromArgMatches, ValueEnum};
 use imgcore::formats::{CheckReport, Repair};
-use imgcore::storage::FileStorage;
-use imgcore::{Error, LocalGate, OpenOptions};
+use imgcore::Error;
 use serde_json::{Map, Value};
 
 use super::Entry;
-use super::args::Output;
+use super::args::{CacheMode, ImageArgs, Output, only};
 use crate::common::{self, Failure, json};
 
 /// This command's line in the table.
@@ -34,43 +32,49 @@ struct Check {
     /// Print errors only
     #[arg(short, long)]
     quiet: bool,
-    /// Format of the image; found out when not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How to print
     #[arg(long, value_enum, default_value_t = Output::Human)]
     output: Output,
     /// Repair leaked clusters, or all that can be repaired
     #[arg(short, long, value_enum, value_name = "WHAT")]
     repair: Option<Which>,
-    /// Accepted for qemu-img's sake: the host's cache mode
+    /// Cache mode of the image
     #[arg(short = 'T', long, value_name = "MODE")]
     cache: Option<String>,
-    /// Read the image even while another program writes it
-    #[arg(short = 'U', long, conflicts_with = "repair")]
+    /// Read the image even while it is in use
+    #[arg(short = 'U', long)]
     force_share: bool,
     /// The image
-    filename: PathBuf,
+    #[arg(value_name = "FILENAME")]
+    files: Vec<OsString>,
 }
 
 fn run(args: Check) -> Result<ExitCode, Failure> {
+    let name = only("check", &args.files)?;
+    args.image.check()?;
+    CacheMode::parse(args.cache.as_deref(), "Invalid source cache option")?;
     let formats = common::formats();
+    let image = args.image.image(name)?.force_share(args.force_share);
     let (storage, repair) = match args.repair {
-        None => (FileStorage::open(&args.filename)?, Repair::None),
-        Some(Which::Leaks) => (FileStorage::open_writable(&args.filename)?, Repair::Leaks),
-        Some(Which::All) => (FileStorage::open_writable(&args.filename)?, Repair::All),
+        Some(_) if args.force_share => {
+            let why = "force-share=on can only be used with read-only images";
+            return Err(Failure::new(format!("Could not open '{}': {why}", image.name)));
+        }
+        None => (image.readable(&formats)?, Repair::None),
+        Some(Which::Leaks) => (image.writable(&formats)?, Repair::Leaks),
+        Some(Which::All) => (image.writable(&formats)?, Repair::All),
     };
-    let storage = Arc::new(storage);
-    let options = OpenOptions::new(&LocalGate).format(args.format.as_deref()).force_share(args.force_share);
-    let format = match &args.format {
+    let format = match &image.format {
         Some(format) => formats.driver(format)?,
         None => formats.probe_storage(&*storage)?,
     };
-    let report = match formats.check(storage, &options, repair) {
-        Err(Error::Unsupported { format: "raw", .. }) => {
+    let report = match formats.check(storage, &image.options(), repair) {
+        Err(Error::Unsupported { what, .. }) if what.starts_with("checking") => {
             return Err(Failure::new("This image format does not support checks").code(63));
         }
-        result => result?,
+        result => result.map_err(|e| image.failure(&formats, e))?,
     };
     for message in &report.messages {
         eprintln!("{message}");
@@ -78,7 +82,7 @@ fn run(args: Check) -> Result<ExitCode, Failure> {
     match args.output {
         _ if args.quiet => {}
         Output::Human => print!("{}", human(&report)),
-        Output::Json => json::print(&as_json(&report, &args.filename.display().to_string(), format.name())),
+        Output::Json => json::print(&as_json(&report, &image.name, format.name())),
     }
     Ok(ExitCode::from(match &report {
         r if r.corruptions > 0 => 2,

@@ -11,7 +11,7 @@ use imgcore::storage::NewFile;
 use imgcore::{Formats, Gate, LocalGate, OpenOptions, Reference, Storage};
 
 use super::Entry;
-use super::args::{check_objects, could_not_open, host_words, numbers, parse_options, print_help, usage, wants_help};
+use super::args::{check_objects, check_options, host_words, numbers, parse_options, print_help, usage, wants_help, why_not_open};
 use crate::common::{self, Failure};
 
 /// This command's line in the table.
@@ -62,7 +62,7 @@ fn run(args: Create) -> Result<ExitCode, Failure> {
         [] => return Err(usage("create", "Expecting image file name")),
         [name] => (name, None),
         [name, size] => (name, Some(numbers::size("image size", &size.to_string_lossy(), 0..=numbers::MAX)?)),
-        [..] => return Err(usage("create", "Unexpected argument")),
+        [_, _, extra, ..] => return Err(usage("create", &format!("Unexpected argument: {}", extra.to_string_lossy()))),
     };
     let file = name.to_string_lossy();
     if wants_help(&args.options) {
@@ -79,7 +79,7 @@ fn run(args: Create) -> Result<ExitCode, Failure> {
     for (name, value) in [("backing_file", &args.backing), ("backing_fmt", &args.backing_format)] {
         if let Some(value) = value {
             if driver.options().iter().all(|o| o.name != name) {
-                let what = if name == "backing_file" { "Backing file" } else { "Backing format" };
+                let what = if name == "backing_file" { "Backing file" } else { "Backing file format" };
                 return Err(named(Failure::new(format!("{what} not supported for file format '{}'", driver.name()))));
             }
             options = options.set(name, value);
@@ -91,7 +91,7 @@ fn run(args: Create) -> Result<ExitCode, Failure> {
         (None, Some(text)) => Some(numbers::option_size("size", text).map_err(named)?),
     };
     let options = options.without("size");
-    options.check(driver).map_err(|e| named(e.into()))?;
+    check_options(&options, driver).map_err(named)?;
     let below = below(&formats, name, &options, args.backing_unsafe, wanted.is_some()).map_err(named)?;
     let Some(bytes) = wanted.or(below) else { return Err(named(Failure::new("Image creation needs a size parameter"))) };
     let shown = driver.effective_options(bytes, &options).map_err(|e| named(e.into()))?;
@@ -126,7 +126,7 @@ fn creating(error: imgcore::Error) -> Failure {
 fn below(formats: &Formats, name: &OsStr, options: &CreateOptions, unchecked: bool, sized: bool) -> Result<Option<u64>, Failure> {
     let (file, format) = (options.get("backing_file"), options.get("backing_fmt"));
     if let Some(unknown) = format.filter(|format| formats.driver(format).is_err()) {
-        return Err(Failure::new(format!("Unknown backing file format '{unknown}'")));
+        return Err(Failure::new(format!("Unknown driver '{unknown}'\nCould not open backing image.")));
     }
     // An empty name stands for none.
     let Some(file) = file.filter(|file| !file.is_empty()) else { return Ok(None) };
@@ -147,7 +147,7 @@ fn below(formats: &Formats, name: &OsStr, options: &CreateOptions, unchecked: bo
     match opened {
         Err(_) if unchecked => Ok(None),
         Err(error) => {
-            let failure = could_not_open(file, &path, format, formats, error);
+            let failure = why_not_open(&path, format, formats, error);
             let text = format!("{}\nCould not open backing image.", failure.message());
             Err(failure.reworded(text))
         }

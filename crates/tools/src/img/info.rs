@@ -1,17 +1,18 @@
 //! `img info`: what an image is.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 use imgcore::formats::{DiskSet, Located};
-use imgcore::{Formats, ImageInfo, LocalGate, OpenOptions, Reference, SnapshotInfo, size};
+use imgcore::{Formats, ImageInfo, Reference, SnapshotInfo, size};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
 use super::Entry;
-use super::args::Output;
+use super::args::{ImageArgs, ImageSpec, Output, only};
 use crate::common::{self, Failure, json};
 
 /// This command's line in the table.
@@ -23,9 +24,8 @@ const MAX_CHAIN: usize = 200;
 #[derive(Args)]
 #[command(after_help = "Examples:\n  img info disk.qcow2\n  img info --output=json --backing-chain top.qcow2\n  img info export.xva")]
 struct Info {
-    /// Format of the image; found out when not given
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How to print
     #[arg(long, value_enum, default_value_t = Output::Human)]
     output: Output,
@@ -36,19 +36,21 @@ struct Info {
     #[arg(short = 'U', long)]
     force_share: bool,
     /// The image, container, or disk of a container as FILE#DISK
-    filename: PathBuf,
+    #[arg(value_name = "FILENAME")]
+    files: Vec<OsString>,
 }
 
 fn run(args: Info) -> Result<ExitCode, Failure> {
     let formats = common::formats();
-    if let Located::File(path) = formats.locate(&args.filename)
-        && args.format.is_none()
-        && let Some(container) = formats.container(&path)?
+    let image = args.image.image(only("info", &args.files)?)?.force_share(args.force_share);
+    if let Located::File(path) = formats.locate(&image.path)
+        && image.format.is_none()
+        && let Some(container) = formats.container(&path).map_err(|e| image.failure(&formats, e))?
     {
-        show_container(&args, container.name(), &*container.open(&path)?);
+        show_container(&args, &path, container.name(), &*container.open(&path)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let chain = collect(&formats, &args)?;
+    let chain = collect(&formats, image, args.backing_chain)?;
     match args.output {
         Output::Human => {
             let texts: Vec<String> = chain.iter().map(|(info, full)| human(info, full.as_deref())).collect();
@@ -63,33 +65,24 @@ fn run(args: Info) -> Result<ExitCode, Failure> {
 }
 
 /// The image and, if asked, those below; each with the path of the image below it.
-fn collect(formats: &Formats, args: &Info) -> Result<Vec<(ImageInfo, Option<String>)>, Failure> {
+fn collect(formats: &Formats, first: ImageSpec, whole: bool) -> Result<Vec<(ImageInfo, Option<String>)>, Failure> {
     let mut chain = Vec::new();
     let mut seen = HashSet::new();
-    let (mut path, mut format) = (args.filename.clone(), args.format.clone());
+    let mut image = first;
     loop {
-        let options = OpenOptions::new(&LocalGate).format(format.as_deref()).force_share(args.force_share).without_backing();
-        let info = formats.open(&path, &options)?.info();
-        let below = info.backing_file.clone();
-        let full = match &below {
+        let info = image.open_with(formats, &image.options().without_backing())?.info();
+        let full = match &info.backing_file {
             Some(target) => Some(Reference { from: &info.file, target, role: "backing file" }.path()),
             None => None,
         };
-        format = info.backing_format.clone();
+        let format = info.backing_format.clone();
         let shown = full.as_ref().and_then(|path| path.as_ref().ok()).map(|p| p.display().to_string());
         chain.push((info, shown));
-        match full {
-            Some(next) if args.backing_chain => {
-                if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) || chain.len() > MAX_CHAIN {
-                    return Err(Failure::new(format!(
-                        "{}: the chain of backing files comes back to this file or is too long",
-                        path.display()
-                    )));
-                }
-                path = next?;
-            }
-            _ => return Ok(chain),
+        let Some(next) = full.filter(|_| whole) else { return Ok(chain) };
+        if !seen.insert(image.path.canonicalize().unwrap_or_else(|_| image.path.clone())) || chain.len() > MAX_CHAIN {
+            return Err(Failure::new(format!("Backing file '{}' creates an infinite loop.", image.path.display())));
         }
+        image = ImageSpec::file(next?, format).force_share(image.force_share);
     }
 }
 
@@ -233,8 +226,7 @@ fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
     out
 }
 
-fn show_container(args: &Info, kind: &str, disks: &dyn DiskSet) {
-    let file: &Path = &args.filename;
+fn show_container(args: &Info, file: &Path, kind: &str, disks: &dyn DiskSet) {
     if args.output == Output::Json {
         let list: Vec<Value> = disks.disks().iter().map(|d| json!({ "name": d.name, "virtual-size": d.size })).collect();
         // A name may be there several times: two drives, several warnings.

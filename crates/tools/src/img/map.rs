@@ -1,11 +1,12 @@
 //! `img map`: where each part of an image lies.
 
 use std::ffi::OsString;
+use std::io::{BufWriter, StdoutLock, Write, stdout};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
-use imgcore::{Extent, ExtentKind};
+use imgcore::{Extent, ExtentKind, Image};
 
 use super::Entry;
 use super::args::{ImageArgs, Output, numbers, only};
@@ -41,36 +42,9 @@ fn run(args: Map) -> Result<ExitCode, Failure> {
     let start = numbers::size("start offset", &args.start_offset, 0..=numbers::MAX)?;
     let length = args.max_length.as_deref().map_or(Ok(numbers::MAX), |text| numbers::size("max length", text, 0..=numbers::MAX))?;
     let image = args.image.image(only("map", &args.files)?)?.force_share(args.force_share).open(&common::formats())?;
-    let start = start.min(image.size());
     let end = start.saturating_add(length).min(image.size());
-    let mut printer = Printer { output: args.output, first: true, failure: None };
-    let mut pending: Option<Extent> = None;
-    match args.output {
-        Output::Human => println!("{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to"),
-        Output::Json => print!("["),
-    }
-    image.extents(start..end, &mut |extent| {
-        match &mut pending {
-            Some(before) if joins(before, &extent) => before.len += extent.len,
-            _ => {
-                if let Some(done) = pending.replace(extent) {
-                    printer.print(&done);
-                }
-            }
-        }
-        if printer.failure.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    if let Some(last) = pending
-        && printer.failure.is_none()
-    {
-        printer.print(&last);
-    }
-    if let Some(failure) = printer.failure {
-        return Err(failure);
-    }
-    if args.output == Output::Json {
-        println!("]");
-    }
+    let mut printer = Printer { out: BufWriter::new(stdout().lock()), output: args.output, first: true };
+    printer.map(&*image, start, end)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -82,38 +56,77 @@ fn joins(before: &Extent, next: &Extent) -> bool {
 }
 
 struct Printer {
+    out: BufWriter<StdoutLock<'static>>,
     output: Output,
     first: bool,
-    failure: Option<Failure>,
 }
 
 impl Printer {
-    fn print(&mut self, extent: &Extent) {
-        match (self.output, extent.host_offset, &extent.file) {
-            (Output::Json, offset, _) => self.print_json(extent, offset),
-            (Output::Human, Some(offset), Some(file)) if extent.kind == ExtentKind::Data => {
-                println!("{:<16}{:<16}{:<16}{file}", hex(extent.start), hex(extent.len), hex(offset));
+    fn map(&mut self, image: &dyn Image, start: u64, end: u64) -> Result<(), Failure> {
+        match self.output {
+            Output::Human => writeln!(self.out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")?,
+            Output::Json => write!(self.out, "[")?,
+        }
+        let mut pending: Option<Extent> = None;
+        let mut printed = Ok(());
+        if start < end {
+            image.extents(start..end, &mut |extent| {
+                match &mut pending {
+                    Some(before) if joins(before, &extent) => before.len += extent.len,
+                    _ => {
+                        if let Some(done) = pending.replace(extent) {
+                            printed = self.print(&done);
+                        }
+                    }
+                }
+                if printed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+        }
+        printed?;
+        match (pending, self.output) {
+            (Some(last), _) => self.print(&last)?,
+            // qemu-img has an entry without length for nothing.
+            (None, Output::Json) => self.entry(&[start, 0, 0], [false; 4], None)?,
+            (None, Output::Human) => {}
+        }
+        if self.output == Output::Json {
+            writeln!(self.out, "]")?;
+        }
+        Ok(self.out.flush()?)
+    }
+
+    fn print(&mut self, extent: &Extent) -> Result<(), Failure> {
+        let Extent { start, len, kind, depth, host_offset, file } = extent;
+        match (self.output, host_offset, file) {
+            (Output::Json, offset, _) => {
+                let (zero, compressed) = (kind.reads_zero(), *kind == ExtentKind::Compressed);
+                let present = *kind != ExtentKind::Unallocated;
+                self.entry(&[*start, *len, u64::from(*depth)], [present, zero, !zero, compressed], *offset)?;
             }
-            (Output::Human, None, _) if !extent.kind.reads_zero() => {
-                self.failure =
-                    Some(Failure::new("File contains external, encrypted or compressed clusters.").hint("'--output=json' shows them all"));
+            (Output::Human, Some(offset), Some(file)) if *kind == ExtentKind::Data => {
+                writeln!(self.out, "{:<16}{:<16}{:<16}{file}", hex(*start), hex(*len), hex(*offset))?;
+            }
+            (Output::Human, None, _) if !kind.reads_zero() => {
+                self.out.flush()?;
+                let what = "File contains external, encrypted or compressed clusters.";
+                return Err(Failure::new(what).hint("'--output=json' shows them all"));
             }
             (Output::Human, ..) => {}
         }
+        Ok(())
     }
 
-    fn print_json(&mut self, extent: &Extent, offset: Option<u64>) {
+    fn entry(&mut self, [start, len, depth]: &[u64; 3], flags: [bool; 4], offset: Option<u64>) -> std::io::Result<()> {
+        let [present, zero, data, compressed] = flags;
         if !std::mem::take(&mut self.first) {
-            println!(",");
+            writeln!(self.out, ",")?;
         }
-        let Extent { start, len, kind, depth, .. } = extent;
-        let (zero, present) = (kind.reads_zero(), *kind != ExtentKind::Unallocated);
         let offset = offset.map_or(String::new(), |offset| format!(", \"offset\": {offset}"));
-        print!(
-            "{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \"present\": {present}, \"zero\": {zero}, \"data\": {}, \"compressed\": {}{offset}}}",
-            !zero,
-            *kind == ExtentKind::Compressed
-        );
+        write!(
+            self.out,
+            "{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \"present\": {present}, \"zero\": {zero}, \"data\": {data}, \
+             \"compressed\": {compressed}{offset}}}"
+        )
     }
 }
 

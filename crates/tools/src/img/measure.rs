@@ -7,7 +7,7 @@ use clap::{Args, FromArgMatches};
 use serde_json::json;
 
 use super::Entry;
-use super::args::{ImageArgs, Output, numbers, parse_options, snapshot_name};
+use super::args::{ImageArgs, Output, check_options, numbers, parse_options, snapshot_name};
 use crate::common::{self, Failure, json};
 
 /// This command's line in the table.
@@ -66,8 +66,9 @@ fn run(args: Measure) -> Result<ExitCode, Failure> {
         return Err(Failure::new(format!("Unknown file format '{}'", args.target_format)));
     };
     let options = parse_options(&args.options)?;
-    if let Err(error) = options.check(driver) {
-        return Err(Failure::new(format!("{error}\nimg: Invalid options for file format '{}'", driver.name())));
+    if let Err(failure) = check_options(&options, driver) {
+        let message = format!("{}\nimg: Invalid options for file format '{}'", failure.message(), driver.name());
+        return Err(failure.reworded(message));
     }
     let size = source.as_ref().map_or(size.unwrap_or_default(), |image| image.size());
     let measured = match driver.measure(size, source.as_deref(), &options) {

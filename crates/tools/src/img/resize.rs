@@ -29,9 +29,13 @@ struct Resize {
     /// Print errors only
     #[arg(short, long)]
     quiet: bool,
-    /// The image, and its new size or how much is added or cut off
-    #[arg(value_names = ["FILENAME", "[+-]SIZE"], num_args = 0.., allow_hyphen_values = true)]
-    words: Vec<OsString>,
+    /// The image
+    filename: Option<OsString>,
+    /// Its new size, or how much is added (+) or cut off (-)
+    #[arg(value_name = "[+-]SIZE", allow_hyphen_values = true)]
+    size: Option<String>,
+    #[arg(hide = true)]
+    extra: Vec<OsString>,
 }
 
 /// The new size, or what it is from the old one.
@@ -42,21 +46,22 @@ enum Change {
 }
 
 fn run(args: Resize) -> Result<ExitCode, Failure> {
-    let (file, change) = match &args.words[..] {
-        [file, size] => (file, size.to_string_lossy()),
-        [] | [_] => return Err(usage("resize", "Expecting image file name and size")),
-        _ => return Err(usage("resize", "Extra argument(s) in command line")),
+    let (Some(file), Some(text)) = (&args.filename, &args.size) else {
+        return Err(usage("resize", "Expecting image file name and size"));
     };
+    if !args.extra.is_empty() {
+        return Err(usage("resize", "Extra argument(s) in command line"));
+    }
     args.image.check()?;
     let preallocation = match args.preallocation.as_deref() {
         None => Preallocation::Off,
         Some(mode) => mode.parse().map_err(|_| Failure::new(format!("Invalid preallocation mode '{mode}'")))?,
     };
     let size = |text| numbers::option_size("size", text);
-    let change = match change.split_at_checked(1) {
+    let change = match text.split_at_checked(1) {
         Some(("+", by)) => Change::Grow(size(by)?),
         Some(("-", by)) => Change::Shrink(size(by)?),
-        _ => Change::To(size(&change)?),
+        _ => Change::To(size(text)?),
     };
     let mut image = args.image.image(file)?.open_edit(&common::formats())?;
     let old = image.size();

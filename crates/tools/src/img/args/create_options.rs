@@ -2,6 +2,7 @@
 
 use imgcore::formats::{CreateOptions, FormatDriver, FormatOption};
 
+use super::numbers::option_size;
 use crate::common::Failure;
 
 /// What the file below any format has; qemu-img lists them when the output is named.
@@ -37,6 +38,23 @@ pub(crate) fn parse_options(texts: &[String]) -> Result<CreateOptions, Failure> 
         }
     }
     Ok(FILE_OPTIONS.iter().fold(options, |options, known| options.without(known.name)))
+}
+
+/// Refuses what `driver` does not have, and values that are not of the option's kind.
+pub(crate) fn check_options(options: &CreateOptions, driver: &dyn FormatDriver) -> Result<(), Failure> {
+    options.check(driver)?;
+    for (name, value) in options.iter() {
+        let kind = driver.options().iter().find(|o| o.name == name).map_or("", |o| o.value);
+        match kind {
+            "<size>" => drop(option_size(name, value)?),
+            "<num>" if value.parse::<u64>().is_err() => return Err(Failure::new(format!("Parameter '{name}' expects a number"))),
+            "<bool (on/off)>" if !matches!(value, "on" | "off") => {
+                return Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'")));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Whether `-o help` (or `?`) was given.

@@ -25,7 +25,11 @@ pub(crate) fn complaint(program: &Command, arguments: &[OsString], error: &Error
     let (invalid, value) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue));
     let what = match error.kind() {
         ErrorKind::UnknownArgument => match invalid.strip_prefix("--") {
-            Some(long) => unknown_long(command.unwrap_or(program), long),
+            // clap leaves out the value.
+            Some(_) => {
+                let written = given.iter().find(|word| word.split('=').next() == Some(invalid)).map_or(invalid, |word| word);
+                unknown_long(command.unwrap_or(program), written.trim_start_matches("--"))
+            }
             None => format!("invalid option -- '{}'", invalid.trim_start_matches('-')),
         },
         // Only the last word can be an option without its value.
@@ -41,7 +45,9 @@ pub(crate) fn complaint(program: &Command, arguments: &[OsString], error: &Error
             let Some(ContextValue::Strings(valid)) = error.get(ContextKind::ValidValue) else { return None };
             let valid: Vec<_> = valid.iter().map(|v| format!("'{v}'")).collect();
             let option = invalid.split(' ').next()?;
-            let words = format!("{option} expects {} not '{value}'", valid.join(" or "));
+            let short = command?.get_arguments().find(|a| a.get_long().is_some_and(|l| option.ends_with(l)))?.get_short();
+            let short = short.map_or(String::new(), |short| format!(" (-{short})"));
+            let words = format!("{option}{short} expects {} not '{value}'", valid.join(" or "));
             return Some(format!("{}: {words}\nTry '{name} --help' for more info", program.get_name()));
         }
         _ => return None,

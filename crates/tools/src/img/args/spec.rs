@@ -25,6 +25,8 @@ pub(crate) struct ImageSpec {
     pub force_share: bool,
     /// Reads this internal snapshot.
     pub snapshot: Option<String>,
+    /// Whether nobody may write it meanwhile, even if it is raw.
+    exclusive: bool,
     caches: Caches,
     window: Option<(u64, Option<u64>)>,
 }
@@ -44,7 +46,13 @@ impl ImageSpec {
         let Described { path, format: said, caches, force_share, window } =
             described.map_err(|e| Failure::new(format!("Could not open '{name}': {}", e.message())))?;
         let format = format.map(str::to_owned).or(said);
-        Ok(ImageSpec { name: name.into(), path, format, force_share, snapshot: None, caches, window })
+        Ok(ImageSpec { name: name.into(), path, format, force_share, snapshot: None, exclusive: false, caches, window })
+    }
+
+    /// The file `path`, of this format or probed.
+    pub(crate) fn file(path: PathBuf, format: Option<String>) -> Self {
+        let name = path.display().to_string();
+        ImageSpec { name, path, format, force_share: false, snapshot: None, exclusive: false, caches: Caches::default(), window: None }
     }
 
     /// The same, read while another program writes it.
@@ -57,9 +65,16 @@ impl ImageSpec {
         ImageSpec { snapshot, ..self }
     }
 
+    /// The same, with nobody writing it meanwhile, even if it is raw.
+    pub(crate) fn exclusive(self) -> Self {
+        ImageSpec { exclusive: true, ..self }
+    }
+
     /// How the library is to open it.
     pub(crate) fn options(&self) -> OpenOptions<'_> {
-        OpenOptions::new(&LocalGate)
+        let options = OpenOptions::new(&LocalGate);
+        let options = if self.exclusive { options.exclusive() } else { options };
+        options
             .format(self.format.as_deref())
             .snapshot(self.snapshot.as_deref())
             .caches(self.caches)
@@ -94,6 +109,12 @@ impl ImageSpec {
     pub(crate) fn open_edit(&self, formats: &Formats) -> Result<Box<dyn ImageEdit>, Failure> {
         let storage = self.writable(formats)?;
         formats.open_edit(storage, &self.options()).map_err(|e| self.failure(formats, e))
+    }
+
+    /// The file opened for reading.
+    pub(crate) fn readable(&self, formats: &Formats) -> Result<Arc<FileStorage>, Failure> {
+        self.check_driver(formats)?;
+        Ok(Arc::new(FileStorage::open(&self.path).map_err(|e| self.failure(formats, e))?))
     }
 
     /// The file opened for writing, after a warning where writing to it is restricted.
@@ -146,24 +167,28 @@ fn plain(name: &str) -> Result<Described, Failure> {
 }
 
 /// qemu-img's message for an image, called `name`, that could not be opened.
-pub(crate) fn could_not_open(name: &str, path: &Path, format: Option<&str>, formats: &Formats, error: Error) -> Failure {
+fn could_not_open(name: &str, path: &Path, format: Option<&str>, formats: &Formats, error: Error) -> Failure {
+    let failure = why_not_open(path, format, formats, error);
+    let message = format!("Could not open '{name}': {}", failure.message());
+    failure.reworded(message)
+}
+
+/// Why an image could not be opened, in qemu-img's words.
+pub(crate) fn why_not_open(path: &Path, format: Option<&str>, formats: &Formats, error: Error) -> Failure {
     let own = path.display().to_string();
-    let hinted = Failure::from_ref(&error);
+    let failure = Failure::from_ref(&error);
+    let below = |file: &String| if *file == own { "" } else { "Could not open backing file: " };
     let reason = match &error {
         Error::Io { file, action: "open", source, .. } => {
-            let below = if *file == own { "" } else { "Could not open backing file: " };
-            format!("{below}Could not open '{file}': {}", host_words(source))
+            format!("{}Could not open '{file}': {}", below(file), host_words(source))
         }
+        Error::Locked { file, why } => format!("{}{why}\nIs another process using the image [{file}]?", below(file)),
         _ if format.is_some_and(|format| !claims(formats, format, path)) => {
-            return hinted.reworded(format!("Could not open '{name}': Image is not in {} format", format.unwrap_or_default()));
+            return Failure::new(format!("Image is not in {} format", format.unwrap_or_default()));
         }
-        other => {
-            let text = Failure::from_ref(other);
-            let text = text.message();
-            text.strip_prefix(&format!("{own}: ")).unwrap_or(text).to_owned()
-        }
+        _ => failure.message().strip_prefix(&format!("{own}: ")).unwrap_or(failure.message()).to_owned(),
     };
-    hinted.reworded(format!("Could not open '{name}': {reason}"))
+    failure.reworded(reason)
 }
 
 /// Whether the format called `name` would be probed in the file.
