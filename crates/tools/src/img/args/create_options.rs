@@ -62,6 +62,14 @@ pub(crate) fn wants_help(texts: &[String]) -> bool {
     texts.iter().flat_map(|t| split(t)).any(|o| matches!(&*o, "help" | "?"))
 }
 
+/// Lists the options of what is called `name`; an empty name is left out.
+pub(crate) fn print_options(name: &str, options: &[FormatOption]) {
+    println!("Supported {name}{}options:", if name.is_empty() { "" } else { " " });
+    for option in options {
+        println!("  {:<22} - {}", format!("{}={}", option.name, option.value), option.help);
+    }
+}
+
 /// Prints the options of `driver`, with those of the file if the output is named.
 pub(crate) fn print_help(driver: &dyn FormatDriver, named: bool) {
     let mut options = driver.options().to_vec();
@@ -73,14 +81,7 @@ pub(crate) fn print_help(driver: &dyn FormatDriver, named: bool) {
         options.extend(FILE_OPTIONS);
     }
     options.sort_by_key(|o| o.name);
-    if raw || named {
-        println!("Supported options:");
-    } else {
-        println!("Supported {} options:", driver.name());
-    }
-    for option in options {
-        println!("  {:<22} - {}", format!("{}={}", option.name, option.value), option.help);
-    }
+    print_options(if raw || named { "" } else { driver.name() }, &options);
     if !named && !raw {
         println!("\nThe protocol level may support further options.\nSpecify the target filename to include those options.");
     }
