@@ -2,12 +2,10 @@
 
 #![allow(dead_code, missing_docs)]
 
-mod twin;
+pub mod twin;
 
 use std::path::Path;
 use std::process::Command;
-
-pub use twin::Twin;
 
 pub const IMG: &str = env!("CARGO_BIN_EXE_img");
 

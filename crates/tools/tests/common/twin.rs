@@ -41,15 +41,16 @@ impl Twin {
     }
 
     /// Runs both programs on a command line, words split at spaces (`''` is an empty one), and notes where they differ: in the
-    /// exit code, the standard output or, unless the line begins with `~`, in the words of the error.
+    /// exit code, the standard output or the words of the error. After `~` the latter may differ, after `?` both outputs.
     pub fn agree(&mut self, line: &str) {
-        let (line, same_words) = line.strip_prefix('~').map_or((line, true), |line| (line, false));
+        let (same_output, same_words) = (!line.starts_with('?'), !line.starts_with(['~', '?']));
+        let line = line.trim_start_matches(['~', '?']);
         let args: Vec<&str> = line.split(' ').map(|word| if word == "''" { "" } else { word }).collect();
         let ours = run(IMG, &args, &self.ours());
         let theirs = run("qemu-img", &args, &self.theirs());
         let shown = |ran: &Ran, program: &str| (ran.code, plain(&ran.out, program), plain(&ran.err, program));
         let (ours, theirs) = (shown(&ours, "img"), shown(&theirs, "qemu-img"));
-        if ours.0 != theirs.0 || ours.1 != theirs.1 || (same_words && ours.2 != theirs.2) {
+        if ours.0 != theirs.0 || (same_output && ours.1 != theirs.1) || (same_words && ours.2 != theirs.2) {
             self.differences.push(format!("$ {line}\nimg ({}): {}{}qemu-img ({}): {}{}", ours.0, ours.1, ours.2, theirs.0, theirs.1, theirs.2));
         }
     }

@@ -66,6 +66,7 @@ impl ImageSpec {
     }
 
     /// The same, with nobody writing it meanwhile, even if it is raw.
+    #[expect(dead_code, reason = "convert will open its sources so")]
     pub(crate) fn exclusive(self) -> Self {
         ImageSpec { exclusive: true, ..self }
     }
