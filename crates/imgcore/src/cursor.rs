@@ -41,7 +41,9 @@ impl<'a> Cursor<'a> {
                 let host_offset = extent.host_offset.map(|offset| offset.saturating_add(past));
                 Ok(Extent { start: at, len: extent.len - past, host_offset, ..extent.clone() })
             }
-            _ => Err(Error::Invalid(format!("{}: the walk over its content stopped at offset {at:#x} of {size:#x}", self.image.info().file))),
+            _ => {
+                Err(Error::Invalid(format!("{}: the walk over its content stopped at offset {at:#x} of {size:#x}", self.image.info().file)))
+            }
         }
     }
 

@@ -166,7 +166,10 @@ fn bench() {
     );
     let ours = twin.ours();
     for (line, first) in [
-        ("bench -c 1000 -d 4 top.qcow2", "Sending 1000 read requests, 4096 bytes each, 4 in parallel (starting at offset 0, step size 4096)\n"),
+        (
+            "bench -c 1000 -d 4 top.qcow2",
+            "Sending 1000 read requests, 4096 bytes each, 4 in parallel (starting at offset 0, step size 4096)\n",
+        ),
         (
             "bench -c 64 -w --flush-interval 16 -d 8 --pattern 7 -s 64k top.qcow2",
             "Sending 64 write requests, 65536 bytes each, 8 in parallel (starting at offset 0, step size 65536)\nSending flush every 16 requests\n",

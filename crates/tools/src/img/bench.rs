@@ -24,8 +24,10 @@ const MAX: u64 = i32::MAX as u64;
 
 /// Measure how fast an image is read or written.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  img bench -c 100000 -d 16 disk.qcow2\n  img bench -w -t none --flush-interval 64 -d 64 scratch.qcow2\n  \
-                        img bench --random 7 -c 100000 -s 4k disk.qcow2")]
+#[command(
+    after_help = "Examples:\n  img bench -c 100000 -d 16 disk.qcow2\n  img bench -w -t none --flush-interval 64 -d 64 scratch.qcow2\n  \
+                        img bench --random 7 -c 100000 -s 4k disk.qcow2"
+)]
 struct Bench {
     #[command(flatten)]
     image: ImageArgs,
@@ -136,7 +138,8 @@ fn run(args: Bench) -> Result<ExitCode, Failure> {
 
 fn read_offsets(path: &Path) -> Result<Vec<u64>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::new(format!("{}: {}", path.display(), host_words(&e))))?;
-    let offsets: Vec<u64> = text.split_whitespace().map(|word| numbers::size("offset", word, 0..=numbers::MAX)).collect::<Result<_, _>>()?;
+    let offsets: Vec<u64> =
+        text.split_whitespace().map(|word| numbers::size("offset", word, 0..=numbers::MAX)).collect::<Result<_, _>>()?;
     if offsets.is_empty() { Err(Failure::new(format!("{}: holds no offsets", path.display()))) } else { Ok(offsets) }
 }
 

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches, ValueEnum};
-use imgcore::formats::{CheckReport, Repair};
 use imgcore::Error;
+use imgcore::formats::{CheckReport, Repair};
 use serde_json::{Map, Value};
 
 use super::Entry;

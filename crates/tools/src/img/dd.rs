@@ -4,10 +4,10 @@ use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
+use imgcore::NoProgress;
 use imgcore::copy::{self, copy_range};
 use imgcore::formats::CreateOptions;
 use imgcore::storage::NewFile;
-use imgcore::NoProgress;
 
 use super::Entry;
 use super::args::{ImageArgs, could_not_create, numbers};

@@ -51,7 +51,8 @@ impl Twin {
         let shown = |ran: &Ran, program: &str| (ran.code, plain(&ran.out, program), plain(&ran.err, program));
         let (ours, theirs) = (shown(&ours, "img"), shown(&theirs, "qemu-img"));
         if ours.0 != theirs.0 || (same_output && ours.1 != theirs.1) || (same_words && ours.2 != theirs.2) {
-            self.differences.push(format!("$ {line}\nimg ({}): {}{}qemu-img ({}): {}{}", ours.0, ours.1, ours.2, theirs.0, theirs.1, theirs.2));
+            self.differences
+                .push(format!("$ {line}\nimg ({}): {}{}qemu-img ({}): {}{}", ours.0, ours.1, ours.2, theirs.0, theirs.1, theirs.2));
         }
     }
 

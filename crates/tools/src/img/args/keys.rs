@@ -12,9 +12,23 @@ use crate::common::Failure;
 
 /// What one can say of any image or file, and that is as it should be here anyway.
 const ACCEPTED: [&str; 17] = [
-    "aio", "auto-read-only", "cache-clean-interval", "cache.direct", "cache.no-flush", "cache.writeback", "detect-zeroes", "discard",
-    "l2-cache-entry-size", "lazy-refcounts", "locking", "node-name", "overlap-check", "overlap-check.template", "pass-discard-request",
-    "pass-discard-snapshot", "read-only",
+    "aio",
+    "auto-read-only",
+    "cache-clean-interval",
+    "cache.direct",
+    "cache.no-flush",
+    "cache.writeback",
+    "detect-zeroes",
+    "discard",
+    "l2-cache-entry-size",
+    "lazy-refcounts",
+    "locking",
+    "node-name",
+    "overlap-check",
+    "overlap-check.template",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "read-only",
 ];
 
 /// Keys of an image, nested ones with dots between.

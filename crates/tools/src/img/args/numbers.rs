@@ -20,7 +20,8 @@ pub(crate) fn count(what: &str, text: &str, range: RangeInclusive<u64>) -> Resul
 }
 
 fn checked(what: &str, text: &str, range: RangeInclusive<u64>, parse: impl Fn(&str) -> Option<u128>) -> Result<u64, Failure> {
-    let magnitude = parse(text.strip_prefix('-').unwrap_or(text)).ok_or_else(|| Failure::new(format!("Invalid {what} specified: '{text}'.")))?;
+    let magnitude =
+        parse(text.strip_prefix('-').unwrap_or(text)).ok_or_else(|| Failure::new(format!("Invalid {what} specified: '{text}'.")))?;
     match u64::try_from(magnitude) {
         Ok(number) if range.contains(&number) && (number == 0 || !text.starts_with('-')) => Ok(number),
         _ => Err(Failure::new(format!("Invalid {what} specified. Must be between {} and {}.", range.start(), range.end()))),

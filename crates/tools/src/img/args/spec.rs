@@ -75,11 +75,7 @@ impl ImageSpec {
     pub(crate) fn options(&self) -> OpenOptions<'_> {
         let options = OpenOptions::new(&LocalGate);
         let options = if self.exclusive { options.exclusive() } else { options };
-        options
-            .format(self.format.as_deref())
-            .snapshot(self.snapshot.as_deref())
-            .caches(self.caches)
-            .force_share(self.force_share)
+        options.format(self.format.as_deref()).snapshot(self.snapshot.as_deref()).caches(self.caches).force_share(self.force_share)
     }
 
     /// Opens it for reading, with all images below.
