@@ -31,6 +31,7 @@ pub mod raw;
 pub mod size;
 pub mod slice;
 pub mod storage;
+mod tables;
 #[cfg(test)]
 mod testing;
 pub mod vhdx;

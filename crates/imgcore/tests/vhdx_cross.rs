@@ -208,6 +208,7 @@ fn a_log_is_replayed_in_memory_or_in_the_file() {
     assert!(image.info().dirty);
     let ours = content(&*image);
     assert!(ours[..64 << 10].iter().all(|b| *b == 7) && ours[64 << 10..].iter().all(|b| *b == 0));
+    drop(image);
     assert_eq!(std::fs::read(&path).unwrap(), file, "a reader changes nothing");
     let storage = || Arc::new(FileStorage::open_writable(&path).unwrap());
     let error = Formats::new().check(storage(), &OpenOptions::new(&NoGate), Repair::None).unwrap_err().to_string();
@@ -418,6 +419,7 @@ fn a_differencing_disk_shows_its_parent() {
     let mut part = [0; 700];
     image.read_at(&mut part, 4096 + 300).unwrap();
     assert!(part == model[4096 + 300..4096 + 1000]);
+    drop(image);
     let options = OpenOptions::new(&LocalGate);
     let error = Formats::new().open_mut(&path, &options).err().unwrap().to_string();
     assert!(error.contains("differencing"), "{error}");

@@ -67,7 +67,7 @@ pub fn read_padded(storage: &dyn Storage, buf: &mut [u8], offset: u64) -> Result
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
             let there = storage.size()?.saturating_sub(offset).min(buf.len() as u64) as usize;
             buf[there..].fill(0);
-            storage.read_at(&mut buf[..there], offset)
+            if there == 0 { Ok(()) } else { storage.read_at(&mut buf[..there], offset) }
         }
         other => other,
     }

@@ -109,7 +109,7 @@ impl Vhdx {
             let what = format!("the BAT region has {} bytes, and {entries} entries of 8 bytes are needed", regions.bat.len);
             return Err(Error::corrupt(&file, FORMAT, regions.bat.offset, what));
         }
-        let bat = Bat::new(regions.bat.offset, entries);
+        let bat = Bat::new(regions.bat.offset);
         let bitmap = Mutex::new((0, Arc::default()));
         let dirty = header.is_dirty();
         Ok(Vhdx { storage, file, regions, metadata, bat, chunk_ratio, parent: None, bitmap, dirty, writer: None })
@@ -134,16 +134,17 @@ impl Vhdx {
     fn lookup(&self, guest: u64, len: u64) -> Result<(Mapping, u64)> {
         let block_size = self.block_size();
         let mut block = guest / block_size;
-        let mut entries = self.bat.entries_from(&*self.storage, self.bat_index(block))?;
+        let mut page = self.bat.page(&*self.storage, self.bat_index(block))?;
         let mut found: Option<Mapping> = None;
         let mut run = 0;
         while run < len {
             let index = self.bat_index(block);
-            let entry = match entries.get(index) {
+            let at = self.bat.entry_offset(index);
+            let entry = match page.get(at) {
                 Some(entry) => entry,
                 None => {
-                    entries = self.bat.entries_from(&*self.storage, index)?;
-                    entries.get(index).unwrap_or(0)
+                    page = self.bat.page(&*self.storage, index)?;
+                    page.get(at).unwrap_or(0)
                 }
             };
             let within = (guest + run) % block_size;

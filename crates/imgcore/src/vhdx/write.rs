@@ -8,7 +8,7 @@ use super::{FORMAT, MIB, Mapping, Vhdx, bat, log};
 use crate::derived::derived_id;
 use crate::image::check_range;
 use crate::partition::Guid;
-use crate::{Error, ImageMut, Result, Storage};
+use crate::{Error, ImageMut, Place, Placing, Result, Storage};
 
 /// What an image open for writing has besides.
 pub(super) struct Writer(Mutex<State>);
@@ -94,6 +94,16 @@ impl Vhdx {
         self.state()?.announce(&*self.storage)
     }
 
+    /// Where byte `guest` is to be stored, and how many of `len` bytes belong there together.
+    fn place_of(&self, guest: u64, len: u64) -> Result<(u64, u64)> {
+        loop {
+            match self.lookup(guest, len)? {
+                (Mapping::Data(host), run) => return Ok((host, run)),
+                _ => self.allocate(guest)?,
+            }
+        }
+    }
+
     /// Gives the block of byte `guest` a place, if no other thread did meanwhile.
     fn allocate(&self, guest: u64) -> Result<()> {
         let mut state = self.state()?;
@@ -109,7 +119,7 @@ impl Vhdx {
         self.storage.zero_at(host, self.block_size())?;
         state.end = Some(end);
         let index = self.bat_index(guest / self.block_size());
-        if self.bat.set(&*self.storage, index, host | bat::PRESENT)? {
+        if self.bat.set(index, host | bat::PRESENT) {
             self.write_back()?;
         }
         Ok(())
@@ -117,16 +127,16 @@ impl Vhdx {
 
     /// Writes changed BAT entries, after all that they point at. Called with the state locked.
     fn write_back(&self) -> Result<()> {
-        let dirty = self.bat.dirty();
+        let pending = self.bat.changes().pending();
         self.storage.sync()?;
-        if dirty.is_empty() {
+        if pending.is_empty() {
             return Ok(());
         }
-        for (offset, bytes) in dirty {
+        for (offset, bytes) in pending {
             self.storage.write_at(&bytes, offset)?;
         }
         self.storage.sync()?;
-        self.bat.set_clean();
+        self.bat.changes().set_written();
         Ok(())
     }
 
@@ -150,14 +160,9 @@ impl ImageMut for Vhdx {
         self.announce()?;
         let mut done = 0;
         while done < data.len() {
-            let guest = offset + done as u64;
-            match self.lookup(guest, (data.len() - done) as u64)? {
-                (Mapping::Data(host), run) => {
-                    self.storage.write_at(&data[done..done + run as usize], host)?;
-                    done += run as usize;
-                }
-                _ => self.allocate(guest)?,
-            }
+            let (host, run) = self.place_of(offset + done as u64, (data.len() - done) as u64)?;
+            self.storage.write_at(&data[done..done + run as usize], host)?;
+            done += run as usize;
         }
         Ok(())
     }
@@ -175,5 +180,26 @@ impl ImageMut for Vhdx {
     fn flush(&self) -> Result<()> {
         let _state = self.state()?;
         self.write_back()
+    }
+
+    fn placing(&self) -> Option<&dyn Placing> {
+        Some(self)
+    }
+}
+
+impl Placing for Vhdx {
+    fn place(&self, offset: u64, len: u64) -> Result<Option<Place>> {
+        check_range(&self.file, self.metadata.size, offset, len)?;
+        self.announce()?;
+        let (host, len) = self.place_of(offset, len)?;
+        Ok(Some(Place { host, len }))
+    }
+
+    fn place_packed(&self, _: u64, _: u64) -> Result<u64> {
+        Err(Error::unsupported(&self.file, FORMAT, "compressed blocks"))
+    }
+
+    fn store(&self, data: &[u8], host: u64) -> Result<()> {
+        self.storage.write_at(data, host)
     }
 }
