@@ -166,14 +166,7 @@ impl Qcow2 {
         }
         let mut buf = vec![0; (range.end - range.start) as usize];
         let _reading = self.reads.read().unwrap_or_else(|e| e.into_inner());
-        let mut done = 0;
-        while done < buf.len() {
-            let at = range.start + done as u64;
-            let (mapping, run) = self.lookup(at, (buf.len() - done) as u64)?;
-            let end = done + run as usize;
-            self.read_mapped(mapping, &mut buf[done..end], at)?;
-            done = end;
-        }
+        self.read_range(&mut buf, range.start)?;
         Ok(buf)
     }
 

@@ -35,6 +35,7 @@ mod l2;
 mod place;
 mod preallocate;
 mod ranges;
+mod read;
 mod refcount;
 mod remap;
 mod repair;
@@ -221,65 +222,6 @@ impl Qcow2 {
         let at = slice.offset + index as u64 * self.header.l2_entry_size();
         Cluster::decode(&self.header, &self.file, slice.get(index), at)
     }
-
-    /// Reads what `lookup` found.
-    fn read_mapped(&self, mapping: Mapping, buf: &mut [u8], guest: u64) -> Result<()> {
-        match mapping {
-            Mapping::Zero { .. } => buf.fill(0),
-            Mapping::Unallocated => self.read_backing(buf, guest)?,
-            Mapping::Data { host, .. } if self.header.has(DATA_FILE) && Arc::ptr_eq(&self.data, &self.storage) => {
-                let what = format!("reading at {host:#x} of the external data file, which was left closed");
-                return Err(Error::unsupported(&self.file, FORMAT, what));
-            }
-            Mapping::Data { host, .. } => read_padded(&*self.data, buf, host)?,
-            Mapping::Compressed { host, len } => self.read_compressed(host, len, buf, guest % self.cluster_size())?,
-        }
-        Ok(())
-    }
-
-    fn read_backing(&self, buf: &mut [u8], guest: u64) -> Result<()> {
-        let there = self.backing.as_ref().map_or(0, |b| b.size().saturating_sub(guest)).min(buf.len() as u64) as usize;
-        let (below, past) = buf.split_at_mut(there);
-        past.fill(0);
-        match &self.backing {
-            Some(backing) if there > 0 => backing.read_at(below, guest),
-            _ => Ok(()),
-        }
-    }
-
-    fn read_compressed(&self, host: u64, len: u64, buf: &mut [u8], within: u64) -> Result<()> {
-        let cluster_size = self.cluster_size() as usize;
-        if buf.len() == cluster_size {
-            return self.decompress(host, len, buf);
-        }
-        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
-        let found = kept.iter().find(|(key, _)| *key == host).map(|(_, cluster)| cluster.clone());
-        let cluster = match found {
-            Some(cluster) => cluster,
-            None => {
-                drop(kept);
-                let mut cluster = vec![0; cluster_size];
-                self.decompress(host, len, &mut cluster)?;
-                let cluster: Arc<[u8]> = cluster.into();
-                kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
-                kept.truncate(KEPT_CLUSTERS - 1);
-                kept.push_front((host, cluster.clone()));
-                cluster
-            }
-        };
-        drop(kept);
-        let within = within as usize;
-        buf.copy_from_slice(cluster.get(within..within + buf.len()).unwrap_or_default());
-        Ok(())
-    }
-
-    fn decompress(&self, host: u64, len: u64, out: &mut [u8]) -> Result<()> {
-        // Sectors are counted up to twice the cluster and never more: the field has cluster_bits - 8 bits.
-        let mut packed = vec![0; len as usize];
-        read_padded(&*self.storage, &mut packed, host)?;
-        codec::decompress(self.header.compression, &packed, out)
-            .map_err(|what| Error::corrupt(&self.file, FORMAT, host, format!("a compressed cluster of {len} bytes cannot be read: {what}")))
-    }
 }
 
 /// Whether `next`, `distance` bytes after the start of `first`, continues it.
@@ -301,15 +243,7 @@ impl Image for Qcow2 {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         check_range(&self.file, self.size(), offset, buf.len() as u64)?;
         let _reading = self.reads.read().unwrap_or_else(|e| e.into_inner());
-        let mut done = 0;
-        while done < buf.len() {
-            let guest = offset + done as u64;
-            let (mapping, run) = self.lookup(guest, (buf.len() - done) as u64)?;
-            let end = done + run as usize;
-            self.read_mapped(mapping, &mut buf[done..end], guest)?;
-            done = end;
-        }
-        Ok(())
+        self.read_range(buf, offset)
     }
 
     fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()> {
