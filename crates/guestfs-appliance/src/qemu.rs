@@ -77,7 +77,7 @@ impl Builder {
         let node = format!("disk{}", self.servers.len());
         let socket = self.dir.path().join(format!("{node}.sock"));
         let read_only = if matches!(content, nbd::Content::ReadOnly(_)) { "on" } else { "off" };
-        self.servers.push(nbd::serve(&socket, vec![nbd::Export { name: node.clone(), content }])?);
+        self.servers.push(nbd::serve(&nbd::Address::Unix(socket.clone()), vec![nbd::Export::new(node.as_str(), content)])?);
         let path = quoted(&socket);
         let options = format!(
             "driver=nbd,node-name={node},export={node},read-only={read_only},discard=unmap,detect-zeroes=off,server.type=unix,server.path={path}"

@@ -26,6 +26,7 @@ pub mod nbd;
 pub mod overlay;
 pub mod partition;
 mod progress;
+mod ranges;
 pub mod qcow2;
 pub mod raw;
 pub mod size;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
-use std::sync::Mutex;
+use std::sync::{Barrier, Mutex};
 
 use crate::{Error, Extent, ExtentKind, Image, ImageInfo, ImageMut, Result};
 
@@ -13,6 +13,8 @@ pub struct TestImage {
     state: Mutex<(Vec<u8>, BTreeSet<u64>)>,
     /// Reads and writes that touch it fail.
     pub bad: Option<Range<u64>>,
+    /// Reads wait here for each other.
+    pub meet: Option<Barrier>,
     /// Calls of write_at and zero_at: (offset, length, whether zeroes were written through zero_at).
     pub log: Mutex<Vec<(u64, u64, bool)>>,
 }
@@ -21,7 +23,7 @@ const BLOCK: u64 = 4096;
 
 impl TestImage {
     pub fn new(size: u64) -> Self {
-        TestImage { size, state: Mutex::new((vec![0; size as usize], BTreeSet::new())), bad: None, log: Mutex::default() }
+        TestImage { size, state: Mutex::new((vec![0; size as usize], BTreeSet::new())), bad: None, meet: None, log: Mutex::default() }
     }
 
     pub fn with(size: u64, pieces: &[(u64, &[u8])]) -> Self {
@@ -57,6 +59,9 @@ impl Image for TestImage {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check(offset, buf.len() as u64, "read")?;
+        if let Some(barrier) = &self.meet {
+            barrier.wait();
+        }
         buf.copy_from_slice(&self.state.lock().unwrap().0[offset as usize..][..buf.len()]);
         Ok(())
     }

@@ -288,7 +288,7 @@ impl<'a> OpenContext<'a> {
     /// The same for reading and writing.
     pub fn open_part_mut(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
         let storage = self.options.gate.open_writable(reference)?;
-        storage.lock(&Lock::WRITE)?;
+        storage.lock(if self.options.exclusive { &Lock::WRITE } else { &Lock::WRITE_PART })?;
         Ok(storage)
     }
 

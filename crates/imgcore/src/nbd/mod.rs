@@ -1,27 +1,44 @@
-//! An NBD server on a unix socket: how a virtual machine, or any NBD client, reaches our images.
+//! An NBD server: how a virtual machine, or any NBD client, reaches our images.
 //!
-//! The protocol is [NBD](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md), fixed newstyle
-//! handshake with simple replies. Each connection has a thread of its own; several connections to one export see
-//! each other's writes (`NBD_FLAG_CAN_MULTI_CONN`). Clients are not trusted: a request is 32 MiB at most, and one
-//! that breaks the protocol loses its connection and nothing else.
+//! The protocol is [NBD](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md): the fixed newstyle
+//! handshake, structured replies with holes, and what blocks are (`base:allocation`, `qemu:allocation-depth` and
+//! `qemu:dirty-bitmap:NAME`). There is no TLS. Several connections to one export see each other's writes
+//! (`NBD_FLAG_CAN_MULTI_CONN`), and each carries out several requests at a time.
+//!
+//! Clients are not trusted: the handshake has a time limit, payloads and threads of a connection are bounded, and one that
+//! breaks the protocol loses its connection and nothing else.
 
 mod handshake;
+mod meta;
 mod proto;
+mod reply;
+mod socket;
 mod transmission;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
+
+use crate::ranges::RangeLocks;
 use crate::{Error, Image, ImageMut, Result};
+use socket::{Reader, Socket};
 
 /// Connections that one server holds at a time; more are closed at once.
 const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to choose its export.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 
 /// What is served under a name.
 #[derive(Clone)]
@@ -48,19 +65,56 @@ impl Content {
     }
 }
 
+/// A dirty bitmap as it was when the export was made.
+#[derive(Clone, Debug)]
+pub struct DirtyBitmap {
+    /// Its name.
+    pub name: String,
+    /// The dirty bytes: ascending, not empty, not overlapping.
+    pub dirty: Vec<Range<u64>>,
+}
+
 /// An image and the name under which clients ask for it.
 #[derive(Clone)]
 pub struct Export {
-    /// The export's name, at most 4096 bytes. A client that asks for the empty name gets the first export.
-    pub name: String,
-    /// The image.
-    pub content: Content,
+    name: String,
+    description: String,
+    content: Content,
+    bitmaps: Vec<DirtyBitmap>,
+    writes: Arc<RangeLocks>,
 }
 
-/// A running server. Dropping it ends all connections, waits for requests under way and removes the socket.
+impl Export {
+    /// Serves `content` as `name`, at most 4096 bytes. A client that asks for the empty name gets the first export.
+    pub fn new(name: impl Into<String>, content: Content) -> Self {
+        Export { name: name.into(), description: String::new(), content, bitmaps: Vec::new(), writes: Arc::default() }
+    }
+
+    /// The same with a text for people.
+    pub fn description(self, description: impl Into<String>) -> Self {
+        Export { description: description.into(), ..self }
+    }
+
+    /// The same with dirty bitmaps, which clients find as `qemu:dirty-bitmap:NAME`.
+    pub fn bitmaps(self, bitmaps: Vec<DirtyBitmap>) -> Self {
+        Export { bitmaps, ..self }
+    }
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub enum Address {
+    /// A unix socket. Whoever may open it may use the exports: put it in a folder of your own. A socket that nobody
+    /// listens on any more is replaced. The kernel limits the path to 107 bytes.
+    Unix(PathBuf),
+    /// A TCP address and port; the system chooses port 0. Whoever reaches it may use the exports.
+    Tcp(SocketAddr),
+}
+
+/// A running server. Dropping it ends all connections, waits for requests under way and removes a unix socket.
 pub struct Server {
-    path: PathBuf,
-    listener: Arc<UnixListener>,
+    address: Address,
+    listener: Arc<OwnedFd>,
     accepting: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
@@ -69,6 +123,8 @@ pub struct Server {
 struct Shared {
     exports: Vec<Export>,
     connections: Mutex<Connections>,
+    /// Something in the connections changed that [`Server::wait`] waits for.
+    changed: Condvar,
     first_error: Mutex<Option<String>>,
 }
 
@@ -76,67 +132,104 @@ struct Shared {
 struct Connections {
     closing: bool,
     next: u64,
-    open: HashMap<u64, (UnixStream, Option<JoinHandle<()>>)>,
+    open: HashMap<u64, (Arc<Socket>, Option<JoinHandle<()>>)>,
+    /// Connections that are past the handshake.
+    clients: usize,
+    /// Whether there has been one.
+    served: bool,
 }
 
-/// Serves `exports` on a new unix socket at `socket`.
-///
-/// Whoever may open the socket may use the exports: put it in a folder of your own. A unix socket's path is
-/// limited to 107 bytes by the kernel.
+/// Serves `exports` at `address`.
 ///
 /// # Errors
-/// [`Error::Io`] when the socket can't be made, for instance because the path exists.
-pub fn serve(socket: &Path, exports: Vec<Export>) -> Result<Server> {
+/// [`Error::Io`] when the socket can't be made, for instance because the path exists or the port is taken.
+pub fn serve(address: &Address, exports: Vec<Export>) -> Result<Server> {
     if exports.is_empty() {
         return Err(Error::Invalid("an NBD server needs an export".into()));
     }
-    let io = |source| Error::io(&socket.display().to_string(), "listen on", None, source);
-    let listener = Arc::new(UnixListener::bind(socket).map_err(io)?);
-    let shared = Arc::new(Shared { exports, connections: Mutex::default(), first_error: Mutex::default() });
+    let (listener, address) = listen(address)?;
+    let listener = Arc::new(listener);
+    let shared = Arc::new(Shared { exports, connections: Mutex::default(), changed: Condvar::new(), first_error: Mutex::default() });
+    let mut server = Server { address, listener, accepting: None, shared };
     let accepting = std::thread::Builder::new().name("nbd-accept".into()).spawn({
-        let (listener, shared) = (listener.clone(), shared.clone());
+        let (listener, shared) = (server.listener.clone(), server.shared.clone());
         move || accept(&listener, &shared)
     });
-    match accepting {
-        Ok(thread) => Ok(Server { path: socket.into(), listener, accepting: Some(thread), shared }),
-        Err(source) => {
-            let _ = std::fs::remove_file(socket);
-            Err(io(source))
+    server.accepting = Some(accepting.map_err(|source| Error::io("NBD server", "start", None, source))?);
+    Ok(server)
+}
+
+/// A listening socket, and its address with the port that it got.
+fn listen(address: &Address) -> Result<(OwnedFd, Address)> {
+    match address {
+        Address::Unix(path) => {
+            let listener = match UnixListener::bind(path) {
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && is_abandoned(path) => {
+                    std::fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+                }
+                other => other,
+            };
+            let listener = listener.map_err(|e| Error::io(&path.display().to_string(), "listen on", None, e))?;
+            Ok((listener.into(), address.clone()))
+        }
+        Address::Tcp(wanted) => {
+            let fail = |e| Error::io(&wanted.to_string(), "listen on", None, e);
+            let listener = TcpListener::bind(wanted).map_err(fail)?;
+            let address = Address::Tcp(listener.local_addr().map_err(fail)?);
+            Ok((listener.into(), address))
         }
     }
 }
 
+/// Whether a socket's server ended without removing it.
+fn is_abandoned(path: &Path) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    is_socket && UnixStream::connect(path).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
 impl Server {
-    /// The socket's path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Where it listens; for TCP with the real port.
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
     /// The first failure of an image that a client was told of only as an error number.
     pub fn first_error(&self) -> Option<String> {
         lock(&self.shared.first_error).clone()
     }
+
+    /// Waits until [`stop`](Server::stop) is called or, unless it is `persistent`, the last client has left.
+    pub fn wait(&self, persistent: bool) {
+        let connections = lock(&self.shared.connections);
+        let goes_on = |c: &mut Connections| !c.closing && (persistent || !c.served || c.clients > 0);
+        drop(self.shared.changed.wait_while(connections, goes_on).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Has [`wait`](Server::wait) return, in whatever thread it is, and takes no more connections.
+    pub fn stop(&self) {
+        lock(&self.shared.connections).closing = true;
+        self.shared.changed.notify_all();
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.stop();
         // On Linux this wakes a thread in accept(2), which then fails.
-        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
+        let _ = shutdown(&self.listener, Shutdown::Both);
         if let Some(thread) = self.accepting.take() {
             let _ = thread.join();
         }
-        let open = {
-            let mut connections = lock(&self.shared.connections);
-            connections.closing = true;
-            std::mem::take(&mut connections.open)
-        };
-        for (stream, _) in open.values() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+        let open = std::mem::take(&mut lock(&self.shared.connections).open);
+        for (socket, _) in open.values() {
+            socket.shut_down();
         }
         for (_, thread) in open.into_values() {
             let _ = thread.map(JoinHandle::join);
         }
-        let _ = std::fs::remove_file(&self.path);
+        if let Address::Unix(path) = &self.address {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -144,13 +237,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
+fn accept(listener: &OwnedFd, shared: &Arc<Shared>) {
     loop {
-        match listener.accept() {
-            Ok((stream, _)) => start(stream, shared),
-            Err(e) if matches!(e.raw_os_error().map(rustix::io::Errno::from_raw_os_error), Some(e) if passing(e)) => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
+        match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(socket) => start(socket, shared),
+            Err(e) if passing(e) => std::thread::sleep(Duration::from_millis(10)),
             Err(_) => return,
         }
     }
@@ -162,20 +253,20 @@ fn passing(error: rustix::io::Errno) -> bool {
     matches!(error, Errno::INTR | Errno::CONNABORTED | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
 }
 
-fn start(stream: UnixStream, shared: &Arc<Shared>) {
-    let Ok(handle) = stream.try_clone() else { return };
+fn start(socket: OwnedFd, shared: &Arc<Shared>) {
     let mut connections = lock(&shared.connections);
     if connections.closing || connections.open.len() >= MAX_CONNECTIONS {
         return;
     }
+    let socket = Arc::new(Socket::new(socket));
     let id = connections.next;
     connections.next += 1;
     // The entry is there before the thread: its last act is to remove it.
-    connections.open.insert(id, (handle, None));
+    connections.open.insert(id, (socket.clone(), None));
     let of_thread = shared.clone();
     let thread = std::thread::Builder::new().name("nbd".into()).spawn(move || {
-        let _entry = Entry { shared: &of_thread, id };
-        connection(stream, &of_thread);
+        let mut entry = Entry { shared: &of_thread, id, is_client: false };
+        connection(socket, &mut entry);
     });
     if thread.is_err() {
         connections.open.remove(&id);
@@ -188,23 +279,39 @@ fn start(stream: UnixStream, shared: &Arc<Shared>) {
 struct Entry<'a> {
     shared: &'a Shared,
     id: u64,
+    /// Whether it is counted as a client.
+    is_client: bool,
+}
+
+impl Entry<'_> {
+    fn becomes_client(&mut self) {
+        let mut connections = lock(&self.shared.connections);
+        connections.clients += 1;
+        connections.served = true;
+        self.is_client = true;
+    }
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        lock(&self.shared.connections).open.remove(&self.id);
+        let mut connections = lock(&self.shared.connections);
+        connections.open.remove(&self.id);
+        connections.clients -= usize::from(self.is_client);
+        self.shared.changed.notify_all();
     }
 }
 
 /// One client, from handshake to end. A failure of the connection ends it; there is nobody else to tell.
-fn connection(stream: UnixStream, shared: &Shared) {
-    // The default of 208 KiB would cost a switch to the client and back for each 208 KiB of an answer.
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, proto::SOCKET_BUFFER);
-    let mut client = handshake::Client::new(stream);
-    if let Ok(Some(export)) = handshake::negotiate(&mut client, &shared.exports) {
+fn connection(socket: Arc<Socket>, entry: &mut Entry<'_>) {
+    let shared = entry.shared;
+    let mut client = Reader::new(socket, Instant::now() + HANDSHAKE_TIME);
+    if let Ok(Some(agreed)) = handshake::negotiate(&mut client, &shared.exports)
+        && client.lift_deadline().is_ok()
+    {
+        entry.becomes_client();
         let report = |what: String| {
             lock(&shared.first_error).get_or_insert(what);
         };
-        let _ = transmission::serve(&mut client, export, &report);
+        transmission::serve(client, &agreed, &report);
     }
 }

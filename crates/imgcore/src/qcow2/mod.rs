@@ -34,7 +34,6 @@ mod header;
 mod l2;
 mod place;
 mod preallocate;
-mod ranges;
 mod read;
 mod refcount;
 mod remap;

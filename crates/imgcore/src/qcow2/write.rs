@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::entry::{COMPRESSED, COPIED, Cluster, Mapping, OFFSET, compressed_place};
 use super::header::{CORRUPT, DATA_FILE, DATA_FILE_RAW, DIRTY, FORMAT, Header, LAZY_REFCOUNTS};
 use super::l2::L2Entry;
-use super::ranges::RangeLocks;
 use super::refcount::{Metadata, Refcounts};
 use super::{Qcow2, snapshot};
 use crate::formats::{OpenContext, OpenOptions, Repair};
 use crate::image::check_range;
+use crate::ranges::RangeLocks;
 use crate::{Compression, Error, Formats, Image, ImageMut, NoGate, Placing, Result, Storage};
 
 /// What an image that is open for writing has besides.

@@ -20,6 +20,7 @@ mod info;
 mod map;
 mod measure;
 mod resize;
+mod serve;
 
 /// One command of the program: a new one is a new file and a line in [`COMMANDS`].
 pub(crate) struct Entry {
@@ -42,6 +43,7 @@ const COMMANDS: &[Entry] = &[
     map::ENTRY,
     measure::ENTRY,
     resize::ENTRY,
+    serve::ENTRY,
 ];
 
 /// The whole command line, for parsing and for manual pages.

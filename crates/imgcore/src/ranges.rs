@@ -1,17 +1,18 @@
-//! Locks on ranges of guest clusters: two writers that fill parts of one new cluster must not both allocate it.
+//! Locks on ranges of an image, for writers that must not meet: two that fill parts of one new cluster, say, must not both
+//! allocate it.
 
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// The ranges being allocated now.
+/// The ranges being written now.
 #[derive(Default)]
-pub(super) struct RangeLocks {
+pub(crate) struct RangeLocks {
     held: Mutex<Vec<Range<u64>>>,
     released: Condvar,
 }
 
 /// Gives the range free when dropped.
-pub(super) struct RangeLock<'a> {
+pub(crate) struct RangeLock<'a> {
     locks: &'a RangeLocks,
     range: Range<u64>,
 }
