@@ -23,10 +23,7 @@ impl Served {
     fn new(image: TestImage) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let image = Arc::new(image);
-        let exports = vec![
-            Export::new("disk", Content::Writable(image.clone())),
-            Export::new("frozen", Content::ReadOnly(image.clone())),
-        ];
+        let exports = vec![Export::new("disk", Content::Writable(image.clone())), Export::new("frozen", Content::ReadOnly(image.clone()))];
         let server = serve(&Address::Unix(folder.path().join("s")), exports).unwrap();
         Served { image, server, _folder: folder }
     }
@@ -300,11 +297,14 @@ fn holes_are_not_sent() {
     let mut client = structured(&served, &[]);
     client.write_all(&request(NBD_CMD_READ, 0, 0, 2 << 20)).unwrap();
     let chunks: Vec<_> = (0..3).map(|_| chunk(&mut client)).collect();
-    assert_eq!(chunks.iter().map(|(flags, kind, body)| (*flags, *kind, body.len())).collect::<Vec<_>>(), [
-        (0, NBD_REPLY_TYPE_OFFSET_HOLE, 12),
-        (0, NBD_REPLY_TYPE_OFFSET_DATA, 8 + 4096),
-        (NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_HOLE, 12)
-    ]);
+    assert_eq!(
+        chunks.iter().map(|(flags, kind, body)| (*flags, *kind, body.len())).collect::<Vec<_>>(),
+        [
+            (0, NBD_REPLY_TYPE_OFFSET_HOLE, 12),
+            (0, NBD_REPLY_TYPE_OFFSET_DATA, 8 + 4096),
+            (NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_OFFSET_HOLE, 12)
+        ]
+    );
     client.write_all(&request(NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, 2 << 20)).unwrap();
     assert_eq!(chunk(&mut client).2.len(), 8 + (2 << 20));
     client.write_all(&request(NBD_CMD_READ, 0, SIZE, 1)).unwrap();

@@ -17,16 +17,19 @@ use super::Entry;
 use crate::common::{self, Failure};
 
 /// This command's line in the table.
-pub(super) const ENTRY: Entry = Entry { name: "serve", arguments: Serve::augment_args, run: |matches| run(Serve::from_arg_matches(matches)?) };
+pub(super) const ENTRY: Entry =
+    Entry { name: "serve", arguments: Serve::augment_args, run: |matches| run(Serve::from_arg_matches(matches)?) };
 
 /// The port that is NBD's own.
 const PORT: u16 = 10809;
 
 /// Serve an image to NBD clients: QEMU, nbdcopy, nbd-client. Whoever reaches the socket may use the image; there is no TLS.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  img serve --socket /tmp/disk.sock disk.qcow2\n  img serve --writable --persistent --port 10809 disk.vhd\n  \
+#[command(
+    after_help = "Examples:\n  img serve --socket /tmp/disk.sock disk.qcow2\n  img serve --writable --persistent --port 10809 disk.vhd\n  \
                         img serve --fork --pid-file serve.pid --socket s export.xva#Ref:10\n  img serve --snapshot before-update --socket s disk.qcow2\n\n\
-                        Then, for instance: qemu-img convert -f raw -O qcow2 'nbd+unix:///?socket=/tmp/disk.sock' copy.qcow2")]
+                        Then, for instance: qemu-img convert -f raw -O qcow2 'nbd+unix:///?socket=/tmp/disk.sock' copy.qcow2"
+)]
 struct Serve {
     /// Format of the image; found out when not given
     #[arg(short, long, value_name = "FMT")]
