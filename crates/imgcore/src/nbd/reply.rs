@@ -52,7 +52,7 @@ impl Replies<'_> {
                 }
             }
             (true, Outcome::Failed(number, words)) => {
-                let words = &words.as_bytes()[..words.floor_char_boundary(MAX_STRING)];
+                let words = &words.as_bytes()[..words.len().min(MAX_STRING)];
                 let body = [&number.to_be_bytes()[..], &(words.len() as u16).to_be_bytes(), words].concat();
                 message.chunk(cookie, NBD_REPLY_TYPE_ERROR, true, &body, &[]);
             }
