@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Formats, OpenContext, Probe, Repair};
+use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Formats, Measured, OpenContext, Probe, Repair};
 use crate::image::check_range;
 use crate::storage::read_padded;
 use crate::{Error, Extent, ExtentKind, Image, ImageEdit, ImageInfo, ImageMut, Place, Placing, Preallocation, Result, Storage};
@@ -242,6 +242,11 @@ impl FormatDriver for RawDriver {
         let raw = Raw::create(storage, size)?;
         raw.fill(0, preallocation)?;
         Ok(Arc::new(raw))
+    }
+
+    fn measure(&self, size: u64, source: Option<&dyn Image>, _: &CreateOptions) -> Result<Measured> {
+        let size = source.map_or(size, |source| source.size()).next_multiple_of(SECTOR);
+        Ok(Measured { required: size, fully_allocated: size, bitmaps: None })
     }
 
     fn check(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>, _: Repair) -> Result<CheckReport> {

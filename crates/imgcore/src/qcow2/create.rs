@@ -31,13 +31,13 @@ pub(super) const OPTIONS: &[FormatOption] = &[
 const MIN_EXTENDED_CLUSTER: u64 = 16 << 10;
 
 /// The options, checked.
-struct Settings {
-    header: Header,
+pub(super) struct Settings {
+    pub header: Header,
     preallocation: Preallocation,
     compression_level: Option<u32>,
 }
 
-fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
+pub(super) fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> {
     let invalid = |what: String| Err(Error::Invalid(what));
     let cluster_size = size::parse(options.get("cluster_size").unwrap_or("64k"))?;
     if !cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&cluster_size) {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::header::{FORMAT, MAGIC};
-use super::{Qcow2, create};
-use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, OpenContext, Probe, Repair};
+use super::{Qcow2, create, measure};
+use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Measured, OpenContext, Probe, Repair};
 use crate::{Image, ImageEdit, ImageMut, Result, Storage};
 
 /// qcow2 as a format.
@@ -60,6 +60,10 @@ impl FormatDriver for Qcow2Driver {
         options: &CreateOptions,
     ) -> Result<Arc<dyn ImageMut>> {
         Ok(Arc::new(Qcow2::create_parts(storage, Some(data), size, options)?))
+    }
+
+    fn measure(&self, size: u64, source: Option<&dyn Image>, options: &CreateOptions) -> Result<Measured> {
+        measure::measure(size, source, options)
     }
 
     fn check(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>, repair: Repair) -> Result<CheckReport> {

@@ -10,7 +10,7 @@ use crate::{Error, Result, Storage};
 pub(super) const FORMAT: &str = "qcow2";
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-const MAX_L1_BYTES: u64 = 32 << 20;
+pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 pub(super) const MAX_SNAPSHOTS: u32 = 65_536;
 const MAX_BACKING_NAME: u32 = 1023;

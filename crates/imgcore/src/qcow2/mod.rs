@@ -32,6 +32,7 @@ mod edit;
 mod entry;
 mod header;
 mod l2;
+mod measure;
 mod place;
 mod preallocate;
 mod read;
