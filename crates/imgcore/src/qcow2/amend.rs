@@ -30,6 +30,7 @@ struct Wanted {
 impl Qcow2 {
     pub(super) fn amend_options(&mut self, options: &CreateOptions, progress: &dyn Progress) -> Result<()> {
         let wanted = self.wanted(options)?;
+        self.store_bitmaps()?;
         progress.total(1);
         if wanted.version > self.header.version {
             self.upgrade()?;
@@ -45,7 +46,7 @@ impl Qcow2 {
         if wanted.version < self.header.version {
             self.expand_zeroes()?;
         }
-        let mut header = Header { version: wanted.version, ..self.header.clone() };
+        let mut header = Header { version: wanted.version, ..self.current_header() };
         if wanted.version == 3 {
             header.compatible = self.header.compatible & !LAZY_REFCOUNTS | if wanted.lazy { LAZY_REFCOUNTS } else { 0 };
             header.autoclear = self.header.autoclear & !DATA_FILE_RAW | if wanted.data_file_raw { DATA_FILE_RAW } else { 0 };
@@ -129,7 +130,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn write_header(&mut self, header: Header) -> Result<()> {
+    pub(super) fn write_header(&mut self, header: Header) -> Result<()> {
         header.write(&*self.storage)?;
         self.header = header;
         self.reload()
@@ -143,7 +144,7 @@ impl Qcow2 {
             self.write_rows(&mut shadow, &rows)?;
             self.commit(shadow)?;
         }
-        self.write_header(Header { version: 3, ..self.header.clone() })
+        self.write_header(Header { version: 3, ..self.current_header() })
     }
 
     /// Replaces clusters that are marked as zeroes, which version 2 cannot: by nothing or, over a backing file, by stored

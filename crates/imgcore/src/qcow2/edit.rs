@@ -10,7 +10,7 @@ use super::shadow::Shadow;
 use super::write::used_clusters;
 use crate::formats::{CreateOptions, OpenContext};
 use crate::storage::read_padded;
-use crate::{Error, ImageEdit, ImageMut, Preallocation, Progress, Result, Snapshots, Storage};
+use crate::{Bitmaps, Error, ImageEdit, ImageMut, Preallocation, Progress, Result, Snapshots, Storage};
 
 impl Qcow2 {
     /// Opens the image in `storage` for changes to its structure.
@@ -65,7 +65,7 @@ impl ImageEdit for Qcow2 {
             return Err(Error::Invalid(format!("{}: Cannot use a backing file with a raw external data file", self.file)));
         }
         let some = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(str::to_owned);
-        let header = Header { backing_file: some(file), backing_format: some(format), ..self.header.clone() };
+        let header = Header { backing_file: some(file), backing_format: some(format), ..self.current_header() };
         self.flush()?;
         header.write(&*self.storage)?;
         self.header = header;
@@ -86,6 +86,11 @@ impl ImageEdit for Qcow2 {
     }
 
     fn snapshots(&mut self) -> Result<&mut dyn Snapshots> {
+        Ok(self)
+    }
+
+    fn bitmaps(&mut self) -> Result<&mut dyn Bitmaps> {
+        self.store_bitmaps()?;
         Ok(self)
     }
 }

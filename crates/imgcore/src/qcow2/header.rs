@@ -30,10 +30,10 @@ const EXTENSION_FEATURES: u32 = 0x6803_f857;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 /// Set while persistent bitmaps are up to date.
-const BITMAPS: u64 = 1;
+pub(super) const BITMAPS: u64 = 1;
 /// Set while the external data file is valid as a raw image of its own.
 pub(super) const DATA_FILE_RAW: u64 = 1 << 1;
-const MAX_BITMAPS: u32 = 65_535;
+pub(super) const MAX_BITMAPS: u32 = 65_535;
 const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
 /// Bytes of the header that are known: those of version 2, and of version 3 with the compression type.
 const LEN_V2: usize = 72;

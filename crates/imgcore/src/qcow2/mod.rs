@@ -18,9 +18,10 @@ use crate::formats::{Caches, OpenContext};
 use crate::gate;
 use crate::image::check_range;
 use crate::storage::read_padded;
-use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, SnapshotInfo, Storage};
+use crate::{BitmapInfo, Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, SnapshotInfo, Storage};
 
 mod amend;
+mod bitmaps;
 mod cache;
 mod check;
 mod codec;
@@ -74,6 +75,7 @@ pub struct Qcow2 {
     compression_level: Option<u32>,
     backing: Option<Arc<dyn Image>>,
     snapshots: Vec<SnapshotInfo>,
+    bitmaps: Vec<BitmapInfo>,
     file: Arc<str>,
     data_file: Arc<str>,
     kept: Mutex<KeptClusters>,
@@ -134,6 +136,8 @@ impl Qcow2 {
         let snapshots = snapshot::read(&*storage, &header)?.into_iter().map(|s| s.info).collect();
         Ok(Qcow2 {
             snapshots,
+            // A damaged directory is an obstacle only to writing.
+            bitmaps: bitmaps::read(&*storage, &header).unwrap_or_default().iter().map(bitmaps::Bitmap::info).collect(),
             data: storage.clone(),
             storage,
             l1: RwLock::new(l2::words(&bytes).collect()),
@@ -330,7 +334,7 @@ impl Image for Qcow2 {
             dirty: header.has(header::DIRTY),
             file_size: self.storage.size().ok(),
             snapshots: self.snapshots.clone(),
-            bitmaps: Vec::new(),
+            bitmaps: self.bitmaps.clone(),
             details,
         }
     }

@@ -16,6 +16,7 @@ impl Placing for Qcow2 {
             return Ok(None);
         }
         let len = len - len % cluster_size;
+        self.record(offset, len)?;
         if let (Mapping::Data { host, copied: true }, len) = self.lookup(offset, len)? {
             self.check_in_place(host, len)?;
             return Ok(Some(Place { host, len }));
@@ -46,6 +47,7 @@ impl Placing for Qcow2 {
         if self.external() {
             return Err(Error::unsupported(&self.file, FORMAT, "compressed clusters with an external data file"));
         }
+        self.record(offset, cluster_size.min(self.size() - offset))?;
         let first = offset / cluster_size;
         let _lock = self.writer()?.ranges.lock(first..first + 1);
         let mut allocation = self.allocation()?;

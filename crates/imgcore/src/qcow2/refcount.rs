@@ -325,6 +325,11 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Where the table lies, and of how many clusters it is.
+    pub fn table_place(&self) -> (u64, u32) {
+        (self.table_offset, (self.table.len() * 8 >> self.cluster_bits) as u32)
+    }
+
     /// Whether `clusters` were never written, so that they read as zeroes.
     pub fn is_fresh(&mut self, clusters: &Range<u64>) -> bool {
         let fresh = clusters.start << self.cluster_bits >= self.high_water;

@@ -40,7 +40,7 @@ impl Qcow2 {
     }
 
     fn write_size(&mut self, size: u64) -> Result<()> {
-        let header = Header { size, ..self.header.clone() };
+        let header = Header { size, ..self.current_header() };
         header.write_fields(&*self.storage)?;
         self.storage.sync()?;
         self.header = header;
@@ -51,7 +51,7 @@ impl Qcow2 {
         let old = self.size();
         let l1_size = u32::try_from(size.div_ceil(self.header.l2_span())).unwrap_or(u32::MAX);
         if l1_size > self.header.l1_size {
-            let header = Header { size, l1_size, ..self.header.clone() };
+            let header = Header { size, l1_size, ..self.current_header() };
             header.check(&self.file).map_err(|_| Error::Invalid(format!("{size} bytes are too large for this image's clusters")))?;
             self.grow_l1(l1_size)?;
         }

@@ -304,12 +304,13 @@ impl Qcow2 {
     /// Begins a change of many counts; all that was written before is durable.
     pub(super) fn shadow(&self) -> Result<Shadow> {
         self.flush()?;
-        Shadow::open(self.storage.clone(), self.header.clone(), self.metadata()?)
+        self.store_bitmaps()?;
+        Shadow::open(self.storage.clone(), self.current_header(), self.metadata()?)
     }
 
     /// Makes `shadow` the image, and gives the host the space that is no longer used.
     pub(super) fn commit(&mut self, shadow: Shadow) -> Result<()> {
-        let freed = shadow.commit(&self.header)?;
+        let freed = shadow.commit(&self.current_header())?;
         let end = self.storage.size()?;
         for clusters in freed.iter() {
             let bits = self.header.cluster_bits;

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::bitmaps::record::Recorder;
 use super::entry::{COMPRESSED, COPIED, Cluster, Mapping, OFFSET, compressed_place};
-use super::header::{CORRUPT, DATA_FILE, DATA_FILE_RAW, DIRTY, FORMAT, Header, LAZY_REFCOUNTS};
+use super::header::{BITMAPS, CORRUPT, DATA_FILE, DATA_FILE_RAW, DIRTY, FORMAT, Header, LAZY_REFCOUNTS};
 use super::l2::L2Entry;
 use super::refcount::{Metadata, Refcounts};
 use super::{Qcow2, snapshot};
@@ -19,6 +20,7 @@ pub(super) struct Writer {
     allocation: Mutex<Allocation>,
     pub ranges: RangeLocks,
     metadata: Metadata,
+    pub recorder: Recorder,
 }
 
 /// What the allocation lock guards.
@@ -64,9 +66,10 @@ impl Qcow2 {
 
     pub(super) fn into_writable(mut self) -> Result<Self> {
         let header = &mut self.header;
-        if header.autoclear & !DATA_FILE_RAW != 0 {
+        let known = DATA_FILE_RAW | if header.bitmaps.is_some() { BITMAPS } else { 0 };
+        if header.autoclear & !known != 0 {
             // Whoever writes without knowing a feature clears its bit, so that its data is known to be stale.
-            header.autoclear &= DATA_FILE_RAW;
+            header.autoclear &= known;
             self.storage.write_at(&header.autoclear.to_be_bytes(), 88)?;
             self.storage.sync()?;
         }
@@ -83,12 +86,23 @@ impl Qcow2 {
         let lazy = header.compatible & LAZY_REFCOUNTS != 0;
         let allocation = Allocation { refcounts, l1_dirty: BTreeSet::new(), compressed_end: None, lazy, marked_dirty: false };
         let allocation = Mutex::new(allocation);
-        self.writer = Some(Writer { allocation, ranges: RangeLocks::default(), metadata });
+        let recorder = self.recorder(&metadata)?;
+        self.writer = Some(Writer { allocation, ranges: RangeLocks::default(), metadata, recorder });
         Ok(self)
     }
 
     pub(super) fn writer(&self) -> Result<&Writer> {
         self.writer.as_ref().ok_or_else(|| Error::Invalid(format!("{}: opened for reading only", self.file)))
+    }
+
+    /// The header as it stands in the file: since the image was opened, the refcount table may have moved.
+    pub(super) fn current_header(&self) -> Header {
+        let mut header = self.header.clone();
+        if let Some(writer) = &self.writer {
+            let allocation = writer.allocation.lock().unwrap_or_else(|e| e.into_inner());
+            (header.refcount_table_offset, header.refcount_table_clusters) = allocation.refcounts.table_place();
+        }
+        header
     }
 
     /// The clusters that are known to hold metadata.
@@ -255,9 +269,13 @@ impl Qcow2 {
 }
 
 impl Drop for Qcow2 {
-    /// An image that cannot be brought into order stays marked as dirty, and is repaired when it is opened again.
+    /// An image that cannot be brought into order stays marked as dirty, and is repaired when it is opened again. Bitmaps
+    /// that cannot be stored stay marked as in use.
     fn drop(&mut self) {
-        let _ = self.end_laziness();
+        if self.writer.is_some() {
+            let _ = self.store_bitmaps();
+            let _ = self.end_laziness();
+        }
     }
 }
 
@@ -278,6 +296,7 @@ pub(super) fn used_clusters(header: &Header, entry: u64) -> Option<Range<u64>> {
 impl ImageMut for Qcow2 {
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         check_range(&self.file, self.size(), offset, data.len() as u64)?;
+        self.record(offset, data.len() as u64)?;
         let mut done = 0;
         while done < data.len() {
             let guest = offset + done as u64;
@@ -295,6 +314,7 @@ impl ImageMut for Qcow2 {
 
     fn zero_at(&self, offset: u64, len: u64) -> Result<()> {
         check_range(&self.file, self.size(), offset, len)?;
+        self.record(offset, len)?;
         self.zero_range(offset..offset + len)
     }
 
