@@ -327,7 +327,7 @@ impl Refcounts {
 
     /// Where the table lies, and of how many clusters it is.
     pub fn table_place(&self) -> (u64, u32) {
-        (self.table_offset, (self.table.len() * 8 >> self.cluster_bits) as u32)
+        (self.table_offset, ((self.table.len() * 8) >> self.cluster_bits) as u32)
     }
 
     /// Whether `clusters` were never written, so that they read as zeroes.
