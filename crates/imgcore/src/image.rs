@@ -74,6 +74,25 @@ pub struct BitmapInfo {
     pub auto: bool,
 }
 
+/// One of the files, or none, that an image of several parts is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartInfo {
+    /// The file as it is named in messages; empty where there is none.
+    pub file: String,
+    /// Bytes of the disk that it holds.
+    pub virtual_size: u64,
+    /// Allocation unit in bytes, where it has one.
+    pub cluster_size: Option<u64>,
+    /// Its kind, as the image names it.
+    pub format: String,
+    /// Whether its bytes are compressed.
+    pub is_compressed: bool,
+    /// Length of the file, where known.
+    pub file_size: Option<u64>,
+    /// Bytes that the file occupies on the host, where known.
+    pub actual_size: Option<u64>,
+}
+
 /// What a person wants to know of an image, for `img info`.
 #[derive(Clone, Debug, Default)]
 pub struct ImageInfo {
@@ -99,6 +118,8 @@ pub struct ImageInfo {
     pub snapshots: Vec<SnapshotInfo>,
     /// Persistent bitmaps.
     pub bitmaps: Vec<BitmapInfo>,
+    /// The parts of an image that says what its parts are, in their order.
+    pub parts: Vec<PartInfo>,
     /// Details of the format, in the order in which they are shown.
     pub details: Vec<(String, String)>,
 }
@@ -189,6 +210,11 @@ pub trait Compression: Sync {
 
     /// Stores what a compressor made of the cluster at byte `offset`, where nothing is stored yet.
     fn write_packed(&self, packed: &[u8], offset: u64) -> Result<()>;
+
+    /// Whether the image can hold nothing that is not compressed.
+    fn is_needed(&self) -> bool {
+        false
+    }
 }
 
 /// Whether `len` bytes at `offset` lie within an image of `size` bytes that messages call `file`.

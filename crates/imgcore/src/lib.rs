@@ -21,6 +21,7 @@ mod error;
 pub mod formats;
 mod gate;
 mod image;
+mod layers;
 mod le;
 pub mod nbd;
 pub mod overlay;
@@ -36,12 +37,15 @@ mod tables;
 #[cfg(test)]
 mod testing;
 pub mod vhdx;
+pub mod vmdk;
 
 pub use edit::{Bitmaps, ImageEdit, Preallocation, Snapshots};
 pub use error::{Error, Result};
 pub use formats::{Caches, Formats, OpenOptions};
 pub use gate::{Gate, LocalGate, NoGate, Reference, TreeGate};
-pub use image::{BitmapInfo, Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, Place, Placing, SnapshotInfo};
+pub use image::{
+    BitmapInfo, Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, PartInfo, Place, Placing, SnapshotInfo,
+};
 pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress};
 pub use slice::Slice;

@@ -31,7 +31,7 @@ pub(super) enum Stored {
 impl<'a> Target<'a> {
     pub fn new(image: &'a dyn ImageMut, options: &Options) -> Result<Self> {
         let info = image.info();
-        let compression = if options.compress { image.compression() } else { None };
+        let compression = image.compression().filter(|c| options.compress || c.is_needed());
         if options.compress && compression.is_none() {
             return Err(Error::unsupported(&info.file, info.format, "compressed images of this format: use qcow2"));
         }

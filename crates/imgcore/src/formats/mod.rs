@@ -7,6 +7,7 @@ use crate::qcow2::Qcow2Driver;
 use crate::raw::RawDriver;
 use crate::storage::{FileStorage, read_padded};
 use crate::vhdx::VhdxDriver;
+use crate::vmdk::VmdkDriver;
 use crate::{Error, Gate, Image, ImageEdit, ImageMut, Result, Storage};
 
 mod container;
@@ -111,7 +112,10 @@ impl Default for Formats {
 impl Formats {
     /// The formats of this crate.
     pub fn new() -> Self {
-        Formats { drivers: Arc::new([Arc::new(RawDriver), Arc::new(Qcow2Driver), Arc::new(VhdxDriver)]), containers: Arc::new([]) }
+        Formats {
+            drivers: Arc::new([Arc::new(RawDriver), Arc::new(Qcow2Driver), Arc::new(VhdxDriver), Arc::new(VmdkDriver)]),
+            containers: Arc::new([]),
+        }
     }
 
     /// The same and one more kind of container.
@@ -326,6 +330,6 @@ mod tests {
     #[test]
     fn unknown_formats_are_named() {
         let error = Formats::new().driver("vdi").err().unwrap().to_string();
-        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2, vhdx");
+        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2, vhdx, vmdk");
     }
 }

@@ -336,6 +336,7 @@ impl Image for Qcow2 {
             snapshots: self.snapshots.clone(),
             bitmaps: self.bitmaps.clone(),
             details,
+            ..ImageInfo::default()
         }
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::formats::OpenContext;
 use crate::image::check_range;
+use crate::layers::{extents_below, read_below, read_stored, stored_extents, unstored};
 use crate::partition::Guid;
 use crate::storage::read_padded;
 use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Result, Storage};
@@ -233,53 +234,6 @@ impl Vhdx {
         *self.bitmap.lock().unwrap_or_else(|e| e.into_inner()) = (offset, page.clone());
         Ok(page)
     }
-
-    fn read_parent(&self, buf: &mut [u8], guest: u64) -> Result<()> {
-        let there = self.below(guest, buf.len() as u64) as usize;
-        let (below, past) = buf.split_at_mut(there);
-        past.fill(0);
-        match &self.parent {
-            Some(parent) if there > 0 => parent.read_at(below, guest),
-            _ => Ok(()),
-        }
-    }
-
-    /// How many of `len` bytes at `guest` the parent has.
-    fn below(&self, guest: u64, len: u64) -> u64 {
-        self.parent.as_ref().map_or(0, |parent| parent.size().saturating_sub(guest)).min(len)
-    }
-
-    fn read_data(&self, buf: &mut [u8], host: u64) -> Result<()> {
-        self.storage.read_at(buf, host).map_err(|error| match error {
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
-                let what = format!("{} bytes of a block lie past the end of the file, which was cut off", buf.len());
-                Error::corrupt(&self.file, FORMAT, host, what)
-            }
-            other => other,
-        })
-    }
-
-    /// Emits the stored bytes `range` at `host`: what is a hole of the file as zeroes.
-    fn data_extents(&self, range: Range<u64>, host: u64, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
-        let mut at = range.start;
-        while at < range.end {
-            let data = self.storage.next_data(host + (at - range.start))?;
-            let guest = |offset: u64| range.start.saturating_add(offset.saturating_sub(host)).clamp(at, range.end);
-            let data = data.map_or(range.end..range.end, |data| guest(data.start)..guest(data.end));
-            for (part, kind) in [(at..data.start, ExtentKind::Zero), (data.clone(), ExtentKind::Data)] {
-                if !part.is_empty() && visit(self.extent(part.clone(), kind, Some(host + (part.start - range.start)))).is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
-            }
-            at = data.end;
-        }
-        Ok(ControlFlow::Continue(()))
-    }
-
-    fn extent(&self, range: Range<u64>, kind: ExtentKind, host_offset: Option<u64>) -> Extent {
-        let file = host_offset.map(|_| self.file.clone());
-        Extent { start: range.start, len: range.end - range.start, kind, depth: 0, host_offset, file }
-    }
 }
 
 /// Bytes of a sector bitmap that are read at once.
@@ -308,9 +262,9 @@ impl Image for Vhdx {
             let (mapping, run) = self.lookup(guest, (buf.len() - done) as u64)?;
             let part = &mut buf[done..done + run as usize];
             match mapping {
-                Mapping::Absent => self.read_parent(part, guest)?,
+                Mapping::Absent => read_below(self.backing(), part, guest)?,
                 Mapping::Zero => part.fill(0),
-                Mapping::Data(host) => self.read_data(part, host)?,
+                Mapping::Data(host) => read_stored(&*self.storage, FORMAT, part, host)?,
             }
             done += run as usize;
         }
@@ -322,23 +276,11 @@ impl Image for Vhdx {
         let mut at = range.start;
         while at < range.end {
             let (mapping, run) = self.lookup(at, range.end - at)?;
+            let part = at..at + run;
             let flow = match mapping {
-                Mapping::Data(host) => self.data_extents(at..at + run, host, visit)?,
-                Mapping::Zero => visit(self.extent(at..at + run, ExtentKind::Zero, None)),
-                Mapping::Absent => {
-                    let below = self.below(at, run);
-                    let mut flow = ControlFlow::Continue(());
-                    if let (Some(parent), true) = (&self.parent, below > 0) {
-                        parent.extents(at..at + below, &mut |extent| {
-                            flow = visit(Extent { depth: extent.depth + 1, ..extent });
-                            flow
-                        })?;
-                    }
-                    if flow.is_continue() && below < run {
-                        flow = visit(self.extent(at + below..at + run, ExtentKind::Unallocated, None));
-                    }
-                    flow
-                }
+                Mapping::Data(host) => stored_extents(&*self.storage, &self.file, part, host, visit)?,
+                Mapping::Zero => visit(unstored(part, ExtentKind::Zero)),
+                Mapping::Absent => extents_below(self.backing(), part, visit)?,
             };
             if flow.is_break() {
                 break;
