@@ -2,12 +2,19 @@
 
 use std::ffi::OsString;
 use std::io::{BufWriter, StdoutLock, Write, stdout};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
-use imgcore::{Extent, ExtentKind, Image};
+use imgcore::storage::NewFile;
+use imgcore::{Extent, ExtentKind, Image, Storage};
 
+mod picture;
+mod svg;
+mod terminal;
+
+use self::picture::Picture;
 use super::Entry;
 use super::args::{ImageArgs, Output, numbers, only};
 use crate::common::{self, Failure};
@@ -17,7 +24,8 @@ pub(super) const ENTRY: Entry = Entry { name: "map", arguments: Map::augment_arg
 
 /// Show where the parts of an image lie, in it and in the images below.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  img map disk.qcow2\n  img map --output=json --start-offset 1G --max-length 64M disk.qcow2")]
+#[command(after_help = "Examples:\n  img map disk.qcow2\n  img map --output=json --start-offset 1G --max-length 64M disk.qcow2\n  \
+                        img map --picture disk.svg disk.qcow2\n  img map --picture - disk.qcow2")]
 struct Map {
     #[command(flatten)]
     image: ImageArgs,
@@ -25,14 +33,17 @@ struct Map {
     #[arg(long, value_enum, default_value_t = Output::Human)]
     output: Output,
     /// Begin here
-    #[arg(long, value_name = "OFFSET", default_value = "0")]
+    #[arg(short, long, value_name = "OFFSET", default_value = "0")]
     start_offset: String,
     /// Show no more than so many bytes
-    #[arg(long, value_name = "LENGTH")]
+    #[arg(short = 'l', long, value_name = "LENGTH")]
     max_length: Option<String>,
     /// Read the image even while it is in use
     #[arg(short = 'U', long)]
     force_share: bool,
+    /// Draw the map instead: into this SVG file, or on the terminal for '-'
+    #[arg(long, value_name = "FILE", conflicts_with = "output")]
+    picture: Option<PathBuf>,
     /// The image
     #[arg(value_name = "FILENAME")]
     files: Vec<OsString>,
@@ -43,9 +54,28 @@ fn run(args: Map) -> Result<ExitCode, Failure> {
     let length = args.max_length.as_deref().map_or(Ok(numbers::MAX), |text| numbers::size("max length", text, 0..=numbers::MAX))?;
     let image = args.image.image(only("map", &args.files)?)?.force_share(args.force_share).open(&common::formats())?;
     let end = start.saturating_add(length).min(image.size());
+    if let Some(target) = &args.picture {
+        draw(&*image, start.min(end)..end, target)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut printer = Printer { out: BufWriter::new(stdout().lock()), output: args.output, first: true };
     printer.map(&*image, start, end)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn draw(image: &dyn Image, range: Range<u64>, target: &Path) -> Result<(), Failure> {
+    let title = image.info().file;
+    if target == Path::new("-") {
+        let abilities = terminal::Abilities::found();
+        let picture = Picture::of(image, range, abilities.columns(), terminal::ROWS)?;
+        let mut out = BufWriter::new(stdout().lock());
+        terminal::draw(&picture, &title, abilities, &mut out)?;
+        return Ok(out.flush()?);
+    }
+    let drawing = svg::draw(&Picture::of(image, range, svg::COLUMNS, svg::ROWS)?, &title)?;
+    let file = NewFile::create(target)?;
+    file.storage().write_at(drawing.as_bytes(), 0)?;
+    Ok(file.commit()?)
 }
 
 fn joins(before: &Extent, next: &Extent) -> bool {

@@ -22,6 +22,8 @@ pub(super) const ENTRY: Entry =
 
 /// The port that is NBD's own.
 const PORT: u16 = 10809;
+/// Set for the process that --fork leaves in the background.
+const BACKGROUND: &str = "GUESTLIFT_SERVE_IN_BACKGROUND";
 
 /// Serve an image to NBD clients: QEMU, nbdcopy, nbd-client. Whoever reaches the socket may use the image; there is no TLS.
 #[derive(Args)]
@@ -70,9 +72,6 @@ struct Serve {
     /// Return when the server runs; it goes on in the background
     #[arg(long)]
     fork: bool,
-    /// The process that --fork left in the background
-    #[arg(long, hide = true)]
-    background: bool,
     /// Write the server's process id to this file
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -81,11 +80,11 @@ struct Serve {
 }
 
 fn run(args: Serve) -> Result<ExitCode, Failure> {
-    if args.fork && !args.background {
+    let background = std::env::var_os(BACKGROUND).is_some();
+    if args.fork && !background {
         return run_in_background();
     }
-    let writable = args.open()?;
-    let (content, target) = match writable {
+    let (content, target) = match args.open()? {
         Opened::ReadOnly(content) => (content, None),
         Opened::Writable(image) => (Content::Writable(image.clone()), Some(image)),
     };
@@ -95,7 +94,7 @@ fn run(args: Serve) -> Result<ExitCode, Failure> {
     let server = nbd::serve(&args.address()?, vec![export])?;
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     println!("{}", uri(server.address(), &args.name));
-    if args.background {
+    if background {
         detach()?;
     }
     let handle = signals.handle();
@@ -164,7 +163,7 @@ fn uri(address: &Address, name: &str) -> String {
 /// Starts this program again with the same arguments as the server, and waits until it serves.
 fn run_in_background() -> Result<ExitCode, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(std::env::args_os().skip(1)).arg("--background").stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(std::env::args_os().skip(1)).env(BACKGROUND, "1").stdin(Stdio::null()).stdout(Stdio::piped());
     let mut server = command.spawn()?;
     let mut line = String::new();
     if let Some(out) = server.stdout.take() {
