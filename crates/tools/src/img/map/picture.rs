@@ -173,8 +173,8 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use imgcore::storage::MemStorage;
     use imgcore::formats::CreateOptions;
+    use imgcore::storage::MemStorage;
     use imgcore::{Formats, ImageMut};
     use std::sync::Arc;
 

@@ -241,12 +241,7 @@ fn amount(out: &mut String, x: f64, y: f64, bytes: u64, kind: Kind) -> Result<()
 
 fn swatch(out: &mut String, y: f64, kind: Kind) -> Result<(), Error> {
     let edge = if kind == Kind::Unallocated { " stroke=\"#c3cbd3\"" } else { "" };
-    writeln!(
-        out,
-        "<rect x=\"{LEFT}\" y=\"{}\" width=\"{CELL}\" height=\"{CELL}\" rx=\"3\" fill=\"{}\"{edge}/>",
-        y - 11.5,
-        fill(kind)
-    )
+    writeln!(out, "<rect x=\"{LEFT}\" y=\"{}\" width=\"{CELL}\" height=\"{CELL}\" rx=\"3\" fill=\"{}\"{edge}/>", y - 11.5, fill(kind))
 }
 
 fn text(out: &mut String, x: f64, y: f64, style: &str, words: &str) -> Result<(), Error> {

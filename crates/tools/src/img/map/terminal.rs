@@ -120,7 +120,13 @@ impl Signs {
             Kind::Unallocated => "unallocated, reads as zero",
         };
         let (sign, colour) = self.of(kind, 1, 1);
-        writeln!(out, "  {} {words:<26} {:>10}  {:>8}", self.abilities.painted(&sign.to_string(), colour), size::human(bytes), percent(bytes, whole))
+        writeln!(
+            out,
+            "  {} {words:<26} {:>10}  {:>8}",
+            self.abilities.painted(&sign.to_string(), colour),
+            size::human(bytes),
+            percent(bytes, whole)
+        )
     }
 }
 
