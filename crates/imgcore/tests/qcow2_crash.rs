@@ -256,3 +256,48 @@ fn a_cut_while_the_structure_changes_leaves_the_old_or_the_new_image() {
         }
     }
 }
+
+/// Whatever a cut leaves, a bitmap that is not marked as in use knows all that changed.
+#[test]
+fn a_cut_leaves_no_bitmap_silently_stale() {
+    let mut random = Random(79);
+    let (mut sound, mut in_use) = (0, 0);
+    for (cluster_size, lazy, seed) in [("512", "off", 8), ("4k", "on", 9), ("16k", "off", 10)] {
+        let memory = Arc::new(MemStorage::new("bitmaps.qcow2", 0));
+        let options = CreateOptions::new().set("cluster_size", cluster_size).set("lazy_refcounts", lazy);
+        Qcow2::create(memory.clone(), SIZE, &options).unwrap().flush().unwrap();
+        let edit = |storage: Arc<dyn Storage>| Formats::new().open_edit(storage, &OpenOptions::new(&NoGate)).unwrap();
+        edit(memory.clone()).bitmaps().unwrap().add("b", Some(1024)).unwrap();
+        let start = memory.snapshot();
+        let storage = Arc::new(FaultStorage::new(memory).recording());
+        let image = reopen(storage.clone());
+        let mut random_work = Random(seed);
+        for _ in 0..10 {
+            let offset = random_work.below(SIZE - 9000);
+            image.write_at(&random_work.bytes(9000), offset).unwrap();
+            if random_work.below(3) == 0 {
+                image.flush().unwrap();
+            }
+        }
+        drop(image);
+        let log = storage.log();
+        for cut in 0..=log.len() {
+            let disk = after_cut(&start, &log, cut, &mut random);
+            let report = Formats::new().check(disk.clone(), &OpenOptions::new(&NoGate), Repair::None).unwrap();
+            assert!(report.corruptions == 0 || lazy == "on", "cut {cut}: {:?}", report.messages);
+            let mut image = edit(disk);
+            if image.info().bitmaps[0].in_use {
+                in_use += 1;
+                continue;
+            }
+            sound += 1;
+            let mut now = vec![0; SIZE as usize];
+            image.read_at(&mut now, 0).unwrap();
+            for range in image.bitmaps().unwrap().dirty("b").unwrap() {
+                now[range.start as usize..range.end as usize].fill(0);
+            }
+            assert!(now.iter().all(|byte| *byte == 0), "{cluster_size}, cut {cut} of {}", log.len());
+        }
+    }
+    assert!(sound > 3 && in_use > 20);
+}

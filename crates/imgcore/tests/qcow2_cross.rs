@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{Random, have, ok};
 use imgcore::formats::{CreateOptions, NewImage};
 use imgcore::qcow2::{ClusterCompressor, Move, Qcow2};
-use imgcore::storage::FileStorage;
+use imgcore::storage::{FileStorage, MemStorage};
 use imgcore::{Formats, Image, ImageMut, LocalGate, OpenOptions};
 
 fn read_all(image: &dyn Image) -> Vec<u8> {
@@ -426,4 +426,70 @@ fn lazy_counts_are_right_at_the_end() {
     scribble(&*image, &mut model, &mut Random(12), 10);
     drop(image);
     check_with_qemu(dir.path(), "crashed.qcow2", &model);
+}
+
+/// The allocator moves the refcount table when it gets too small; changes of structure afterwards must know where it is.
+#[test]
+fn the_refcount_table_may_move_before_a_change_of_structure() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("grown.qcow2");
+    let options = CreateOptions::new().set("cluster_size", "512").set("refcount_bits", "64");
+    drop(Qcow2::create(Arc::new(FileStorage::create(&path).unwrap()), 1 << 20, &options).unwrap());
+    let storage = Arc::new(FileStorage::open_writable(&path).unwrap());
+    let mut image = Formats::new().open_edit(storage, &OpenOptions::new(&LocalGate)).unwrap();
+    image.resize(24 << 20, imgcore::Preallocation::Metadata).unwrap();
+    let mut model = vec![0; 24 << 20];
+    image.write_at(&[5; 5000], 20 << 20).unwrap();
+    model[20 << 20..(20 << 20) + 5000].fill(5);
+    image.bitmaps().unwrap().add("b", None).unwrap();
+    image.snapshots().unwrap().create("s", (1, 2)).unwrap();
+    drop(image);
+    check_with_qemu(dir.path(), "grown.qcow2", &model);
+}
+
+/// Bytes of tables turned into others: errors, wrong data perhaps, but no panic and no endless work.
+#[test]
+fn damaged_tables_do_not_bring_a_writer_down() {
+    let mut random = Random(13);
+    let formats = Formats::new();
+    let options = OpenOptions::new(&imgcore::NoGate);
+    let mut opened = 0;
+    for (cluster_size, extended_l2) in [("16k", "on"), ("512", "off")] {
+        let memory = Arc::new(MemStorage::new("good.qcow2", 0));
+        let create = CreateOptions::new().set("cluster_size", cluster_size).set("extended_l2", extended_l2);
+        let image = Qcow2::create(memory.clone(), 2 << 20, &create).unwrap();
+        scribble(&image, &mut vec![0; 2 << 20], &mut random, 12);
+        drop(image);
+        formats.open_edit(memory.clone(), &options).unwrap().bitmaps().unwrap().add("b", Some(512)).unwrap();
+        let good = memory.to_vec();
+        let words: Vec<usize> = (0..good.len() / 8).filter(|word| good[word * 8..word * 8 + 8] != [0; 8]).collect();
+        for _ in 0..300 {
+            let mut bad = good.clone();
+            for _ in 0..1 + random.below(3) {
+                // Metadata comes first in the file, and so more often.
+                let word = words[(random.below(words.len() as u64) * random.below(1000) / 1000) as usize] * 8;
+                match random.below(4) {
+                    0 => bad[word..word + 8].fill(0xff),
+                    1 => bad[word..word + 8].copy_from_slice(&good[words[0] * 8..words[0] * 8 + 8]),
+                    _ => bad[word + random.below(8) as usize] ^= 1 << random.below(8),
+                }
+            }
+            let Ok(image) = formats.open_storage_mut(Arc::new(MemStorage::from_bytes("bad.qcow2", &bad)), &options) else { continue };
+            opened += 1;
+            let size = image.size().min(2 << 20);
+            for _ in 0..6 {
+                let offset = random.below(size);
+                let len = size.min(offset + 40_000) - offset;
+                // Each may fail or not; it must return.
+                let _ = image.write_at(&random.bytes(len), offset);
+                let _ = image.zero_at(offset / 2, len);
+                let _ = image.read_at(&mut vec![0; len as usize], offset);
+                let _ = image.flush();
+            }
+        }
+    }
+    assert!(opened > 100);
 }

@@ -25,10 +25,14 @@ impl Qcow2 {
     ///
     /// # Errors
     /// [`Error::Invalid`] when a start is no multiple of the cluster size, a range leaves the old or new size, or two
-    /// overlap; [`Error::Unsupported`] for images with snapshots, a backing file or an external data file.
+    /// overlap; [`Error::Unsupported`] for images with snapshots, bitmaps, a backing file or an external data file.
     pub fn remap(&mut self, new_size: u64, moves: &[Move]) -> Result<()> {
-        if self.header.nb_snapshots != 0 || self.header.backing_file.is_some() || self.external() {
-            return Err(Error::unsupported(&self.file, FORMAT, "moving ranges of an image with snapshots, a backing file or a data file"));
+        if self.header.nb_snapshots != 0 || self.header.backing_file.is_some() || self.external() || self.header.bitmaps.is_some() {
+            return Err(Error::unsupported(
+                &self.file,
+                FORMAT,
+                "moving ranges of an image with snapshots, bitmaps, a backing file or a data file",
+            ));
         }
         self.check_moves(new_size, moves)?;
         self.flush()?;
