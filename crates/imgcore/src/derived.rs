@@ -14,6 +14,11 @@ pub(crate) fn derived_id(parts: &[&[u8]]) -> [u8; 16] {
     (hash ^ (hash >> 67)).wrapping_mul(BASIS | 1).to_be_bytes()
 }
 
+/// The time that outputs are to bear, in seconds since 1970: SOURCE_DATE_EPOCH, where the environment sets it.
+pub(crate) fn source_date() -> Option<u64> {
+    std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::derived_id;

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod be;
 pub mod compare;
 pub mod copy;
 mod cursor;
@@ -36,6 +37,7 @@ pub mod storage;
 mod tables;
 #[cfg(test)]
 mod testing;
+pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
 

@@ -33,6 +33,11 @@ pub trait FormatDriver: Send + Sync {
     /// The format's name: `qcow2`.
     fn name(&self) -> &'static str;
 
+    /// Other names for it.
+    fn aliases(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether this is an image of the format.
     fn probe(&self, probe: &Probe<'_>) -> bool;
 

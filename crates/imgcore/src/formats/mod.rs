@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::qcow2::Qcow2Driver;
 use crate::raw::RawDriver;
 use crate::storage::{FileStorage, read_padded};
+use crate::vhd::VhdDriver;
 use crate::vhdx::VhdxDriver;
 use crate::vmdk::VmdkDriver;
 use crate::{Error, Gate, Image, ImageEdit, ImageMut, Result, Storage};
@@ -112,10 +113,10 @@ impl Default for Formats {
 impl Formats {
     /// The formats of this crate.
     pub fn new() -> Self {
-        Formats {
-            drivers: Arc::new([Arc::new(RawDriver), Arc::new(Qcow2Driver), Arc::new(VhdxDriver), Arc::new(VmdkDriver)]),
-            containers: Arc::new([]),
-        }
+        // VHD is the last to be asked: it may be known by the file's end alone, others by their start.
+        let drivers: [Arc<dyn FormatDriver>; 5] =
+            [Arc::new(RawDriver), Arc::new(Qcow2Driver), Arc::new(VhdxDriver), Arc::new(VmdkDriver), Arc::new(VhdDriver)];
+        Formats { drivers: Arc::new(drivers), containers: Arc::new([]) }
     }
 
     /// The same and one more kind of container.
@@ -130,7 +131,7 @@ impl Formats {
 
     /// The format called `name`.
     pub fn driver(&self, name: &str) -> Result<&dyn FormatDriver> {
-        self.drivers().find(|d| d.name() == name).ok_or_else(|| {
+        self.drivers().find(|d| d.name() == name || d.aliases().contains(&name)).ok_or_else(|| {
             let known: Vec<_> = self.drivers().map(|d| d.name()).collect();
             Error::Invalid(format!("unknown format '{name}': use one of {}", known.join(", ")))
         })
@@ -330,6 +331,6 @@ mod tests {
     #[test]
     fn unknown_formats_are_named() {
         let error = Formats::new().driver("vdi").err().unwrap().to_string();
-        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2, vhdx, vmdk");
+        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2, vhdx, vmdk, vpc");
     }
 }

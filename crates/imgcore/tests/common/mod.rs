@@ -2,6 +2,9 @@
 
 #![allow(dead_code, missing_docs)]
 
+pub mod images;
+pub mod vhd;
+
 use std::path::Path;
 use std::process::Command;
 
