@@ -35,7 +35,7 @@ impl Bitmap {
         let same = if first { 0xff } else { 0 };
         let mut at = sectors.start + 1;
         while at < sectors.end {
-            if at % 8 == 0 && self.bits.get((at / 8) as usize) == Some(&same) {
+            if at.is_multiple_of(8) && self.bits.get((at / 8) as usize) == Some(&same) {
                 at += 8;
             } else if self.bit(at) == first {
                 at += 1;

@@ -112,7 +112,7 @@ impl Vhd {
                 self.storage.zero_at(start + self.header.bitmap_size() + within, run)?;
             }
             at += run;
-            if at % block_size == 0 || at == self.footer.size() {
+            if at.is_multiple_of(block_size) || at == self.footer.size() {
                 self.storage.sync()?;
                 self.storage.write_at(&vec![0xff; self.header.bitmap_size() as usize], start)?;
             }

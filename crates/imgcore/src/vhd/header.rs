@@ -75,7 +75,7 @@ impl Header {
             return Err(corrupt(format!("the BAT has {} entries, and {} bytes need {needed}", header.entries(), footer.size())));
         }
         let table = header.table_offset();
-        if table % SECTOR != 0 || table.checked_add(needed * 4).is_none_or(|end| end > file_size) {
+        if !table.is_multiple_of(SECTOR) || table.checked_add(needed * 4).is_none_or(|end| end > file_size) {
             return Err(corrupt(format!("the BAT of {needed} entries cannot lie at {table:#x}: the file has {file_size} bytes")));
         }
         Ok(header)
