@@ -55,6 +55,18 @@ impl L2Slice {
         }
     }
 
+    /// How many plain entries behind number `index` continue it: each is the one before it and `step`.
+    pub fn following(&self, index: usize, step: u64) -> usize {
+        let mut expected = self.word(index);
+        let rest = self.words.get(index + 1..).unwrap_or_default();
+        rest.iter()
+            .take_while(|word| {
+                expected = expected.wrapping_add(step);
+                word.load(Ordering::Acquire) == expected
+            })
+            .count()
+    }
+
     pub fn set(&self, index: usize, (entry, bitmap): L2Entry) {
         let put = |index: usize, value| {
             if let Some(word) = self.words.get(index) {

@@ -201,6 +201,15 @@ impl Qcow2 {
         let first = mapping(guest)?;
         let within = guest % unit;
         let mut run = unit - within;
+        if unit == cluster_size && run < in_slice {
+            // Entries that continue the first one are the same number, or rise by one cluster: most of the work of a walk.
+            let step = match first {
+                Mapping::Unallocated | Mapping::Zero { host: None } => Some(0),
+                Mapping::Data { .. } | Mapping::Zero { host: Some(_) } => Some(cluster_size),
+                Mapping::Compressed { .. } => None,
+            };
+            run += step.map_or(0, |step| slice.following(index, step)) as u64 * cluster_size;
+        }
         while run < in_slice && !matches!(first, Mapping::Compressed { .. }) {
             if !follows(first, mapping(guest + run)?, run + within) {
                 break;
