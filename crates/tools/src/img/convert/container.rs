@@ -33,7 +33,7 @@ pub(super) fn run(args: &Convert, formats: &Formats, writer: &dyn ContainerWrite
     }
     let options = parse_options(&args.options)?;
     options.check_names(writer.options())?;
-    let open = OpenOptions::new(&LocalGate).format(args.format.as_deref());
+    let open = OpenOptions::new(&LocalGate).format(args.format.as_deref()).exclusive().force_share(args.force_share);
     let disk = |path: &PathBuf| {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Ok(SourceDisk { name, image: formats.open(path, &open)? })
