@@ -14,21 +14,32 @@ fn le64(data: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(data.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
-/// CRC-32 with a reflected polynomial over `range`, with the four bytes at `sum` taken as zeroes.
-fn crc(data: &[u8], range: Range<usize>, sum: usize, polynomial: u32) -> Option<u32> {
-    let mut crc = u32::MAX;
-    for (i, byte) in data.get(range.clone())?.iter().enumerate() {
-        let at = range.start + i;
-        crc ^= u32::from(if (sum..sum + 4).contains(&at) { 0 } else { *byte });
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ if crc & 1 == 1 { polynomial } else { 0 };
-        }
-    }
+/// CRC-32 by a table over `range`, with the four bytes at `sum` taken as zeroes.
+fn crc(data: &[u8], range: Range<usize>, sum: usize, table: &[u32; 256]) -> Option<u32> {
+    let bytes = data.get(range.clone())?.iter().enumerate();
+    let of_sum = |i: usize| (sum..sum + 4).contains(&(range.start + i));
+    let crc = bytes.fold(u32::MAX, |crc, (i, byte)| (crc >> 8) ^ table[usize::from(crc as u8 ^ if of_sum(i) { 0 } else { *byte })]);
     Some(!crc)
 }
 
-const CRC32: u32 = 0xedb8_8320;
-const CRC32C: u32 = 0x82f6_3b78;
+/// Of a reflected polynomial.
+const fn table(polynomial: u32) -> [u32; 256] {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let (mut crc, mut bit) = (i as u32, 0);
+        while bit < 8 {
+            crc = (crc >> 1) ^ if crc & 1 == 1 { polynomial } else { 0 };
+            bit += 1;
+        }
+        table[i] = crc;
+        i += 1;
+    }
+    table
+}
+
+static CRC32: [u32; 256] = table(0xedb8_8320);
+static CRC32C: [u32; 256] = table(0x82f6_3b78);
 
 fn put(data: &mut [u8], at: usize, bytes: [u8; 4]) {
     if let Some(place) = data.get_mut(at..at.saturating_add(4)) {
@@ -61,7 +72,7 @@ pub fn vhdx(data: &mut [u8]) {
         }
     }
     for (start, len) in structures {
-        if let Some(sum) = crc(data, start..start + len, start + 4, CRC32C) {
+        if let Some(sum) = crc(data, start..start + len, start + 4, &CRC32C) {
             put(data, start + 4, sum.to_le_bytes());
         }
     }
@@ -77,12 +88,12 @@ pub fn gpt(data: &mut [u8]) {
         let len = le32(data, header + 80).zip(le32(data, header + 84)).and_then(|(n, size)| n.checked_mul(size));
         if let (Some(start), Some(len)) = (place, len.filter(|l| *l < 1 << 20))
             && let Some(end) = start.checked_add(len as usize)
-            && let Some(sum) = crc(data, start..end, usize::MAX - 4, CRC32)
+            && let Some(sum) = crc(data, start..end, usize::MAX - 4, &CRC32)
         {
             put(data, header + 88, sum.to_le_bytes());
         }
         let size = le32(data, header + 12).unwrap_or(0).min(512) as usize;
-        if let Some(sum) = crc(data, header..header + size, header + 16, CRC32) {
+        if let Some(sum) = crc(data, header..header + size, header + 16, &CRC32) {
             put(data, header + 16, sum.to_le_bytes());
         }
     }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imgcore::nbd::{Content, Export, serve};
+use imgcore::nbd::{Address, Content, DirtyBitmap, Export, serve};
 use imgcore::raw::Raw;
 use imgcore::storage::MemStorage;
 
@@ -14,12 +14,14 @@ use imgcore::storage::MemStorage;
 pub fn run(data: &[u8]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let disk = Arc::new(Raw::open(Arc::new(MemStorage::new("disk", 1 << 20))).expect("a raw disk"));
+    let bitmaps = vec![DirtyBitmap { name: "dirty".into(), dirty: vec![4096..8192, 65536..65537] }];
     let exports = vec![
-        Export { name: "disk".into(), content: Content::Writable(disk.clone()) },
-        Export { name: "frozen".into(), content: Content::ReadOnly(disk) },
+        Export::new("disk", Content::Writable(disk.clone())).bitmaps(bitmaps),
+        Export::new("frozen", Content::ReadOnly(disk)).description("text"),
     ];
-    let server = serve(&folder.path().join("s"), exports).expect("a server");
-    let mut client = UnixStream::connect(server.path()).expect("a connection");
+    let socket = folder.path().join("s");
+    let _server = serve(&Address::Unix(socket.clone()), exports).expect("a server");
+    let mut client = UnixStream::connect(&socket).expect("a connection");
     let mut replies = client.try_clone().expect("a second handle");
     replies.set_read_timeout(Some(Duration::from_secs(15))).expect("a timeout");
     std::thread::scope(|scope| {
@@ -41,7 +43,7 @@ pub fn run(data: &[u8]) {
         }
     });
     let mut greeting = [0; 8];
-    let mut next = UnixStream::connect(server.path()).expect("a further connection");
+    let mut next = UnixStream::connect(&socket).expect("a further connection");
     next.read_exact(&mut greeting).expect("a greeting");
     assert_eq!(&greeting, b"NBDMAGIC");
 }

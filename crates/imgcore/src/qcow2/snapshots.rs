@@ -6,7 +6,7 @@
 
 use super::Qcow2;
 use super::entry::{COMPRESSED, COPIED, OFFSET};
-use super::header::{DATA_FILE, FORMAT, MAX_SNAPSHOTS};
+use super::header::{DATA_FILE, FORMAT, Header, MAX_SNAPSHOTS};
 use super::shadow::Shadow;
 use super::snapshot::{self, Snapshot};
 use super::write::used_clusters;
@@ -68,15 +68,17 @@ impl Snapshots for Qcow2 {
         let row = &rows[self.find(&rows, id_or_name)?];
         let size = row.disk_size.unwrap_or(self.header.size);
         let needed = u32::try_from(size.div_ceil(self.header.l2_span())).unwrap_or(u32::MAX);
+        // Before a table is made as long as a damaged snapshot may say.
+        let l1_size = row.l1_size.max(needed);
+        Header { size, l1_size, ..self.header.clone() }.check(&self.file)?;
         let mut l1 = self.share_tree(&mut shadow, &self.snapshot_l1(row)?, false)?;
-        l1.resize(l1.len().max(needed as usize), 0);
+        l1.resize(l1_size as usize, 0);
         let old = self.l1_table();
         self.drop_tree(&mut shadow, &old)?;
         shadow.release(self.header.l1_table_offset, old.len() as u64 * 8)?;
         shadow.header.size = size;
         shadow.header.l1_size = l1.len() as u32;
         shadow.header.l1_table_offset = shadow.write_table(&l1)?;
-        shadow.header.check(&self.file)?;
         self.commit(shadow)
     }
 

@@ -46,7 +46,7 @@ fn child(name: &str, target: &str, folder: &Path) {
     let text = [out.stdout, out.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     if out.status.success() {
-        let line = text.lines().find(|l| l.contains(" inputs in ")).unwrap_or("no inputs");
+        let line = text.lines().find(|l| l.contains(" inputs in ")).unwrap_or("fixtures hold");
         eprintln!("{target}: {line}");
         return;
     }
@@ -83,7 +83,7 @@ fn worker() {
     corpus.sort();
     corpus.extend(fixtures(&name).into_iter().map(|(_, bytes)| bytes));
     let mut mutator = Mutator::new(setting("GUESTLIFT_FUZZ_SEED", 1), corpus);
-    let seconds = setting("GUESTLIFT_FUZZ_SECONDS", 3);
+    let seconds = setting("GUESTLIFT_FUZZ_SECONDS", 2);
     limit();
     let inputs = Arc::new(AtomicU64::new(0));
     watch(inputs.clone());
@@ -107,7 +107,12 @@ fn replay() {
     limit();
     let inputs = Arc::new(AtomicU64::new(0));
     watch(inputs.clone());
-    for (path, bytes) in fixtures(&name) {
+    // A single one, for looking into it.
+    let inputs_of_target = match std::env::var_os("GUESTLIFT_FUZZ_INPUT") {
+        Some(path) => vec![(path.clone().into(), std::fs::read(path).unwrap())],
+        None => fixtures(&name),
+    };
+    for (path, bytes) in inputs_of_target {
         println!("{}", path.display());
         std::fs::write(Path::new(&folder).join("input"), &bytes).unwrap();
         (target.run)(&bytes);

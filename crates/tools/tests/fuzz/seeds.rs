@@ -74,7 +74,9 @@ fn qemu(folder: &Path, format: &str, options: &[&str]) -> bool {
             ok("qemu-io", work, &[&["-f", format, &name][..], &writes].concat());
         }
         if format == "qcow2" && !options.contains("data_file") {
-            ok("qemu-io", work, &["-f", format, &name, "-c", "write -c -P 3 448k 64k"]);
+            if !options.contains("preallocation") {
+                ok("qemu-io", work, &["-f", format, &name, "-c", "write -c -P 3 448k 64k"]);
+            }
             if !options.contains("0.10") {
                 ok("qemu-img", work, &["bitmap", "--add", &name, "dirty"]);
             }
