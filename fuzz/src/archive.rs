@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use imgcore::{NoProgress, Result};
 use super::image::{Random, look};
+use imgcore::{NoProgress, Result};
 use xva::{Options, Stream, StreamSink, Xva};
 
 /// Checks the order that a stream promises.

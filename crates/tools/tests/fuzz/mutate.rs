@@ -63,8 +63,26 @@ impl Mutator {
 
     fn number(&mut self, len: usize) -> u64 {
         const EDGES: [u64; 20] = [
-            0, 1, 2, 3, 0x7f, 0xff, 0x100, 0x1ff, 0x200, 0x7fff, 0xffff, 0x1_0000, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 32, 1 << 62, 1 << 63,
-            i64::MAX as u64, u64::MAX,
+            0,
+            1,
+            2,
+            3,
+            0x7f,
+            0xff,
+            0x100,
+            0x1ff,
+            0x200,
+            0x7fff,
+            0xffff,
+            0x1_0000,
+            0x7fff_ffff,
+            0x8000_0000,
+            0xffff_ffff,
+            1 << 32,
+            1 << 62,
+            1 << 63,
+            i64::MAX as u64,
+            u64::MAX,
         ];
         let len = len as u64;
         match self.below(6) {

@@ -10,7 +10,8 @@ pub fn make(target: &str, folder: &Path) -> bool {
         "vhd" => qemu(folder, "vpc", &["", "subformat=fixed", "force_size=on"]),
         "vhdx" => qemu(folder, "vhdx", &["", "block_size=1M", "subformat=fixed"]),
         "vmdk" => {
-            let subformats = ["", "subformat=streamOptimized", "subformat=monolithicFlat", "subformat=twoGbMaxExtentSparse", "adapter_type=lsilogic"];
+            let subformats =
+                ["", "subformat=streamOptimized", "subformat=monolithicFlat", "subformat=twoGbMaxExtentSparse", "adapter_type=lsilogic"];
             qemu(folder, "vmdk", &subformats)
         }
         "vdi" => qemu(folder, "vdi", &["", "static=on"]),
@@ -130,7 +131,8 @@ fn tables(folder: &Path) -> bool {
         let file = folder.join("script");
         std::fs::write(&file, script).unwrap();
         let mut sfdisk = Command::new("sfdisk");
-        let out = sfdisk.args(["-q", "--no-reread", "--no-tell-kernel"]).arg(&disk).stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
+        let out =
+            sfdisk.args(["-q", "--no-reread", "--no-tell-kernel"]).arg(&disk).stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
         assert!(out.status.success(), "sfdisk {name}: {}", String::from_utf8_lossy(&out.stderr));
         std::fs::remove_file(file).unwrap();
     }
@@ -139,14 +141,14 @@ fn tables(folder: &Path) -> bool {
 
 /// What clients of the NBD specification send: options, then requests.
 fn sessions(folder: &Path) {
-    let option = |number: u32, data: &[u8]| {
-        [&b"IHAVEOPT"[..], &number.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat()
-    };
+    let option = |number: u32, data: &[u8]| [&b"IHAVEOPT"[..], &number.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat();
     let request = |flags: u16, kind: u16, offset: u64, len: u32, data: &[u8]| {
         let head = [&0x2560_9513u32.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes(), &7u64.to_be_bytes()].concat();
         [&head[..], &offset.to_be_bytes(), &len.to_be_bytes(), data].concat()
     };
-    let go = |name: &str| option(7, &[&(name.len() as u32).to_be_bytes()[..], name.as_bytes(), &1u16.to_be_bytes(), &3u16.to_be_bytes()].concat());
+    let go = |name: &str| {
+        option(7, &[&(name.len() as u32).to_be_bytes()[..], name.as_bytes(), &1u16.to_be_bytes(), &3u16.to_be_bytes()].concat())
+    };
     let context = |number: u32| {
         let (name, query) = (&b"disk"[..], &b"base:allocation"[..]);
         option(number, &[&4u32.to_be_bytes()[..], name, &1u32.to_be_bytes(), &15u32.to_be_bytes(), query].concat())
