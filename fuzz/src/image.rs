@@ -159,7 +159,7 @@ fn restructure(formats: &Formats, original: &MemStorage, options: &OpenOptions<'
             let _ = bitmaps.clear(&bitmap.name);
         }
         bitmaps.add("fuzz", None)?;
-        bitmaps.mark("fuzz", &[0..size.min(1 << 20)])?;
+        bitmaps.mark("fuzz", &[0..size.min(4096), size / 2..size])?;
         bitmaps.remove("fuzz")
     })();
     for target in [size / 2, size.saturating_add(random.below(64 << 20))] {
