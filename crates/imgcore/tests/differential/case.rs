@@ -259,7 +259,10 @@ impl Case {
             match (self.ours(opened)?, image) {
                 (true, Some(image)) => {
                     self.log.push(commands(&list).join("; "));
-                    list.iter().try_for_each(|o| apply(&*image, o)).and_then(|()| image.flush()).map_err(|e| format!("imgcore writes: {e}"))?;
+                    list.iter()
+                        .try_for_each(|o| apply(&*image, o))
+                        .and_then(|()| image.flush())
+                        .map_err(|e| format!("imgcore writes: {e}"))?;
                     true
                 }
                 _ => false,

@@ -84,7 +84,8 @@ impl Kind {
                 kind.with("block_state_zero", random.pick(&["on", "off"]))
             }
             "vmdk" => {
-                let subformat = *random.pick(&["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"]);
+                let subformat =
+                    *random.pick(&["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"]);
                 Kind { only_converted: subformat == "streamOptimized", ..Kind::plain("vmdk") }.with("subformat", subformat)
             }
             "vdi" => Kind::plain("vdi").with("static", random.pick(&["on", "off"])),

@@ -8,9 +8,9 @@
 
 #![allow(missing_docs)]
 
+mod case;
 #[path = "../common/mod.rs"]
 mod common;
-mod case;
 mod kinds;
 mod readers;
 
