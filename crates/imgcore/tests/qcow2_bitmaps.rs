@@ -246,3 +246,35 @@ fn damaged_directories_are_refused_for_writing() {
         assert!(formats.open_mut(&path, &options).is_err(), "{at}: {bytes:?}");
     }
 }
+
+#[test]
+fn bitmaps_follow_the_size_of_the_disk() {
+    if !tools() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    for options in ["cluster_size=64k", "cluster_size=4k"] {
+        for name in ["ours.qcow2", "peer.qcow2"] {
+            ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, name, "10M"], folder);
+            for (bitmap, granularity) in [("b", "64k"), ("fine", "512")] {
+                ok("qemu-img", &["bitmap", "--add", "-g", granularity, name, bitmap], folder);
+            }
+            ok("qemu-io", &["-c", "write 9M 1M", "-c", "write 0 1", name], folder);
+        }
+        for size in [20 << 20, 9_830_400 + 512, 300 << 20, 1 << 20] {
+            ok("qemu-img", &["resize", "-q", "--shrink", "peer.qcow2", &size.to_string()], folder);
+            edit(&folder.join("ours.qcow2")).resize(size, imgcore::Preallocation::Off).unwrap();
+            ok("qemu-img", &["check", "-q", "ours.qcow2"], folder);
+            for bitmap in ["b", "fine"] {
+                let expected = dirty_in_qemu(folder, "peer.qcow2", bitmap);
+                assert_eq!(dirty(&folder.join("ours.qcow2"), bitmap), expected, "{options}, {size}, {bitmap}");
+                assert_eq!(dirty_in_qemu(folder, "ours.qcow2", bitmap), expected, "{options}, {size}, {bitmap}");
+            }
+        }
+        for bitmap in ["b", "fine"] {
+            edit(&folder.join("ours.qcow2")).bitmaps().unwrap().remove(bitmap).unwrap();
+        }
+        ok("qemu-img", &["check", "-q", "ours.qcow2"], folder);
+    }
+}

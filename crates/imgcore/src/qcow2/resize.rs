@@ -19,16 +19,13 @@ impl Qcow2 {
             // Version 2 need not record the disk's size in a snapshot.
             return Err(Error::Invalid("Can't resize a v2 image which has snapshots".into()));
         }
-        if self.header.bitmaps.is_some() {
-            return Err(Error::Invalid("Cannot resize an image with persistent bitmaps; remove them first".into()));
+        if size < self.size() && preallocation != Preallocation::Off {
+            return Err(Error::Invalid("Preallocation can't be used for shrinking an image".into()));
         }
-        if size < self.size() {
-            if preallocation != Preallocation::Off {
-                return Err(Error::Invalid("Preallocation can't be used for shrinking an image".into()));
-            }
-            return self.shrink(size);
-        }
-        self.grow(size, preallocation)
+        let before = self.size();
+        let bitmaps = self.suspend_bitmaps()?;
+        if size < before { self.shrink(size) } else { self.grow(size, preallocation) }?;
+        self.resume_bitmaps(bitmaps, before)
     }
 
     /// Sets the size for what follows; on disk it is as it was.
@@ -56,7 +53,8 @@ impl Qcow2 {
             self.grow_l1(l1_size)?;
         }
         self.pretend_size(size, |image| {
-            image.zero_at(old, size - old)?;
+            // Bitmaps know nothing of what is new, as with QEMU.
+            image.zero_range(old..size)?;
             let cluster_size = image.cluster_size();
             image.preallocate(old.div_ceil(cluster_size)..size.div_ceil(cluster_size), preallocation)?;
             image.flush()

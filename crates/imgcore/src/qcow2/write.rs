@@ -293,10 +293,9 @@ pub(super) fn used_clusters(header: &Header, entry: u64) -> Option<Range<u64>> {
     (cluster != 0).then(|| cluster..cluster + 1)
 }
 
-impl ImageMut for Qcow2 {
-    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        check_range(&self.file, self.size(), offset, data.len() as u64)?;
-        self.record(offset, data.len() as u64)?;
+impl Qcow2 {
+    /// Writes what lies in the image, without a note to the bitmaps.
+    pub(super) fn write_range(&self, data: &[u8], offset: u64) -> Result<()> {
         let mut done = 0;
         while done < data.len() {
             let guest = offset + done as u64;
@@ -310,6 +309,14 @@ impl ImageMut for Qcow2 {
             };
         }
         Ok(())
+    }
+}
+
+impl ImageMut for Qcow2 {
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        check_range(&self.file, self.size(), offset, data.len() as u64)?;
+        self.record(offset, data.len() as u64)?;
+        self.write_range(data, offset)
     }
 
     fn zero_at(&self, offset: u64, len: u64) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Qcow2;
 use super::entry::{Cluster, Mapping, Place, subclusters};
 use super::header::DATA_FILE_RAW;
-use crate::{Image, ImageMut, Result};
+use crate::{Image, Result};
 
 impl Qcow2 {
     /// Makes a range that lies in the image read as zeroes.
@@ -95,7 +95,7 @@ impl Qcow2 {
         while at < range.end {
             let (mapping, run) = self.lookup(at, (range.end - at).min(zeroes.len() as u64))?;
             if !self.is_zero(mapping, at) {
-                self.write_at(&zeroes[..run as usize], at)?;
+                self.write_range(&zeroes[..run as usize], at)?;
             }
             at += run;
         }

@@ -90,6 +90,73 @@ impl Qcow2 {
         self.write_back(&mut allocation)
     }
 
+    /// Writes a new table of `entries`; gives its place.
+    fn write_bitmap_table(&self, entries: &[u64]) -> Result<u64> {
+        let cluster_size = self.cluster_size();
+        let mut allocation = self.allocation()?;
+        let clusters = allocation.refcounts.allocate_exact((entries.len() as u64 * 8).div_ceil(cluster_size))?;
+        allocation.refcounts.is_fresh(&clusters);
+        let mut bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        bytes.resize(bytes.len().next_multiple_of(cluster_size as usize), 0);
+        self.storage.write_at(&bytes, clusters.start * cluster_size)?;
+        Ok(clusters.start * cluster_size)
+    }
+
+    /// Marks all bitmaps as in use, since the disk's size is about to change; gives those that were not.
+    pub(in super::super) fn suspend_bitmaps(&mut self) -> Result<Vec<Bitmap>> {
+        self.store_bitmaps()?;
+        let mut bitmaps = read(&*self.storage, &self.header)?;
+        bitmaps.retain(Bitmap::is_sound);
+        for bitmap in &bitmaps {
+            self.write_flags(bitmap, bitmap.flags | IN_USE)?;
+        }
+        if !bitmaps.is_empty() {
+            self.storage.sync()?;
+            self.reload()?;
+        }
+        Ok(bitmaps)
+    }
+
+    /// Makes suspended bitmaps fit for a disk that had `before` bytes. What is new is clean.
+    pub(in super::super) fn resume_bitmaps(&mut self, suspended: Vec<Bitmap>, before: u64) -> Result<()> {
+        if suspended.is_empty() {
+            return Ok(());
+        }
+        let mut bitmaps = read(&*self.storage, &self.header)?;
+        let common = Header { size: self.size().min(before), ..self.header.clone() };
+        let mut unused = Vec::new();
+        for old in suspended {
+            let Some(bitmap) = bitmaps.iter_mut().find(|bitmap| bitmap.name == old.name) else { continue };
+            let mut table = old.any_table(&*self.storage, &self.header)?;
+            let kept = table_entries(&common, old.granularity_bits);
+            let beyond = table.split_off(table.len().min(kept as usize));
+            unused.extend(beyond.iter().map(|entry| (entry & OFFSET) / self.cluster_size()).filter(|c| *c != 0).map(|c| c..c + 1));
+            if let Some(entry) = table.last() {
+                let bits = common.size.div_ceil(1 << old.granularity_bits) - (kept - 1) * self.cluster_size() * 8;
+                self.clear_bits_from(entry & OFFSET, bits)?;
+            }
+            let entries = table_entries(&self.header, old.granularity_bits);
+            if entries > MAX_TABLE_ENTRIES {
+                return invalid(format!("Bitmap '{}' would be too large for this disk and is now inconsistent", old.name));
+            }
+            table.resize(entries as usize, 0);
+            unused.push(old.table_clusters(&self.header));
+            *bitmap = Bitmap { table_offset: self.write_bitmap_table(&table)?, table_size: entries as u32, ..old };
+        }
+        self.write_directory(&bitmaps, unused)
+    }
+
+    /// Clears the bits from number `first` on of a bitmap's cluster at `offset`, where there is one.
+    fn clear_bits_from(&self, offset: u64, first: u64) -> Result<()> {
+        if offset == 0 || first >= self.cluster_size() * 8 {
+            return Ok(());
+        }
+        let mut bytes = vec![0; (self.cluster_size() - first / 8) as usize];
+        read_padded(&*self.storage, &mut bytes[..1], offset + first / 8)?;
+        bytes[0] &= ((1u16 << (first % 8)) - 1) as u8;
+        self.storage.write_at(&bytes, offset + first / 8)
+    }
+
     /// The clusters that hold the content of a bitmap.
     fn content(&self, bitmap: &Bitmap) -> Result<Vec<Range<u64>>> {
         let clusters = bitmap.table(&*self.storage, &self.header)?.into_iter().map(|entry| (entry & OFFSET) / self.cluster_size());
@@ -125,14 +192,7 @@ impl Bitmaps for Qcow2 {
         if entries > MAX_TABLE_ENTRIES || bitmaps.len() as u32 >= header::MAX_BITMAPS {
             return invalid(format!("Can't make bitmap '{name}' persistent: it would be too large; use a larger granularity"));
         }
-        let table_offset = {
-            let mut allocation = self.allocation()?;
-            let clusters = allocation.refcounts.allocate_exact((entries * 8).div_ceil(self.cluster_size()))?;
-            allocation.refcounts.is_fresh(&clusters);
-            let (start, len) = (clusters.start * self.cluster_size(), (clusters.end - clusters.start) * self.cluster_size());
-            self.storage.write_at(&vec![0; len as usize], start)?;
-            start
-        };
+        let table_offset = self.write_bitmap_table(&vec![0; entries as usize])?;
         bitmaps.push(Bitmap {
             name: name.into(),
             table_offset,

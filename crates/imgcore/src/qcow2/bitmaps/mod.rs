@@ -79,14 +79,20 @@ impl Bitmap {
         start..start + (u64::from(self.table_size) * 8).div_ceil(header.cluster_size())
     }
 
-    /// The table, as far as the disk's size needs it, checked.
+    /// The table, which must fit the disk's size.
     fn table(&self, storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
-        let corrupt = |what: String| Error::corrupt(storage.name(), FORMAT, self.table_offset, format!("bitmap '{}': {what}", self.name));
         let needed = table_entries(header, self.granularity_bits);
-        if needed > self.table_size.into() {
-            return Err(corrupt(format!("the table has {} entries, the disk's size needs {needed}", self.table_size)));
+        if needed != self.table_size.into() {
+            let what = format!("bitmap '{}': the table has {} entries, the disk's size needs {needed}", self.name, self.table_size);
+            return Err(Error::corrupt(storage.name(), FORMAT, self.table_offset, what));
         }
-        let mut bytes = vec![0; needed as usize * 8];
+        self.any_table(storage, header)
+    }
+
+    /// The table, whatever its size.
+    fn any_table(&self, storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
+        let corrupt = |what: String| Error::corrupt(storage.name(), FORMAT, self.table_offset, format!("bitmap '{}': {what}", self.name));
+        let mut bytes = vec![0; self.table_size as usize * 8];
         read_padded(storage, &mut bytes, self.table_offset)?;
         let table: Vec<u64> = words(&bytes).collect();
         let mut places: Vec<u64> = table.iter().map(|entry| entry & OFFSET).filter(|offset| *offset != 0).collect();
@@ -120,6 +126,8 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Bitmap>
     read_padded(storage, &mut bytes, place.directory_offset)?;
     let mut bitmaps: Vec<Bitmap> = Vec::new();
     let mut at = 0;
+    // Tables do not overlap, and so the file's size bounds all of them together.
+    let mut room = storage.size()?.div_ceil(header.cluster_size());
     for index in 0..place.count {
         let outside = || corrupt(at, format!("bitmap {index} lies outside the bitmap directory"));
         let fixed = bytes.get(at..at + FIXED).ok_or_else(outside)?;
@@ -143,6 +151,9 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Bitmap>
             let what = format!("the table of bitmap {index} cannot have {} entries at {:#x}", bitmap.table_size, bitmap.table_offset);
             return Err(corrupt(at, what));
         }
+        let clusters = bitmap.table_clusters(header);
+        room =
+            room.checked_sub(clusters.end - clusters.start).ok_or_else(|| corrupt(at, "bitmap tables are larger than the file".into()))?;
         if bitmap.name.is_empty() || bitmap.name.len() > MAX_NAME || bitmaps.iter().any(|other| other.name == bitmap.name) {
             return Err(corrupt(at, format!("bitmap {index} cannot be called '{}'", bitmap.name)));
         }
