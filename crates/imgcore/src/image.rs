@@ -145,6 +145,11 @@ pub trait Image: Send + Sync {
 
     /// The image below this one in the chain.
     fn backing(&self) -> Option<&dyn Image>;
+
+    /// The dirty ranges of a persistent bitmap, in bytes, ascending.
+    fn dirty_ranges(&self, bitmap: &str) -> Result<Vec<Range<u64>>> {
+        Err(Error::Invalid(format!("Dirty bitmap '{bitmap}' not found")))
+    }
 }
 
 /// An image that can be written. Writers on different threads must not overlap.

@@ -87,6 +87,28 @@ fn clients_see_what_qemu_nbd_shows_them() {
 }
 
 #[test]
+fn persistent_bitmaps_are_told_as_by_qemu_nbd() {
+    let Some(dir) = images() else { return };
+    let folder = dir.path();
+    for bitmap in ["one", "two"] {
+        ok("qemu-img", &["bitmap", "--add", "top.qcow2", bitmap], folder);
+        ok("qemu-io", &["-c", "write -P 5 10M 100k", "-c", "write -P 5 50M 1M", "top.qcow2"], folder);
+    }
+    let ours = Server::img("--socket ours -t top.qcow2", folder);
+    let socket = folder.join("theirs").display().to_string();
+    sh("qemu-nbd", &format!("--fork -r -B one -B two -k {socket} --pid-file pid -t top.qcow2"), folder);
+    for bitmap in ["one", "two"] {
+        let map = |uri: &str| ok("nbdinfo", &[&format!("--map=qemu:dirty-bitmap:{bitmap}"), uri], folder);
+        let told = map(&ours.uri);
+        assert!(told.contains("dirty"), "{told}");
+        assert_eq!(told, map(&format!("nbd+unix:///?socket={socket}")), "{bitmap}");
+    }
+    sh("kill", std::fs::read_to_string(folder.join("pid")).unwrap().trim(), folder);
+    let missing = run(IMG, &["serve", "--socket", "m", "-B", "three", "top.qcow2"], folder);
+    assert!(missing.code == 1 && missing.err.contains("'three' not found"), "{}", missing.err);
+}
+
+#[test]
 fn images_are_copied_out_and_in_by_several_connections() {
     let Some(dir) = images() else { return };
     let folder = dir.path();

@@ -18,7 +18,7 @@ use crate::formats::{Caches, OpenContext};
 use crate::gate;
 use crate::image::check_range;
 use crate::storage::read_padded;
-use crate::{BitmapInfo, Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, SnapshotInfo, Storage};
+use crate::{BitmapInfo, Bitmaps, Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, SnapshotInfo, Storage};
 
 mod amend;
 mod bitmaps;
@@ -351,5 +351,9 @@ impl Image for Qcow2 {
 
     fn backing(&self) -> Option<&dyn Image> {
         self.backing.as_deref()
+    }
+
+    fn dirty_ranges(&self, bitmap: &str) -> Result<Vec<Range<u64>>> {
+        Bitmaps::dirty(self, bitmap)
     }
 }

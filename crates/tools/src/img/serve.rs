@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use clap::{Args, FromArgMatches};
-use imgcore::nbd::{self, Address, Content, Export};
+use imgcore::nbd::{self, Address, Content, DirtyBitmap, Export};
 use imgcore::{ImageMut, LocalGate, OpenOptions, Overlay};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -63,6 +63,9 @@ struct Serve {
     /// Serve this internal snapshot, by id or name
     #[arg(short, long, visible_short_alias = 'l', visible_alias = "load-snapshot", value_name = "SNAPSHOT", conflicts_with = "writable")]
     snapshot: Option<String>,
+    /// Tell clients of this persistent bitmap only (may be repeated); else they can ask for all of an image that is served read-only
+    #[arg(short = 'B', long, value_name = "NAME", conflicts_with_all = ["writable", "overlay", "snapshot"])]
+    bitmap: Vec<String>,
     /// Go on after the last client has left
     #[arg(short = 't', long)]
     persistent: bool,
@@ -88,7 +91,8 @@ fn run(args: Serve) -> Result<ExitCode, Failure> {
         Opened::ReadOnly(content) => (content, None),
         Opened::Writable(image) => (Content::Writable(image.clone()), Some(image)),
     };
-    let export = Export::new(args.name.as_str(), content).description(args.description.as_str());
+    let bitmaps = args.bitmaps(&content)?;
+    let export = Export::new(args.name.as_str(), content).description(args.description.as_str()).bitmaps(bitmaps);
     // Signals are ours before there is anything that they must remove.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     let server = nbd::serve(&args.address()?, vec![export])?;
@@ -137,6 +141,17 @@ impl Serve {
             true => Content::Writable(Arc::new(Overlay::in_folder(image, std::env::temp_dir())?)),
             false => Content::ReadOnly(image),
         }))
+    }
+
+    /// The bitmaps that still tell the truth while the image is served.
+    fn bitmaps(&self, content: &Content) -> Result<Vec<DirtyBitmap>, Failure> {
+        let Content::ReadOnly(image) = content else { return Ok(Vec::new()) };
+        let names = match &self.bitmap[..] {
+            _ if self.snapshot.is_some() => Vec::new(),
+            [] => image.info().bitmaps.into_iter().filter(|b| !b.in_use).map(|b| b.name).collect(),
+            wanted => wanted.to_vec(),
+        };
+        names.into_iter().map(|name| Ok(DirtyBitmap { dirty: image.dirty_ranges(&name)?, name })).collect()
     }
 
     fn address(&self) -> Result<Address, Failure> {
