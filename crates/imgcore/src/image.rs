@@ -166,6 +166,11 @@ pub trait ImageMut: Image {
     /// Returns when all that was written is on stable storage, metadata included.
     fn flush(&self) -> Result<()>;
 
+    /// Holes that begin and end at multiples of so many bytes are worth leaving: a cluster, unless the format keeps smaller ones.
+    fn hole_unit(&self) -> u64 {
+        self.info().cluster_size.unwrap_or(1)
+    }
+
     /// How to store bytes compressed, for formats that can.
     fn compression(&self) -> Option<&dyn Compression> {
         None

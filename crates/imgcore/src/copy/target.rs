@@ -35,7 +35,7 @@ impl<'a> Target<'a> {
         if options.compress && compression.is_none() {
             return Err(Error::unsupported(&info.file, info.format, "compressed images of this format: use qcow2"));
         }
-        let cluster = info.cluster_size.filter(|size| size.is_power_of_two() && *size <= MAX_PIECE).unwrap_or(1);
+        let cluster = Some(image.hole_unit()).filter(|size| size.is_power_of_two() && *size <= MAX_PIECE).unwrap_or(1);
         let piece = PIECE.max(cluster).max(compression.map_or(0, |c| c.cluster_size()));
         let granule = if options.sparse == 0 { 0 } else { options.sparse.max(cluster).min(piece) };
         Ok(Target { image, piece, granule, unit: cluster, compression, placing: image.placing(), is_zero: options.target_is_zero })

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use crate::formats::OpenContext;
 use crate::image::check_range;
-use crate::layers::{extents_below, read_below, read_stored};
+use crate::layers::{extents_below, read_below, read_stored, unstored};
 use crate::storage::read_padded;
 use crate::{Error, Extent, ExtentKind, Image, ImageInfo, Reference, Result, Storage, be};
 
@@ -200,6 +200,8 @@ impl Image for Vhd {
         while at < range.end {
             let (mapping, run) = self.lookup(at, range.end - at)?;
             let flow = match mapping {
+                // Nothing can show through: zeroes of the disk's own, as QEMU has it.
+                Mapping::Absent if self.footer.disk_type() == DiskType::Dynamic => visit(unstored(at..at + run, ExtentKind::Zero)),
                 Mapping::Absent => extents_below(self.backing(), at..at + run, visit)?,
                 Mapping::Data(host) => {
                     let (host_offset, file) = (Some(host), Some(self.file.clone()));

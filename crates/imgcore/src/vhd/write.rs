@@ -240,6 +240,11 @@ impl ImageMut for Vhd {
         self.write_back(&mut *self.state()?)
     }
 
+    /// What of a block is never written stays a hole of the file.
+    fn hole_unit(&self) -> u64 {
+        if self.bitmaps.is_none() { ALIGNMENT } else { SECTOR }
+    }
+
     /// For dynamic disks: where sectors count, writing has more to do.
     fn placing(&self) -> Option<&dyn Placing> {
         if self.bitmaps.is_none() { Some(self) } else { None }
