@@ -163,9 +163,11 @@ fn blktap_metadata() {
     }
 }
 
-/// A differencing disk of 8 KiB on the one of `image`, with `locators` (platform, bytes, whether the space is in sectors)
-/// and a name in its header. Its first sector is its own.
-fn child(parent: &MemStorage, locators: &[(&[u8; 4], Vec<u8>, bool)], name: &str) -> Vec<u8> {
+/// A parent locator: its platform, its bytes, whether the space kept for it is given in sectors.
+type Locator = (&'static [u8; 4], Vec<u8>, bool);
+
+/// A differencing disk of 8 KiB on the one of `image`, with `locators` and a name in its header. Its first sector is its own.
+fn child(parent: &MemStorage, locators: &[Locator], name: &str) -> Vec<u8> {
     let parent = parent.to_vec();
     let mut file = vec![0; 16 << 10];
     file[..512].copy_from_slice(&parent[..512]);
@@ -217,8 +219,8 @@ fn parents_are_found_by_all_their_names() {
     let mut model = expected();
     model[..512].fill(5);
     let outside = utf16(&format!("C:{}", dir.path().join("outside.vhd").display()).replace('/', "\\"));
-    let gone = (b"W2ru", utf16(".\\gone.vhd"), false);
-    let found: [(&str, Vec<(&[u8; 4], Vec<u8>, bool)>, &str); 8] = [
+    let gone: Locator = (b"W2ru", utf16(".\\gone.vhd"), false);
+    let found: [(&str, Vec<Locator>, &str); 8] = [
         ("sub/in sub.vhd", vec![(b"W2ru", utf16(".\\sub\\in sub.vhd"), false)], ""),
         ("sub/in sub.vhd", vec![(b"W2ru", utf16("sub\\in sub.vhd"), true)], "x.vhd"),
         ("sub/in sub.vhd", vec![(b"MacX", b"file://./sub/in%20sub.vhd".to_vec(), false)], ""),
