@@ -2,7 +2,7 @@
 //!
 //! Source: `docs/interop/qcow2.txt`, sections "Cluster mapping" and "Extended L2 Entries".
 
-use super::header::{DATA_FILE, EXTENDED_L2, FORMAT, Header, MAX_OFFSET};
+use super::header::{DATA_FILE, EXTENDED_L2, FORMAT, Header};
 use super::l2::L2Entry;
 use crate::{Error, Result};
 
@@ -121,7 +121,7 @@ impl Cluster {
 /// Where the bytes of a compressed entry lie, and how many there are at most.
 pub(super) fn compressed_place(header: &Header, entry: u64) -> (u64, u64) {
     let bits = compressed_offset_bits(header);
-    let host = entry & ((1 << bits) - 1) & (MAX_OFFSET - 1);
+    let host = entry & ((1 << bits) - 1);
     let sectors = (entry & !(COPIED | COMPRESSED)) >> bits;
     (host, (sectors + 1) * 512 - host % 512)
 }

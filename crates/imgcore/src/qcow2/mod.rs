@@ -39,7 +39,6 @@ mod preallocate;
 mod read;
 mod refcount;
 mod remap;
-mod repair;
 mod resize;
 mod shadow;
 mod snapshot;

@@ -9,7 +9,7 @@ use crate::{Error, Result, SnapshotInfo, Storage};
 const FIXED: usize = 40;
 const MAX_EXTRA: u32 = 1024;
 const MAX_TABLE: u64 = 64 << 20;
-const MAX_L1_BYTES: u64 = 32 << 20;
+pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 /// Bytes of extra data that are known: size of the machine state, size of the disk, instruction count.
 const EXTRA: usize = 24;
 const NO_ICOUNT: u64 = u64::MAX;
@@ -28,8 +28,20 @@ pub(super) struct Snapshot {
     pub entry_len: u64,
 }
 
-/// Reads the snapshot table, with bounds on all that it counts.
+/// Reads the snapshot table, and checks where the L1 tables lie.
 pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
+    let snapshots = read_unchecked(storage, header)?;
+    for (index, Snapshot { l1_table_offset, l1_size, .. }) in snapshots.iter().enumerate() {
+        if u64::from(*l1_size) * 8 > MAX_L1_BYTES || !l1_table_offset.is_multiple_of(header.cluster_size()) {
+            let what = format!("the L1 table of snapshot {index} cannot have {l1_size} entries at {l1_table_offset:#x}");
+            return Err(Error::corrupt(storage.name(), FORMAT, header.snapshots_offset, what));
+        }
+    }
+    Ok(snapshots)
+}
+
+/// Reads the snapshot table, with bounds on all that it counts.
+pub(super) fn read_unchecked(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
     let corrupt = |at: u64, what: String| Error::corrupt(storage.name(), FORMAT, at, what);
     let mut snapshots = Vec::new();
     let mut at = header.snapshots_offset;
@@ -50,9 +62,6 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapsho
         let entry_len = ((FIXED + rest.len()) as u64).next_multiple_of(8);
         let l1_table_offset = be64(&fixed, 0);
         let l1_size = be32(&fixed, 8);
-        if u64::from(l1_size) * 8 > MAX_L1_BYTES || !l1_table_offset.is_multiple_of(header.cluster_size()) {
-            return Err(corrupt(at, format!("the L1 table of snapshot {index} cannot have {l1_size} entries at {l1_table_offset:#x}")));
-        }
         let info = SnapshotInfo {
             id: String::from_utf8_lossy(id).into_owned(),
             name: String::from_utf8_lossy(name).into_owned(),
