@@ -29,7 +29,15 @@ fn ours(result: &imgcore::Result<CheckReport>) -> (i32, [u64; 3]) {
     match result {
         Err(_) => (1, [0; 3]),
         Ok(r) => {
-            let code = if r.check_errors > 0 { 1 } else if r.corruptions > 0 { 2 } else if r.leaks > 0 { 3 } else { 0 };
+            let code = if r.check_errors > 0 {
+                1
+            } else if r.corruptions > 0 {
+                2
+            } else if r.leaks > 0 {
+                3
+            } else {
+                0
+            };
             (code, [r.corruptions, r.leaks, r.check_errors])
         }
     }
@@ -159,7 +167,12 @@ fn damage_is_found_and_repaired_as_by_qemu_img() {
             // After a read error, numbers depend on what was read before.
             let refused = (result.is_err() && code > 0) || (code == 1 && ours(&result).0 == 1);
             if !refused && ours(&result) != (code, numbers) {
-                report(format!("case {case}.{round} ({options}): ours {:?}, qemu-img's {:?}\n{}", ours(&result), (code, numbers), messages()));
+                report(format!(
+                    "case {case}.{round} ({options}): ours {:?}, qemu-img's {:?}\n{}",
+                    ours(&result),
+                    (code, numbers),
+                    messages()
+                ));
                 continue;
             }
             if code < 2 || refused {
@@ -173,13 +186,20 @@ fn damage_is_found_and_repaired_as_by_qemu_img() {
                 let (after, _, text) = theirs(folder, "theirs.qcow2", &["-r", flag]);
                 let (verdict, _, their_text) = theirs(folder, "ours.qcow2", &[]);
                 if verdict != ours(&repaired).0 && !(ours(&repaired).0 == 1 && flag == "leaks") {
-                    report(format!("case {case}.{round} ({options}) -r {flag}: ours says {:?}, qemu-img of it {their_text}", ours(&repaired)));
+                    report(format!(
+                        "case {case}.{round} ({options}) -r {flag}: ours says {:?}, qemu-img of it {their_text}",
+                        ours(&repaired)
+                    ));
                     continue;
                 }
                 // qemu-img can make the file so long that what lay behind its end does so no more.
                 let behind = repaired.as_ref().is_ok_and(|r| r.messages.iter().any(|m| m.contains("exceeding the end of the file")));
                 if verdict != 0 && after == 0 && repair == Repair::All && !behind {
-                    report(format!("case {case}.{round} ({options}) -r {flag}: qemu-img repairs it, we leave {:?}\n{}", repaired, messages()));
+                    report(format!(
+                        "case {case}.{round} ({options}) -r {flag}: qemu-img repairs it, we leave {:?}\n{}",
+                        repaired,
+                        messages()
+                    ));
                 }
             }
         }

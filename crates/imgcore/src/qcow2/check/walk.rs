@@ -37,7 +37,9 @@ impl Pass<'_> {
         // The file may end within its last cluster.
         let Some(end) = offset.checked_add(len).filter(|end| end.saturating_sub(self.file_len) < cluster_size) else {
             self.corruption(times, || {
-                format!("counting reference for region exceeding the end of the file by one cluster or more: offset {offset:#x} size {len:#x}")
+                format!(
+                    "counting reference for region exceeding the end of the file by one cluster or more: offset {offset:#x} size {len:#x}"
+                )
             });
             return;
         };
@@ -247,7 +249,8 @@ impl Pass<'_> {
             return self.corruption(times.all, || format!("compressed cluster with data file, entry={entry:#x}"));
         }
         if bitmap != 0 {
-            return self.corruption(times.all, || format!("compressed cluster with non-zero subcluster allocation bitmap, entry={entry:#x}"));
+            return self
+                .corruption(times.all, || format!("compressed cluster with non-zero subcluster allocation bitmap, entry={entry:#x}"));
         }
         self.count(host, len, times.all);
         self.report.allocated_clusters += u64::from(times.active);
