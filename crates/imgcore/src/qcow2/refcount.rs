@@ -20,7 +20,7 @@ const MAX_TABLE_BYTES: u64 = 8 << 20;
 pub(super) fn get_count(block: &[u8], index: u64, order: u32) -> u64 {
     let byte = |i: usize| block.get(i).copied().unwrap_or(0);
     match order {
-        0..3 => {
+        0..=2 => {
             let bit = index << order;
             u64::from(byte((bit / 8) as usize)) >> (bit % 8) & ((1 << (1 << order)) - 1)
         }
@@ -37,7 +37,7 @@ pub(super) fn get_count(block: &[u8], index: u64, order: u32) -> u64 {
 /// Changes one count in a block; the index must lie in it and the value fit.
 pub(super) fn set_count(block: &mut [u8], index: u64, order: u32, value: u64) {
     match order {
-        0..3 => {
+        0..=2 => {
             let bit = index << order;
             let mask = ((1u16 << (1 << order)) - 1) as u8;
             if let Some(byte) = block.get_mut((bit / 8) as usize) {
