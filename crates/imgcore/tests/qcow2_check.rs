@@ -183,7 +183,7 @@ fn damage_is_found_and_repaired_as_by_qemu_img() {
                 std::fs::write(folder.join("theirs.qcow2"), &image).unwrap();
                 let storage = Arc::new(FileStorage::open_writable(folder.join("ours.qcow2")).unwrap());
                 let repaired = check(storage, repair);
-                let (after, _, text) = theirs(folder, "theirs.qcow2", &["-r", flag]);
+                let (after, ..) = theirs(folder, "theirs.qcow2", &["-r", flag]);
                 let (verdict, _, their_text) = theirs(folder, "ours.qcow2", &[]);
                 if verdict != ours(&repaired).0 && !(ours(&repaired).0 == 1 && flag == "leaks") {
                     report(format!(
