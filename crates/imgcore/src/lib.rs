@@ -34,6 +34,7 @@ pub mod raw;
 pub mod size;
 pub mod slice;
 pub mod storage;
+mod stream;
 mod tables;
 #[cfg(test)]
 mod testing;

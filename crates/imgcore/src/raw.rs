@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Formats, Measured, OpenContext, Probe, Repair};
 use crate::image::check_range;
 use crate::storage::read_padded;
-use crate::{Error, Extent, ExtentKind, Image, ImageEdit, ImageInfo, ImageMut, Place, Placing, Preallocation, Result, Storage};
+use crate::stream::Stream;
+use crate::{Error, Extent, ExtentKind, Image, ImageEdit, ImageInfo, ImageMut, Place, Placing, Preallocation, Progress, Result, Storage};
 
 /// The guest-visible size is a multiple of this; a file's odd end is padded with zeroes.
 const SECTOR: u64 = 512;
@@ -247,6 +248,26 @@ impl FormatDriver for RawDriver {
     fn measure(&self, size: u64, source: Option<&dyn Image>, _: &CreateOptions) -> Result<Measured> {
         let size = source.map_or(size, |source| source.size()).next_multiple_of(SECTOR);
         Ok(Measured { required: size, fully_allocated: size, bitmaps: None })
+    }
+
+    fn write_stream(
+        &self,
+        source: &dyn Image,
+        _: &CreateOptions,
+        out: &mut dyn std::io::Write,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        progress.total(source.size());
+        let mut stream = Stream::new(out, progress);
+        let mut outcome = Ok(());
+        source.extents(0..source.size(), &mut |extent| {
+            let range = extent.start..extent.start + extent.len;
+            outcome = if extent.kind.reads_zero() { stream.zeroes(extent.len) } else { stream.copy(source, range) };
+            progress.advance(extent.len);
+            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        outcome?;
+        stream.finish()
     }
 
     fn check(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>, _: Repair) -> Result<CheckReport> {

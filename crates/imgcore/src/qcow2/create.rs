@@ -33,7 +33,7 @@ const MIN_EXTENDED_CLUSTER: u64 = 16 << 10;
 /// The options, checked.
 pub(super) struct Settings {
     pub header: Header,
-    preallocation: Preallocation,
+    pub preallocation: Preallocation,
     compression_level: Option<u32>,
 }
 

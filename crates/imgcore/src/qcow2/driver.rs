@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::header::{FORMAT, MAGIC};
-use super::{Qcow2, create, measure};
+use super::{Qcow2, create, measure, stream};
 use crate::formats::{CheckReport, CreateOptions, FormatDriver, FormatOption, Measured, OpenContext, Probe, Repair};
-use crate::{Image, ImageEdit, ImageMut, Result, Storage};
+use crate::{Image, ImageEdit, ImageMut, Progress, Result, Storage};
 
 /// qcow2 as a format.
 pub struct Qcow2Driver;
@@ -64,6 +64,16 @@ impl FormatDriver for Qcow2Driver {
 
     fn measure(&self, size: u64, source: Option<&dyn Image>, options: &CreateOptions) -> Result<Measured> {
         measure::measure(size, source, options)
+    }
+
+    fn write_stream(
+        &self,
+        source: &dyn Image,
+        options: &CreateOptions,
+        out: &mut dyn std::io::Write,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        stream::write_stream(source, options, out, progress)
     }
 
     fn check(&self, storage: Arc<dyn Storage>, _: &OpenContext<'_>, repair: Repair) -> Result<CheckReport> {

@@ -57,18 +57,19 @@ fn metadata_size(header: &Header, size: u64) -> u64 {
     let l2_tables = (size / cluster_size).div_ceil(l2_entries);
     let l1_clusters = (l2_tables * 8).div_ceil(cluster_size);
     let counted = 1 + l2_tables + l1_clusters;
-    (counted + refcount_clusters(header, counted + size / cluster_size)) * cluster_size
+    let (table, blocks) = refcount_layout(header, counted + size / cluster_size);
+    (counted + table + blocks) * cluster_size
 }
 
-/// Clusters of the refcount table and its blocks for `clusters` others.
-pub(super) fn refcount_clusters(header: &Header, clusters: u64) -> u64 {
+/// Clusters of the refcount table, and refcount blocks, that `clusters` others need.
+pub(super) fn refcount_layout(header: &Header, clusters: u64) -> (u64, u64) {
     let (mut table, mut blocks) = (0, 0);
     loop {
         let all = clusters + table + blocks;
         blocks = all.div_ceil(header.refcounts_per_block());
         table = (blocks * 8).div_ceil(header.cluster_size());
         if clusters + table + blocks == all {
-            return table + blocks;
+            return (table, blocks);
         }
     }
 }

@@ -43,6 +43,7 @@ mod resize;
 mod shadow;
 mod snapshot;
 mod snapshots;
+mod stream;
 mod write;
 mod zero;
 
