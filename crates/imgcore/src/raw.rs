@@ -250,13 +250,7 @@ impl FormatDriver for RawDriver {
         Ok(Measured { required: size, fully_allocated: size, bitmaps: None })
     }
 
-    fn write_stream(
-        &self,
-        source: &dyn Image,
-        _: &CreateOptions,
-        out: &mut dyn std::io::Write,
-        progress: &dyn Progress,
-    ) -> Result<()> {
+    fn write_stream(&self, source: &dyn Image, _: &CreateOptions, out: &mut dyn std::io::Write, progress: &dyn Progress) -> Result<()> {
         progress.total(source.size());
         let mut stream = Stream::new(out, progress);
         let mut outcome = Ok(());
