@@ -63,7 +63,7 @@ pub(super) fn write_stream(
     let mut l1 = vec![0; header.l1_size as usize];
     for (number, place) in tables.iter().zip(l2_start..) {
         if let Some(entry) = l1.get_mut(*number as usize) {
-            *entry = place * cluster_size | COPIED;
+            *entry = (place * cluster_size) | COPIED;
         }
     }
     stream.write(&numbers(&mut l1.into_iter()))?;
