@@ -89,6 +89,11 @@ impl Tables {
         runs
     }
 
+    /// Whether the file says all.
+    pub fn is_written(&self) -> bool {
+        self.read().pending.is_empty()
+    }
+
     /// All that [`pending`](Tables::pending) gave is in the file. Nothing may be changed between the two.
     pub fn set_written(&self) {
         self.write().pending.clear();

@@ -120,6 +120,32 @@ fn info_map_and_check_say_the_same() {
 }
 
 #[test]
+fn disks_of_several_files_are_described_alike() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    for subformat in ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"] {
+        let options = format!("subformat={subformat}");
+        ok("qemu-img", &["create", "-q", "-f", "vmdk", "-o", &options, "a.vmdk", "3G"], folder);
+        for args in
+            [&["info", "a.vmdk"][..], &["info", "--output=json", "a.vmdk"], &["check", "a.vmdk"], &["check", "--output=json", "a.vmdk"]]
+        {
+            agree(args, folder);
+        }
+    }
+    ok("qemu-img", &["create", "-q", "-f", "vmdk", "a.vmdk", "3G"], folder);
+    ok("qemu-img", &["create", "-q", "-f", "vmdk", "-b", "a.vmdk", "-F", "vmdk", "b.vmdk"], folder);
+    ok("qemu-img", &["create", "-q", "-f", "vhdx", "c.vhdx", "3G"], folder);
+    for args in
+        [&["info", "b.vmdk"][..], &["info", "--backing-chain", "b.vmdk"], &["map", "b.vmdk"], &["info", "c.vhdx"], &["check", "c.vhdx"]]
+    {
+        agree(args, folder);
+    }
+}
+
+#[test]
 fn created_images_are_the_same() {
     if !have("qemu-img") {
         return;
@@ -142,6 +168,10 @@ fn created_images_are_the_same() {
         "-f qcow2 -u -b nowhere.raw -F raw x 1M",
         "-f qcow2 -o size=1M x",
         "-f qcow2 -o cluster_size=2M x 1T",
+        "-f vhdx x 1000",
+        "-f vhdx -o block_size=1M,log_size=3M,block_state_zero=off x 3G",
+        "-f vmdk x 3G",
+        "-f vmdk -o adapter_type=lsilogic,subformat=streamOptimized x 3G",
     ];
     let refused = [
         "-f qcow2 x",

@@ -33,7 +33,11 @@ impl<'a> Target<'a> {
         let info = image.info();
         let compression = image.compression().filter(|c| options.compress || c.is_needed());
         if options.compress && compression.is_none() {
-            return Err(Error::unsupported(&info.file, info.format, "compressed images of this format: use qcow2"));
+            return Err(Error::unsupported(
+                &info.file,
+                info.format,
+                "compressed images of this kind: use qcow2, or vmdk with -o subformat=streamOptimized",
+            ));
         }
         let cluster = Some(image.hole_unit()).filter(|size| size.is_power_of_two() && *size <= MAX_PIECE).unwrap_or(1);
         let piece = PIECE.max(cluster).max(compression.map_or(0, |c| c.cluster_size()));

@@ -1,6 +1,7 @@
 //! A sparse extent: grains found through a directory of tables, stored as they are or compressed.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::header::Header;
@@ -104,6 +105,7 @@ impl Sparse {
         let (grain, span) = (self.header.grain_size, self.header.table_span());
         let mut found: Option<Mapping> = None;
         let mut run = 0;
+        let mut hole = 0..0;
         while run < len {
             let here = at + run;
             let Some(mut place) = self.entry_place(here)? else {
@@ -114,6 +116,11 @@ impl Sparse {
                 run += span - here % span;
                 continue;
             };
+            if here % span == 0 && found.is_none_or(|first| first == Mapping::Absent) && self.is_hole(place, &mut hole)? {
+                found = Some(Mapping::Absent);
+                run += span;
+                continue;
+            }
             let mut page = self.tables.page(&*self.storage, place)?;
             let table_end = run + (span - here % span);
             while run < len.min(table_end) {
@@ -144,6 +151,16 @@ impl Sparse {
             }
         }
         Ok((found.unwrap_or(Mapping::Absent), run.min(len)))
+    }
+
+    /// Whether the grain table at `place` was never written: those of an empty disk need not be read. `hole` is what is known of
+    /// the file.
+    fn is_hole(&self, place: u64, hole: &mut Range<u64>) -> Result<bool> {
+        let end = place + self.header.entries_per_table * 4;
+        if !hole.contains(&place) || end > hole.end {
+            *hole = place..self.storage.next_data(place)?.map_or(u64::MAX, |data| data.start);
+        }
+        Ok(end <= hole.end && self.tables.is_written())
     }
 
     /// Reads from byte `within` of the compressed grain at `host`.

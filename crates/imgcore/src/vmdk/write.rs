@@ -91,26 +91,31 @@ impl Vmdk {
                     return Err(Error::corrupt(&self.file, FORMAT, host, what));
                 }
                 (Mapping::Data(host), run) => return Ok((host, run)),
-                _ => self.allocate(sparse, guest)?,
+                _ => self.allocate(sparse, guest, len)?,
             }
         }
     }
 
-    /// Gives the grain of byte `guest` a place, if no other thread did meanwhile.
-    fn allocate(&self, sparse: &Sparse, guest: u64) -> Result<()> {
+    /// Gives the grains of `len` bytes at `guest` a place, as far as they are alike and no other thread did meanwhile.
+    fn allocate(&self, sparse: &Sparse, guest: u64, len: u64) -> Result<()> {
         let mut state = self.state()?;
-        if let (Mapping::Data(_), _) = sparse.lookup(guest, 1)? {
+        let (mapping, run) = sparse.lookup(guest, len)?;
+        if let Mapping::Data(_) = mapping {
             return Ok(());
         }
-        let (grain_size, host) = (sparse.header.grain_size, state.end);
-        let sector =
-            u32::try_from(host / SECTOR).map_err(|_| Error::io(&self.file, "grow", Some(host), std::io::ErrorKind::FileTooLarge.into()))?;
-        self.storage.zero_at(host, grain_size)?;
-        state.end = host + grain_size;
-        if sparse.set_entry(guest, sector)? {
-            self.write_back(sparse)?;
+        let grain_size = sparse.header.grain_size;
+        let grains = guest / grain_size..(guest + run).div_ceil(grain_size);
+        let (start, end) = (state.end, state.end.saturating_add((grains.end - grains.start) * grain_size));
+        if end / SECTOR > u64::from(u32::MAX) {
+            return Err(Error::io(&self.file, "grow", Some(start), std::io::ErrorKind::FileTooLarge.into()));
         }
-        Ok(())
+        self.storage.zero_at(start, end - start)?;
+        let mut are_many = false;
+        for (grain, host) in grains.zip((start..end).step_by(grain_size as usize)) {
+            are_many |= sparse.set_entry(grain * grain_size, (host / SECTOR) as u32)?;
+        }
+        state.end = end;
+        if are_many { self.write_back(sparse) } else { Ok(()) }
     }
 
     /// Writes changed table entries, after all that they point at. Called with the state locked.

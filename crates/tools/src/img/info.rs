@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 use imgcore::formats::{DiskSet, Located};
-use imgcore::{Formats, ImageInfo, Reference, SnapshotInfo, size};
+use imgcore::{Formats, ImageInfo, PartInfo, Reference, SnapshotInfo, size};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
@@ -125,24 +125,66 @@ fn human(info: &ImageInfo, full: Option<&str>) -> String {
     for (name, value) in &info.details {
         line(format!("    {name}: {value}"));
     }
-    if let Some(bytes) = file_length(info) {
-        line("Child node '/file':".into());
-        line(format!("    filename: {}", info.file));
-        line(format!("    protocol type: {}", protocol(info)));
-        line(format!("    file length: {} ({bytes} bytes)", size::human(bytes)));
-        line(format!("    disk size: {actual}"));
+    if !info.parts.is_empty() {
+        line("    extents:".into());
+    }
+    for (number, part) in info.parts.iter().enumerate() {
+        line(format!("        [{number}]:"));
+        for (name, value) in part_fields(part) {
+            line(format!("            {name}: {value}"));
+        }
+    }
+    for file in child_files(info) {
+        line(format!("Child node '/{}':", file.node));
+        line(format!("    filename: {}", file.name));
+        line(format!("    protocol type: {}", protocol(file.name)));
+        line(format!("    file length: {} ({} bytes)", size::human(file.length), file.length));
+        line(format!("    disk size: {}", file.actual.map_or("unavailable".into(), size::human)));
     }
     out
 }
 
-/// In whole sectors, as qemu-img counts.
-fn file_length(info: &ImageInfo) -> Option<u64> {
-    info.file_size.map(|bytes| bytes.next_multiple_of(512))
+/// What is shown of one part of an image.
+fn part_fields(part: &PartInfo) -> Vec<(&'static str, String)> {
+    [
+        part.is_compressed.then(|| ("compressed", true.to_string())),
+        Some(("virtual size", part.virtual_size.to_string())),
+        Some(("filename", part.file.clone())),
+        part.cluster_size.map(|bytes| ("cluster size", bytes.to_string())),
+        Some(("format", part.format.clone())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
-fn protocol(info: &ImageInfo) -> &'static str {
+/// A file that an image lies in.
+struct ChildFile<'a> {
+    node: String,
+    name: &'a str,
+    /// In whole sectors, as qemu-img counts.
+    length: u64,
+    actual: Option<u64>,
+}
+
+/// The files of an image's parts, the last first as qemu-img has them, and its own.
+fn child_files(info: &ImageInfo) -> Vec<ChildFile<'_>> {
+    let parts: Vec<_> = info.parts.iter().enumerate().rev().filter(|(_, part)| part.file != info.file).collect();
+    let of_parts: u64 = parts.iter().filter_map(|(_, part)| part.actual_size).sum();
+    let own = info.file_size.map(|length| {
+        let actual = info.actual_size.map(|all| all.saturating_sub(of_parts));
+        ChildFile { node: "file".into(), name: &info.file, length: length.next_multiple_of(512), actual }
+    });
+    let parts = parts.into_iter().filter_map(|(number, part)| {
+        let length = part.file_size?.next_multiple_of(512);
+        Some(ChildFile { node: format!("extents.{number}"), name: &part.file, length, actual: part.actual_size })
+    });
+    parts.chain(own).collect()
+}
+
+fn protocol(file: &str) -> &'static str {
     use std::os::unix::fs::FileTypeExt;
-    let device = std::fs::metadata(&info.file).is_ok_and(|m| m.file_type().is_block_device());
+    let device = std::fs::metadata(file).is_ok_and(|m| m.file_type().is_block_device());
     if device { "host_device" } else { "file" }
 }
 
@@ -166,8 +208,9 @@ fn clock(nanoseconds: u64) -> String {
 
 fn as_json(info: &ImageInfo, full: Option<&str>) -> Value {
     let mut out = Map::new();
-    if let Some(bytes) = file_length(info) {
-        out.insert("children".into(), json!([{ "name": "file", "info": file_json(info, bytes) }]));
+    let children: Vec<Value> = child_files(info).iter().map(|file| json!({ "name": file.node, "info": file_json(file) })).collect();
+    if !children.is_empty() {
+        out.insert("children".into(), children.into());
     }
     let mut put = |name: &str, value: Option<Value>| drop(value.map(|value| out.insert(name.into(), value)));
     put("backing-filename-format", info.backing_format.clone().map(Value::from));
@@ -180,7 +223,14 @@ fn as_json(info: &ImageInfo, full: Option<&str>) -> Value {
     put("format", Some(info.format.into()));
     put("actual-size", info.actual_size.map(Value::from));
     if !info.details.is_empty() {
-        let data: Map<String, Value> = info.details.iter().map(|(name, value)| (name.replace(' ', "-"), detail(value))).collect();
+        let object = |fields: &[(&str, &str)]| -> Map<String, Value> {
+            fields.iter().map(|(name, value)| (name.replace(' ', "-"), detail(value))).collect()
+        };
+        let mut data = object(&info.details.iter().map(|(name, value)| (&**name, &**value)).collect::<Vec<_>>());
+        if !info.parts.is_empty() {
+            let fields = |part| object(&part_fields(part).iter().map(|(name, value)| (*name, &**value)).collect::<Vec<_>>());
+            data.insert("extents".into(), info.parts.iter().map(fields).collect());
+        }
         put("format-specific", Some(json!({ "type": info.format, "data": data })));
     }
     put("full-backing-filename", full.map(Value::from));
@@ -189,14 +239,14 @@ fn as_json(info: &ImageInfo, full: Option<&str>) -> Value {
     Value::Object(out)
 }
 
-fn file_json(info: &ImageInfo, bytes: u64) -> Value {
+fn file_json(file: &ChildFile<'_>) -> Value {
     json!({
         "children": [],
-        "virtual-size": bytes,
-        "filename": info.file,
-        "format": protocol(info),
-        "actual-size": info.actual_size,
-        "format-specific": { "type": protocol(info), "data": {} },
+        "virtual-size": file.length,
+        "filename": file.name,
+        "format": protocol(file.name),
+        "actual-size": file.actual,
+        "format-specific": { "type": protocol(file.name), "data": {} },
         "dirty-flag": false
     })
 }

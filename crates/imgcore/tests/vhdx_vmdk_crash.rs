@@ -1,4 +1,4 @@
-//! Power cuts while a VHDX is written: whatever part of the writes after the last sync reached the disk, the image is valid and
+//! Power cuts while a VHDX or a VMDK is written: whatever part of the writes after the last sync reached the disk, the image is valid and
 //! what was flushed is there.
 
 mod common;
@@ -8,15 +8,22 @@ use std::sync::Arc;
 use common::Random;
 use imgcore::formats::{CreateOptions, Repair};
 use imgcore::storage::{FaultStorage, MemStorage, Operation};
-use imgcore::vhdx::Vhdx;
 use imgcore::{Formats, ImageMut, NoGate, OpenOptions, Storage};
 
 const SIZE: u64 = 5 << 20;
 
-fn created() -> Arc<MemStorage> {
-    let memory = Arc::new(MemStorage::new("crash.vhdx", 0));
-    Vhdx::create(memory.clone(), SIZE, &CreateOptions::new().set("block_size", "1M")).unwrap().flush().unwrap();
+/// The formats with options that make them small.
+const FORMATS: [(&str, &[(&str, &str)]); 2] = [("vhdx", &[("block_size", "1M")]), ("vmdk", &[])];
+
+fn created((format, options): (&str, &[(&str, &str)])) -> Arc<MemStorage> {
+    let memory = Arc::new(MemStorage::new("crash", 0));
+    let options = options.iter().fold(CreateOptions::new(), |all, (name, value)| all.set(*name, *value));
+    Formats::new().driver(format).unwrap().create(memory.clone(), SIZE, &options).unwrap().flush().unwrap();
     memory
+}
+
+fn open_mut(storage: Arc<dyn Storage>) -> Arc<dyn ImageMut> {
+    Formats::new().open_storage_mut(storage, &OpenOptions::new(&NoGate)).unwrap()
 }
 
 /// The image after a cut behind operation `cut`: all up to the last sync, and a random choice of what came later, of whose
@@ -39,8 +46,12 @@ fn after_cut(start: &MemStorage, log: &[Operation], cut: usize, random: &mut Ran
 
 #[test]
 fn a_power_cut_loses_nothing_that_was_flushed() {
+    FORMATS.into_iter().for_each(cut_everywhere);
+}
+
+fn cut_everywhere(format: (&str, &[(&str, &str)])) {
     let mut random = Random(5);
-    let memory = created();
+    let memory = created(format);
     let start = memory.snapshot();
     let storage = Arc::new(FaultStorage::new(memory).recording());
     let mut model = vec![0; SIZE as usize];
@@ -48,8 +59,8 @@ fn a_power_cut_loses_nothing_that_was_flushed() {
     let mut flushed = vec![(0, model.clone())];
     let mut changed: Vec<(usize, std::ops::Range<usize>)> = Vec::new();
     for _session in 0..3 {
-        let image = Vhdx::open_mut(storage.clone()).unwrap();
-        for _ in 0..8 {
+        let image = open_mut(storage.clone());
+        for round in 0..8 {
             let offset = random.below(SIZE);
             let len = random.below(60_000).min(SIZE - offset);
             let range = offset as usize..(offset + len) as usize;
@@ -62,7 +73,7 @@ fn a_power_cut_loses_nothing_that_was_flushed() {
                 image.write_at(&data, offset).unwrap();
                 model[range].copy_from_slice(&data);
             }
-            if random.below(3) == 0 {
+            if round == 7 || random.below(3) == 0 {
                 image.flush().unwrap();
                 flushed.push((storage.log().len(), model.clone()));
             }
@@ -74,7 +85,7 @@ fn a_power_cut_loses_nothing_that_was_flushed() {
         for _ in 0..2 {
             let disk = after_cut(&start, &log, cut, &mut random);
             let report = Formats::new().check(disk.clone(), &options, Repair::None).unwrap();
-            assert_eq!(report.corruptions, 0, "cut {cut}: {:?}", report.messages);
+            assert_eq!(report.corruptions, 0, "{format:?}, cut {cut}: {:?}", report.messages);
             let (at, mut expected) = flushed.iter().rev().find(|(at, _)| *at <= cut).cloned().unwrap();
             let mut all = vec![1; SIZE as usize];
             Formats::new().open_storage(disk.clone(), &options).unwrap().read_at(&mut all, 0).unwrap();
@@ -82,16 +93,16 @@ fn a_power_cut_loses_nothing_that_was_flushed() {
             for (_, range) in changed.iter().filter(|(written, _)| *written >= at && *written <= cut) {
                 expected[range.clone()].copy_from_slice(&all[range.clone()]);
             }
-            assert!(all == expected, "cut {cut}");
+            assert!(all == expected, "{format:?}, cut {cut}");
             // And the image can be written again.
-            let image = Vhdx::open_mut(disk.clone()).unwrap();
+            let image = open_mut(disk.clone());
             image.write_at(&[3; 100], SIZE - 100).unwrap();
             image.flush().unwrap();
             drop(image);
             all[SIZE as usize - 100..].fill(3);
             let mut again = vec![1; SIZE as usize];
             Formats::new().open_storage(disk, &options).unwrap().read_at(&mut again, 0).unwrap();
-            assert!(all == again, "cut {cut}");
+            assert!(all == again, "{format:?}, cut {cut}");
         }
     }
 }
@@ -99,10 +110,14 @@ fn a_power_cut_loses_nothing_that_was_flushed() {
 /// A disk that fails once: the error is reported, and the image stays sound and usable.
 #[test]
 fn a_failing_write_is_reported_and_harmless() {
+    FORMATS.into_iter().for_each(fail_everywhere);
+}
+
+fn fail_everywhere(format: (&str, &[(&str, &str)])) {
     for fail in 0.. {
-        let memory = created();
+        let memory = created(format);
         let storage = Arc::new(FaultStorage::new(memory.clone()).fail_at(fail));
-        let image = Vhdx::open_mut(storage.clone()).unwrap();
+        let image = open_mut(storage.clone());
         let mut random = Random(fail);
         let mut failures = 0;
         for _ in 0..5 {
@@ -111,7 +126,7 @@ fn a_failing_write_is_reported_and_harmless() {
             failures += u64::from(image.flush().is_err());
         }
         let failed = storage.changes() > fail;
-        assert_eq!(failures, u64::from(failed), "operation {fail}");
+        assert_eq!(failures, u64::from(failed), "{format:?}, operation {fail}");
         let data = random.bytes(5000);
         if failed {
             image.write_at(&data, 700).unwrap();
@@ -119,7 +134,7 @@ fn a_failing_write_is_reported_and_harmless() {
         }
         drop(image);
         let report = Formats::new().check(memory.clone(), &OpenOptions::new(&NoGate), Repair::None).unwrap();
-        assert_eq!(report.corruptions, 0, "operation {fail}: {:?}", report.messages);
+        assert_eq!(report.corruptions, 0, "{format:?}, operation {fail}: {:?}", report.messages);
         if !failed {
             break;
         }
@@ -132,8 +147,12 @@ fn a_failing_write_is_reported_and_harmless() {
 /// Threads that write into the same new blocks all get their bytes in.
 #[test]
 fn writers_share_blocks() {
-    let memory = created();
-    let image = Vhdx::open_mut(memory.clone()).unwrap();
+    FORMATS.into_iter().for_each(write_from_threads);
+}
+
+fn write_from_threads(format: (&str, &[(&str, &str)])) {
+    let memory = created(format);
+    let image = open_mut(memory.clone());
     let model = Random(6).bytes(SIZE);
     std::thread::scope(|scope| {
         for thread in 0..4 {
