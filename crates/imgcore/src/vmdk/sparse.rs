@@ -116,7 +116,7 @@ impl Sparse {
                 run += span - here % span;
                 continue;
             };
-            if here % span == 0 && found.is_none_or(|first| first == Mapping::Absent) && self.is_hole(place, &mut hole)? {
+            if here.is_multiple_of(span) && found.is_none_or(|first| first == Mapping::Absent) && self.is_hole(place, &mut hole)? {
                 found = Some(Mapping::Absent);
                 run += span;
                 continue;
