@@ -107,7 +107,7 @@ pub(super) fn create(storage: Arc<dyn Storage>, bytes: u64, options: &CreateOpti
     let mut header = Header::new(table_offset, entries, settings.block_size);
     let mut end = table_offset + header.table_len();
     storage.set_size(0)?;
-    fill_table(&*storage, &header)?;
+    fill_table(&*storage, header.table_offset(), header.entries())?;
     if let Some(parent) = &parent {
         let (locator, bytes) = parent.locator(end, 4 * SECTOR)?;
         storage.zero_at(end, locator.space)?;
@@ -125,12 +125,12 @@ pub(super) fn create(storage: Arc<dyn Storage>, bytes: u64, options: &CreateOpti
     Ok(Arc::new(Vhd::open_mut(storage, &OpenContext::new(&formats, &open, false))?))
 }
 
-/// Writes a BAT in which no block is there.
-pub(super) fn fill_table(storage: &dyn Storage, header: &Header) -> Result<()> {
-    let unused = vec![0xff; header.table_len().min(BAT_PIECE) as usize];
-    let end = header.table_offset() + header.table_len();
-    (header.table_offset()..end).step_by(BAT_PIECE as usize).try_for_each(|at| {
-        let now = (end - at).min(BAT_PIECE) as usize;
-        storage.write_at(&unused[..now], at)
+/// Writes `entries` entries of blocks that are not there, and of what is behind them in their last sector.
+pub(super) fn fill_table(storage: &dyn Storage, offset: u64, entries: u64) -> Result<()> {
+    let len = (entries * 4).next_multiple_of(SECTOR);
+    let unused = vec![0xff; len.min(BAT_PIECE) as usize];
+    (0..len).step_by(BAT_PIECE as usize).try_for_each(|at| {
+        let now = (len - at).min(BAT_PIECE) as usize;
+        storage.write_at(&unused[..now], offset + at)
     })
 }

@@ -47,7 +47,7 @@ impl Vhd {
             let mut state = self.state()?;
             let offset = self.take_room(&mut state, (entries * 4).next_multiple_of(SECTOR), 0)?;
             header.set_table(offset, count);
-            fill_table(&*self.storage, &header)?;
+            fill_table(&*self.storage, offset, entries)?;
             self.copy_table(offset)?;
             self.write_back(&mut state)?;
             offset
@@ -174,7 +174,8 @@ impl ImageEdit for Vhd {
 
     fn make_empty(&mut self) -> Result<()> {
         self.flush()?;
-        fill_table(&*self.storage, &self.header)?;
+        // Not all that the header claims: who knows what lies there.
+        fill_table(&*self.storage, self.header.table_offset(), self.bat.len())?;
         self.storage.sync()?;
         self.bat = Bat::new(self.header.table_offset(), self.bat.len());
         if let Some(bitmaps) = &self.bitmaps {

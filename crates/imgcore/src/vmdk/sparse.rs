@@ -81,7 +81,8 @@ impl Sparse {
         Ok((entry != 0).then_some(table + within * 4))
     }
 
-    fn entry_place(&self, at: u64) -> Result<Option<u64>> {
+    /// The place in the file of the entry for byte `at`; `None` when there is no grain table for it.
+    pub fn entry_place(&self, at: u64) -> Result<Option<u64>> {
         self.entry_place_in(self.directory, at)
     }
 
@@ -108,7 +109,12 @@ impl Sparse {
         let mut hole = 0..0;
         while run < len {
             let here = at + run;
-            let Some(mut place) = self.entry_place(here)? else {
+            let place = match self.entry_place(here) {
+                // What comes before it is not to suffer: whoever asks for more is told then.
+                Err(_) if found.is_some() => break,
+                place => place?,
+            };
+            let Some(mut place) = place else {
                 if found.is_some_and(|first| first != Mapping::Absent) {
                     break;
                 }
