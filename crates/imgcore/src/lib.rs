@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod be;
+pub mod commit;
 pub mod compare;
 pub mod copy;
 mod cursor;
@@ -31,6 +32,7 @@ mod progress;
 pub mod qcow2;
 mod ranges;
 pub mod raw;
+pub mod rebase;
 pub mod size;
 pub mod slice;
 pub mod storage;

@@ -65,6 +65,11 @@ pub trait FormatDriver: Send + Sync {
     /// What [`create`](FormatDriver::create) can be told.
     fn options(&self) -> &'static [FormatOption];
 
+    /// What [`ImageEdit::amend`] can be told; nothing where it cannot be done.
+    fn amend_options(&self) -> &'static [FormatOption] {
+        &[]
+    }
+
     /// Every option as [`create`](FormatDriver::create) would use it, defaults included, in the order in which qemu-img shows them.
     fn effective_options(&self, size: u64, options: &CreateOptions) -> Result<Vec<(&'static str, String)>>;
 

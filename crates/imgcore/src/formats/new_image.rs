@@ -38,6 +38,11 @@ impl NewImage {
         &self.image
     }
 
+    /// Whether it reads as zeroes so far: but for its backing file, and unless it lies on a device, which keeps what was on it.
+    pub fn is_zero(&self) -> bool {
+        ![Some(&self.file), self.data.as_ref()].into_iter().flatten().any(|file| file.storage().is_block_device())
+    }
+
     /// Makes everything durable, then gives the files their names: the image last, since it needs the other.
     pub fn commit(self) -> Result<()> {
         self.image.flush()?;
@@ -46,5 +51,15 @@ impl NewImage {
             data.commit()?;
         }
         self.file.commit()
+    }
+
+    /// Gives the files their names; the host makes them durable when it likes.
+    pub fn commit_unsynced(self) -> Result<()> {
+        self.image.flush()?;
+        drop(self.image);
+        if let Some(data) = self.data {
+            data.commit_unsynced()?;
+        }
+        self.file.commit_unsynced()
     }
 }

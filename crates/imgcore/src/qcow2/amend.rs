@@ -10,12 +10,20 @@ use super::entry::{COMPRESSED, COPIED, OFFSET, ZERO};
 use super::header::{COMPRESSION, CompressionType, DATA_FILE, DATA_FILE_RAW, EXTENDED_L2, Header, LAZY_REFCOUNTS};
 use super::shadow::Shadow;
 use super::snapshot::{self, Snapshot};
-use crate::formats::CreateOptions;
+use crate::formats::{CreateOptions, FormatOption};
 use crate::{Error, Preallocation, Progress, Result, size};
 
 /// Options that qemu-img knows, but for encryption.
-const AMENDABLE: [&str; 8] =
-    ["backing_file", "backing_fmt", "compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size"];
+pub(super) const AMENDABLE: &[FormatOption] = &[
+    FormatOption { name: "backing_file", value: "<str>", help: "File name of a base image" },
+    FormatOption { name: "backing_fmt", value: "<str>", help: "Image format of the base image" },
+    FormatOption { name: "compat", value: "<str>", help: "Compatibility level (v2 [0.10] or v3 [1.1])" },
+    FormatOption { name: "data_file", value: "<str>", help: "File name of an external data file" },
+    FormatOption { name: "data_file_raw", value: "<bool (on/off)>", help: "The external data file must stay valid as a raw image" },
+    FormatOption { name: "lazy_refcounts", value: "<bool (on/off)>", help: "Postpone refcount updates" },
+    FormatOption { name: "refcount_bits", value: "<num>", help: "Width of a reference count entry in bits" },
+    FormatOption { name: "size", value: "<size>", help: "Virtual disk size" },
+];
 
 /// What an image shall become.
 struct Wanted {
@@ -65,7 +73,7 @@ impl Qcow2 {
     /// What `options` ask for, if it can be done.
     fn wanted(&self, options: &CreateOptions) -> Result<Wanted> {
         let invalid = |what: &str| Err(Error::Invalid(what.into()));
-        if let Some((name, _)) = options.iter().find(|(name, _)| !AMENDABLE.contains(name)) {
+        if let Some((name, _)) = options.iter().find(|(name, _)| AMENDABLE.iter().all(|o| o.name != *name)) {
             let hint = if OPTIONS.iter().any(|o| o.name == name) { "\nThis option is only supported for image creation" } else { "" };
             return Err(Error::Invalid(format!("Invalid parameter '{name}'{hint}")));
         }

@@ -40,6 +40,10 @@ impl FormatDriver for Qcow2Driver {
         create::OPTIONS
     }
 
+    fn amend_options(&self) -> &'static [FormatOption] {
+        super::amend::AMENDABLE
+    }
+
     fn effective_options(&self, size: u64, options: &CreateOptions) -> Result<Vec<(&'static str, String)>> {
         create::effective_options(size, options)
     }

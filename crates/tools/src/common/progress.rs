@@ -118,3 +118,38 @@ impl Progress for Bar {
         false
     }
 }
+
+/// Passes progress on, and holds whoever reports it back so that the work keeps to a rate.
+pub struct Limited<'a> {
+    inner: &'a dyn Progress,
+    /// Bytes a second; 0 for as fast as can be.
+    rate: u64,
+    started: Instant,
+    done: AtomicU64,
+}
+
+impl<'a> Limited<'a> {
+    /// At most `rate` bytes a second from now on; 0 does not limit.
+    pub fn new(inner: &'a dyn Progress, rate: u64) -> Self {
+        Limited { inner, rate, started: Instant::now(), done: AtomicU64::new(0) }
+    }
+}
+
+impl Progress for Limited<'_> {
+    fn total(&self, total: u64) {
+        self.inner.total(total);
+    }
+
+    fn advance(&self, done: u64) {
+        self.inner.advance(done);
+        let all = self.done.fetch_add(done, Ordering::Relaxed) + done;
+        if self.rate > 0 {
+            let due = Duration::try_from_secs_f64(all as f64 / self.rate as f64).unwrap_or(Duration::MAX);
+            std::thread::sleep(due.saturating_sub(self.started.elapsed()));
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.inner.cancelled()
+    }
+}

@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, FromArgMatches};
-use imgcore::formats::CreateOptions;
-use imgcore::storage::NewFile;
+use imgcore::formats::{CreateOptions, NewImage};
 use imgcore::{Formats, Gate, LocalGate, OpenOptions, Reference, Storage};
 
 use super::Entry;
@@ -102,12 +101,7 @@ fn run(args: Create) -> Result<ExitCode, Failure> {
         }
         println!("{line}");
     }
-    let make = || {
-        let file = NewFile::create(name)?;
-        driver.create(file.storage(), bytes, &options)?.flush()?;
-        file.commit()
-    };
-    make().map_err(|e| named(creating(e)))?;
+    NewImage::create(driver, name, bytes, &options).and_then(NewImage::commit).map_err(|e| named(creating(e)))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, FromArgMatches};
 use imgcore::NoProgress;
 use imgcore::copy::{self, copy_range};
-use imgcore::formats::CreateOptions;
-use imgcore::storage::NewFile;
+use imgcore::formats::{CreateOptions, NewImage};
 
 use super::Entry;
 use super::args::{ImageArgs, could_not_create, numbers};
@@ -88,13 +87,9 @@ fn run(args: Dd) -> Result<ExitCode, Failure> {
     let range = start.min(end)..end;
     let size = range.end - range.start;
 
-    let file = NewFile::create(output).map_err(|e| could_not_create(output, e))?;
-    let target = driver.create(file.storage(), size, &CreateOptions::new()).map_err(|e| could_not_create(output, e))?;
-    // A device keeps what was on it.
-    let options = copy::Options { target_is_zero: !file.storage().is_block_device(), ..copy::Options::default() };
-    copy_range(&*source, range, &*target, 0, &options, &NoProgress)?;
-    target.flush()?;
-    drop(target);
-    file.commit()?;
+    let target = NewImage::create(driver, output, size, &CreateOptions::new()).map_err(|e| could_not_create(output, e))?;
+    let options = copy::Options { target_is_zero: target.is_zero(), ..copy::Options::default() };
+    copy_range(&*source, range, &**target.image(), 0, &options, &NoProgress)?;
+    target.commit()?;
     Ok(ExitCode::SUCCESS)
 }

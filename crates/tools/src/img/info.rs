@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 use imgcore::formats::{DiskSet, Located};
-use imgcore::{Formats, ImageInfo, PartInfo, Reference, SnapshotInfo, size};
+use imgcore::{BitmapInfo, Formats, ImageInfo, PartInfo, Reference, SnapshotInfo, size};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
@@ -70,7 +70,7 @@ fn collect(formats: &Formats, first: ImageSpec, whole: bool) -> Result<Vec<(Imag
     let mut seen = HashSet::new();
     let mut image = first;
     loop {
-        let info = image.open_with(formats, &image.options().without_backing())?.info();
+        let info = image.clone().without_backing().open(formats)?.info();
         let full = match &info.backing_file {
             Some(target) => Some(Reference { from: &info.file, target, role: "backing file" }.path()),
             None => None,
@@ -110,19 +110,24 @@ fn human(info: &ImageInfo, full: Option<&str>) -> String {
     if let Some(format) = &info.backing_format {
         line(format!("backing file format: {format}"));
     }
-    if !info.snapshots.is_empty() {
-        line("Snapshot list:".into());
-        line(snapshot_line("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"));
-    }
-    for snapshot in &info.snapshots {
-        let icount = snapshot.icount.map_or(String::new(), |count| count.to_string());
-        let vm_size = size::human(snapshot.vm_state_size);
-        line(snapshot_line(&snapshot.id, &snapshot.name, &vm_size, &date(snapshot), &clock(snapshot.vm_clock_nsec), &icount));
+    let snapshots = snapshot_list(info);
+    if !snapshots.is_empty() {
+        line(snapshots.trim_end_matches('\n').into());
     }
     if !info.details.is_empty() {
         line("Format specific information:".into());
     }
-    for (name, value) in &info.details {
+    for (number, (name, value)) in info.details.iter().enumerate() {
+        if number == bitmaps_place(info) {
+            line("    bitmaps:".into());
+            for (number, bitmap) in info.bitmaps.iter().enumerate() {
+                line(format!("        [{number}]:\n            flags:"));
+                for (number, flag) in bitmap_flags(bitmap).iter().enumerate() {
+                    line(format!("                [{number}]: {flag}"));
+                }
+                line(format!("            name: {}\n            granularity: {}", bitmap.name, bitmap.granularity));
+            }
+        }
         line(format!("    {name}: {value}"));
     }
     if !info.parts.is_empty() {
@@ -188,6 +193,33 @@ fn protocol(file: &str) -> &'static str {
     if device { "host_device" } else { "file" }
 }
 
+/// Before which detail the bitmaps are shown, if there are any.
+fn bitmaps_place(info: &ImageInfo) -> usize {
+    match info.details.iter().position(|(name, _)| name == "refcount bits") {
+        Some(place) if !info.bitmaps.is_empty() => place,
+        _ => usize::MAX,
+    }
+}
+
+fn bitmap_flags(bitmap: &BitmapInfo) -> Vec<&'static str> {
+    [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")].into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect()
+}
+
+/// The table of snapshots; nothing when there are none.
+pub(super) fn snapshot_list(info: &ImageInfo) -> String {
+    if info.snapshots.is_empty() {
+        return String::new();
+    }
+    let head = format!("Snapshot list:\n{}\n", snapshot_line("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"));
+    let lines = info.snapshots.iter().map(|snapshot| {
+        let icount = snapshot.icount.map_or(String::new(), |count| count.to_string());
+        let vm_size = size::human(snapshot.vm_state_size);
+        let clock = clock(snapshot.vm_clock_nsec);
+        snapshot_line(&snapshot.id, &snapshot.name, &vm_size, &date(snapshot), &clock, &icount) + "\n"
+    });
+    head + &lines.collect::<String>()
+}
+
 fn snapshot_line(id: &str, tag: &str, vm_size: &str, date: &str, clock: &str, icount: &str) -> String {
     format!("{id:<7} {tag:<16} {vm_size:>8} {date:>19} {clock:>15} {icount:>10}")
 }
@@ -230,6 +262,10 @@ fn as_json(info: &ImageInfo, full: Option<&str>) -> Value {
         if !info.parts.is_empty() {
             let fields = |part| object(&part_fields(part).iter().map(|(name, value)| (*name, &**value)).collect::<Vec<_>>());
             data.insert("extents".into(), info.parts.iter().map(fields).collect());
+        }
+        if !info.bitmaps.is_empty() {
+            let bitmap = |b: &BitmapInfo| json!({ "flags": bitmap_flags(b), "name": b.name, "granularity": b.granularity });
+            data.insert("bitmaps".into(), info.bitmaps.iter().map(bitmap).collect());
         }
         put("format-specific", Some(json!({ "type": info.format, "data": data })));
     }

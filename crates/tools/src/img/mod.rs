@@ -9,9 +9,12 @@ use clap::{Arg, ArgMatches, Command};
 use self::args::getopt::{complaint, like_getopt};
 use crate::common::{self, Failure};
 
+mod amend;
 mod args;
 mod bench;
+mod bitmap;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -19,8 +22,10 @@ mod dd;
 mod info;
 mod map;
 mod measure;
+mod rebase;
 mod resize;
 mod serve;
+mod snapshot;
 
 /// One command of the program: a new one is a new file and a line in [`COMMANDS`].
 pub(crate) struct Entry {
@@ -33,8 +38,11 @@ pub(crate) struct Entry {
 }
 
 const COMMANDS: &[Entry] = &[
+    amend::ENTRY,
     bench::ENTRY,
+    bitmap::ENTRY,
     check::ENTRY,
+    commit::ENTRY,
     compare::ENTRY,
     convert::ENTRY,
     create::ENTRY,
@@ -42,8 +50,10 @@ const COMMANDS: &[Entry] = &[
     info::ENTRY,
     map::ENTRY,
     measure::ENTRY,
+    rebase::ENTRY,
     resize::ENTRY,
     serve::ENTRY,
+    snapshot::ENTRY,
 ];
 
 /// The whole command line, for parsing and for manual pages.

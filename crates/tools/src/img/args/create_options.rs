@@ -65,6 +65,10 @@ pub(crate) fn wants_help(texts: &[String]) -> bool {
 /// Lists the options of what is called `name`; an empty name is left out.
 pub(crate) fn print_options(name: &str, options: &[FormatOption]) {
     println!("Supported {name}{}options:", if name.is_empty() { "" } else { " " });
+    print_list(options);
+}
+
+fn print_list(options: &[FormatOption]) {
     for option in options {
         println!("  {:<22} - {}", format!("{}={}", option.name, option.value), option.help);
     }
@@ -85,6 +89,16 @@ pub(crate) fn print_help(driver: &dyn FormatDriver, named: bool) {
     if !named && !raw {
         println!("\nThe protocol level may support further options.\nSpecify the target filename to include those options.");
     }
+}
+
+/// Prints what can be amended in images of `driver`.
+pub(crate) fn print_amend_help(driver: &dyn FormatDriver) -> Result<(), Failure> {
+    if driver.amend_options().is_empty() {
+        return Err(Failure::new(format!("Format driver '{}' does not support option amendment", driver.name())));
+    }
+    println!("Amend options for '{}':", driver.name());
+    print_list(driver.amend_options());
+    Ok(())
 }
 
 #[cfg(test)]

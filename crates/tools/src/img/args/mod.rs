@@ -15,7 +15,7 @@ pub(crate) mod numbers;
 mod spec;
 
 pub(crate) use cache::CacheMode;
-pub(crate) use create_options::{check_options, parse_options, parse_pairs, print_help, print_options, wants_help};
+pub(crate) use create_options::{check_options, parse_options, parse_pairs, print_amend_help, print_help, print_options, wants_help};
 pub(crate) use image::{ImageArgs, check_objects};
 pub(crate) use spec::{ImageSpec, could_not_create, snapshot_name, why_not_open};
 

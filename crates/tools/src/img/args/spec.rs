@@ -27,6 +27,8 @@ pub(crate) struct ImageSpec {
     pub snapshot: Option<String>,
     /// Whether nobody may write it meanwhile, even if it is raw.
     exclusive: bool,
+    /// Whether the images below are opened as well.
+    backing: bool,
     caches: Caches,
     window: Option<(u64, Option<u64>)>,
 }
@@ -46,13 +48,13 @@ impl ImageSpec {
         let Described { path, format: said, caches, force_share, window } =
             described.map_err(|e| Failure::new(format!("Could not open '{name}': {}", e.message())))?;
         let format = format.map(str::to_owned).or(said);
-        Ok(ImageSpec { name: name.into(), path, format, force_share, snapshot: None, exclusive: false, caches, window })
+        Ok(ImageSpec { name: name.into(), path, format, force_share, snapshot: None, exclusive: false, backing: true, caches, window })
     }
 
     /// The file `path`, of this format or probed.
     pub(crate) fn file(path: PathBuf, format: Option<String>) -> Self {
         let name = path.display().to_string();
-        ImageSpec { name, path, format, force_share: false, snapshot: None, exclusive: false, caches: Caches::default(), window: None }
+        ImageSpec { name, path, format, force_share: false, snapshot: None, exclusive: false, backing: true, caches: Caches::default(), window: None }
     }
 
     /// The same, read while another program writes it.
@@ -65,6 +67,11 @@ impl ImageSpec {
         ImageSpec { snapshot, ..self }
     }
 
+    /// The same, with the images below left closed.
+    pub(crate) fn without_backing(self) -> Self {
+        ImageSpec { backing: false, ..self }
+    }
+
     /// The same, with nobody writing it meanwhile, even if it is raw.
     #[expect(dead_code, reason = "convert will open its sources so")]
     pub(crate) fn exclusive(self) -> Self {
@@ -75,18 +82,14 @@ impl ImageSpec {
     pub(crate) fn options(&self) -> OpenOptions<'_> {
         let options = OpenOptions::new(&LocalGate);
         let options = if self.exclusive { options.exclusive() } else { options };
+        let options = if self.backing { options } else { options.without_backing() };
         options.format(self.format.as_deref()).snapshot(self.snapshot.as_deref()).caches(self.caches).force_share(self.force_share)
     }
 
-    /// Opens it for reading, with all images below.
+    /// Opens it for reading.
     pub(crate) fn open(&self, formats: &Formats) -> Result<Arc<dyn Image>, Failure> {
-        self.open_with(formats, &self.options())
-    }
-
-    /// Opens it for reading in another way than [`options`](Self::options) say.
-    pub(crate) fn open_with(&self, formats: &Formats, options: &OpenOptions<'_>) -> Result<Arc<dyn Image>, Failure> {
         self.check_driver(formats)?;
-        let image = formats.open(&self.path, options).map_err(|e| could_not_open(&self.name, &self.path, options.format, formats, e))?;
+        let image = formats.open(&self.path, &self.options()).map_err(|e| self.failure(formats, e))?;
         match self.window {
             None => Ok(image),
             Some((offset, len)) => {
@@ -137,7 +140,9 @@ impl ImageSpec {
 
     /// Turns an error of opening this image into qemu-img's words.
     pub(crate) fn failure(&self, formats: &Formats, error: Error) -> Failure {
-        could_not_open(&self.name, &self.path, self.format.as_deref(), formats, error)
+        let failure = why_not_open(&self.path, self.format.as_deref(), formats, error);
+        let message = format!("Could not open '{}': {}", self.name, failure.message());
+        failure.reworded(message)
     }
 
     fn check_driver(&self, formats: &Formats) -> Result<(), Failure> {
@@ -161,13 +166,6 @@ fn plain(name: &str) -> Result<Described, Failure> {
         return Err(Failure::new(format!("Unknown protocol '{protocol}'")));
     }
     Ok(Described { path: path.into(), ..Described::default() })
-}
-
-/// qemu-img's message for an image, called `name`, that could not be opened.
-fn could_not_open(name: &str, path: &Path, format: Option<&str>, formats: &Formats, error: Error) -> Failure {
-    let failure = why_not_open(path, format, formats, error);
-    let message = format!("Could not open '{name}': {}", failure.message());
-    failure.reworded(message)
 }
 
 /// Why an image could not be opened, in qemu-img's words.
