@@ -18,11 +18,13 @@ pub mod compare;
 pub mod copy;
 mod cursor;
 mod derived;
+pub mod difference;
 pub mod edit;
 mod error;
 pub mod formats;
 mod gate;
 mod image;
+mod joined;
 mod layers;
 mod le;
 pub mod nbd;
@@ -51,6 +53,7 @@ pub use gate::{Gate, LocalGate, NoGate, Reference, TreeGate};
 pub use image::{
     BitmapInfo, Compression, Compressor, Extent, ExtentKind, Image, ImageInfo, ImageMut, PartInfo, Place, Placing, SnapshotInfo,
 };
+pub use joined::Joined;
 pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress};
 pub use slice::Slice;

@@ -1,6 +1,8 @@
 //! Making an image ready for another image below it: what it shows of the old one, and the new one has differently, becomes
 //! its own.
 
+use std::ops::Range;
+
 use crate::copy::is_zero;
 use crate::cursor::{Cursor, same_bytes};
 use crate::{Compression, Error, Extent, ExtentKind, Image, ImageMut, Progress, Result};
@@ -36,7 +38,9 @@ pub fn prepare(image: &dyn ImageMut, below: Option<&dyn Image>, compress: bool, 
         };
         let len = old.len.min(new.len).min(image.size() - at);
         if !is_own(&old) && !same_bytes(&old, &new) {
-            rebase.range(at, at + len)?;
+            // Past the end of what lies below now, formats see no need to flag zeroes.
+            let flagged = old.depth > 0;
+            rebase.range(at, at + len, flagged)?;
         }
         shown.advance(len);
         if let Some(cursor) = &mut offered {
@@ -67,18 +71,19 @@ struct Rebase<'a> {
 }
 
 impl Rebase<'_> {
-    /// Compares a range that the image does not hold itself, and writes what differs.
-    fn range(&mut self, mut at: u64, end: u64) -> Result<()> {
+    /// Compares a range that the image does not hold itself, and writes what differs. Zeroes are stored unless they can be
+    /// `flagged`.
+    fn range(&mut self, mut at: u64, end: u64, flagged: bool) -> Result<()> {
         let piece = PIECE.max(self.cluster);
         while at < end {
             let next = end.min((at / piece + 1) * piece);
-            self.piece(at, next)?;
+            self.piece(at, next, flagged)?;
             at = next;
         }
         Ok(())
     }
 
-    fn piece(&mut self, at: u64, end: u64) -> Result<()> {
+    fn piece(&mut self, at: u64, end: u64, flagged: bool) -> Result<()> {
         let len = (end - at) as usize;
         self.old.resize(len, 0);
         self.new.resize(len, 0);
@@ -88,16 +93,16 @@ impl Rebase<'_> {
         while from < len {
             let to = len.min(((at + from as u64) / self.cluster * self.cluster + self.cluster - at) as usize);
             if self.old[from..to] != self.new[from..to] {
-                self.write(at + from as u64, from, to)?;
+                self.write(at + from as u64, from..to, flagged)?;
             }
             from = to;
         }
         Ok(())
     }
 
-    fn write(&self, at: u64, from: usize, to: usize) -> Result<()> {
-        let bytes = &self.old[from..to];
-        if is_zero(bytes) {
+    fn write(&self, at: u64, range: Range<usize>, flagged: bool) -> Result<()> {
+        let bytes = &self.old[range];
+        if flagged && is_zero(bytes) {
             return self.image.zero_at(at, bytes.len() as u64);
         }
         let whole = bytes.len() as u64 == self.cluster;

@@ -306,6 +306,134 @@ fn info_check_and_map() {
 }
 
 #[test]
+fn convert() {
+    let fill = |folder: &Path| {
+        images(folder);
+        sh("qemu-img", "snapshot -c s1 top.qcow2", folder);
+        sh("qemu-img", "bitmap --add -g 32k top.qcow2 b0", folder);
+        common::ok("qemu-io", &["-c", "write -P 11 1M 1M", "top.qcow2"], folder);
+        sh("qemu-img", "create -q -f qcow2 small.qcow2 1M", folder);
+        sh("qemu-img", "create -q -f qcow2 big.qcow2 10M", folder);
+    };
+    let Some(mut twin) = Twin::new(fill) else { return };
+    twin.same_images(
+        "convert a.raw o
+         convert -O qcow2 top.qcow2 o
+         convert -c -O qcow2 top.qcow2 o
+         convert -O qcow2 a.raw top.qcow2 odd.raw o
+         convert --source-format=raw -O qcow2 a.qcow2 o
+         convert -B a.raw -F raw -O qcow2 top.qcow2 o
+         convert -O qcow2 -o backing_file=a.raw,backing_fmt=raw top.qcow2 o
+         convert -l s1 top.qcow2 o
+         convert -l snapshot.id=1 top.qcow2 o
+         convert -l snapshot.name=s1 -O qcow2 top.qcow2 o
+         convert -S 0 a.raw o
+         convert -S 64k -m 4 -W -r 1G a.raw o
+         convert -t none -T writeback a.raw o
+         convert --bitmaps -O qcow2 top.qcow2 o
+         convert --bitmaps --skip-broken-bitmaps -c -O qcow2 -o cluster_size=4k top.qcow2 o
+         convert --salvage a.raw o
+         convert -C a.raw o
+         convert --image-opts driver=qcow2,file.filename=a.qcow2 o
+         convert -q -p a.raw o
+         convert -O qcow2 -o size=1M a.raw o
+         convert -U --object secret,id=x,data=y a.raw o
+         convert -O qcow2 -o cluster_size=4k,compat=0.10 a.raw o
+         convert -O qcow2 -o preallocation=metadata a.raw o",
+        "o",
+    );
+    twin.same_images(
+        "convert -n -O qcow2 a.raw big.qcow2
+         convert -n --target-is-zero -O qcow2 top.qcow2 big.qcow2
+         convert -n --target-image-opts a.raw driver=qcow2,file.filename=big.qcow2",
+        "big.qcow2",
+    );
+    twin.agree_on(
+        "convert
+         convert a.raw
+         convert -O nope a.raw o
+         convert -f nope a.raw o
+         convert -c a.raw o
+         convert -n a.raw o
+         convert -n -O qcow2 a.raw small.qcow2
+         convert -B a.qcow2 -O qcow2 top.qcow2 o
+         convert -B a.qcow2 -F qcow2 top.qcow2 o
+         convert -B a.qcow2 -F qcow2 -O qcow2 top.qcow2 top.qcow2 o
+         convert -O qcow2 -o backing_file=a.qcow2 a.raw o
+         convert -l nope top.qcow2 o
+         convert -l snapshot.foo=1 top.qcow2 o
+         convert -l s1 a.raw o
+         convert -l s1 top.qcow2 top.qcow2 o
+         convert -S x a.raw o
+         convert -S 100 a.raw o
+         convert -S 3G a.raw o
+         convert -m 0 a.raw o
+         convert -m 17 a.raw o
+         convert -m x a.raw o
+         convert -r x a.raw o
+         convert -t foo a.raw o
+         convert -T foo a.raw o
+         convert --target-is-zero a.raw o
+         convert --bitmaps a.raw o
+         convert --bitmaps -O qcow2 a.raw o
+         convert --bitmaps -O raw top.qcow2 o
+         convert --bitmaps -O qcow2 top.qcow2 top.qcow2 o
+         convert --bitmaps -n -O qcow2 top.qcow2 big.qcow2
+         convert --skip-broken-bitmaps -O qcow2 top.qcow2 o
+         convert -C -S 4k a.raw o
+         convert -C -c -O qcow2 a.raw o
+         convert --salvage -C a.raw o
+         convert --image-opts -f raw a.raw o
+         convert --target-image-opts a.raw driver=raw,file.filename=o
+         convert --target-image-opts -O raw -n a.raw driver=qcow2,file.filename=big.qcow2
+         ~convert a.raw a.raw
+         convert -O qcow2 -o foo=1 a.raw o
+         convert -n -o size=1M -O qcow2 a.raw big.qcow2
+         convert -o preallocation=full -c -O qcow2 a.raw o
+         convert nope o
+         convert a.raw nope/o
+         convert -o help
+         convert orphan.qcow2 o",
+    );
+    twin.finish();
+}
+
+#[test]
+fn measure() {
+    let Some(mut twin) = Twin::new(images) else { return };
+    twin.agree_on(
+        "measure
+         measure --size 1G
+         measure --size 1G -O qcow2
+         measure -O qcow2 a.raw
+         measure -O raw a.qcow2
+         measure -O qcow2 top.qcow2
+         measure --output json -O qcow2 top.qcow2
+         measure -O qcow2 a.raw --size 1
+         measure -O foo --size 1G
+         measure --size x
+         measure --size -1
+         measure -O qcow2 --size 9E
+         measure -O qcow2 -o help
+         measure -O qcow2 -o cluster_size=4k --size 1G
+         measure -O qcow2 -o cluster_size=4k,refcount_bits=64,lazy_refcounts=on -o compat=1.1 --size 1T
+         measure -O qcow2 -o foo=4k --size 1G
+         measure -O qcow2 -o preallocation=full --size 1G
+         measure -O qcow2 -o backing_file=x --size 1G
+         measure -l nope -O qcow2 a.qcow2
+         measure -l foo -O qcow2 a.raw
+         measure a.raw b.raw
+         measure -f qcow2 --size 1G
+         measure --image-opts --size 1G
+         measure -l foo --size 1G
+         measure --output=foo --size 1G
+         measure -U -O raw top.qcow2
+         measure -s 1G",
+    );
+    twin.finish();
+}
+
+#[test]
 fn command_lines_are_read_as_getopt_reads_them() {
     let Some(mut twin) = Twin::new(images) else { return };
     twin.agree_on(

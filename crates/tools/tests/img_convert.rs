@@ -129,7 +129,89 @@ fn existing_outputs_are_written_in_place() {
     let (source, out) = (std::fs::read(bench.path("source.raw")).unwrap(), std::fs::read(bench.path("out.raw")).unwrap());
     assert!(out[..source.len()] == source && out[source.len()..].iter().all(|b| *b == 0xee));
     bench.qemu("create -q -f qcow2 small.qcow2 1M");
-    assert!(bench.refused("convert -n -O qcow2 source.raw small.qcow2").contains("too small"));
+    assert!(bench.refused("convert -n -O qcow2 source.raw small.qcow2").contains("output file is smaller than input file"));
+}
+
+#[test]
+fn snapshots_are_kept_and_what_they_share_is_stored_once() {
+    let Some(bench) = Bench::new() else { return };
+    bench.source();
+    bench.qemu("convert -O qcow2 source.raw disk.qcow2");
+    let io = |line: &str| assert!(Command::new("qemu-io").args(["-c", line]).arg(bench.path("disk.qcow2")).output().unwrap().status.success());
+    bench.qemu("snapshot -c first disk.qcow2");
+    io("write -P 77 1M 300k");
+    io("discard 4M 1M");
+    bench.qemu("snapshot -c second disk.qcow2");
+    bench.qemu("resize disk.qcow2 12M");
+    io("write -P 78 10M 64k");
+    bench.qemu("snapshot -c third disk.qcow2");
+    io("write -z 0 2M");
+    for options in ["", "-o compat=1.1,cluster_size=16k", "-o compression_type=zstd,extended_l2=on"] {
+        bench.img(&format!("convert --keep-snapshots -O qcow2 {options} disk.qcow2 out"));
+        bench.qemu("check -q out");
+        bench.qemu("compare disk.qcow2 out");
+        for name in ["first", "second", "third"] {
+            bench.qemu(&format!("convert -l {name} disk.qcow2 wanted.raw"));
+            bench.qemu(&format!("convert -l {name} out found.raw"));
+            bench.qemu("compare -s -f raw -F raw wanted.raw found.raw");
+        }
+        let list = |file: &str| bench.qemu(&format!("snapshot -l {file}"));
+        assert_eq!(list("out"), list("disk.qcow2"));
+        assert!(stored(&bench.path("out")) < stored(&bench.path("disk.qcow2")) + (2 << 20), "shared clusters are stored once");
+    }
+    assert!(bench.refused("convert --keep-snapshots -O raw disk.qcow2 out.raw").contains("internal snapshots"));
+}
+
+#[test]
+fn levels_change_the_size_and_threads_change_nothing() {
+    let Some(bench) = Bench::new() else { return };
+    bench.source();
+    for kind in ["zlib", "zstd"] {
+        bench.img(&format!("convert -c --level 1 -O qcow2 -o compression_type={kind} source.raw fast"));
+        bench.img(&format!("convert -c --level 9 --threads 3 -O qcow2 -o compression_type={kind} source.raw small"));
+        bench.img(&format!("convert -c --level 9 -m 1 -O qcow2 -o compression_type={kind} source.raw again"));
+        bench.qemu("compare -f qcow2 -F qcow2 fast small");
+        let bytes = |name: &str| std::fs::read(bench.path(name)).unwrap();
+        assert!(bytes("small").len() <= bytes("fast").len());
+        assert!(bytes("small") == bytes("again"), "{kind}");
+    }
+    assert!(bench.refused("convert -c --level 99 -O qcow2 source.raw out").contains("level"));
+}
+
+#[test]
+fn what_can_be_read_of_a_damaged_image_is_saved() {
+    let Some(bench) = Bench::new() else { return };
+    bench.source();
+    bench.qemu("convert -c -O qcow2 source.raw bad.qcow2");
+    let mut bytes = std::fs::read(bench.path("bad.qcow2")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 64].fill(0xff);
+    std::fs::write(bench.path("bad.qcow2"), bytes).unwrap();
+    bench.refused("convert -O raw bad.qcow2 out.raw");
+    let output = bench.run(env!("CARGO_BIN_EXE_img"), "convert --salvage -O raw bad.qcow2 out.raw");
+    assert!(output.status.success() && text(&output.stderr).contains("img: warning: error while reading offset "), "{}", text(&output.stderr));
+    let (source, out) = (std::fs::read(bench.path("source.raw")).unwrap(), std::fs::read(bench.path("out.raw")).unwrap());
+    assert_eq!(source.len(), out.len());
+    let lost = source.chunks(65536).zip(out.chunks(65536)).filter(|(a, b)| a != b).count();
+    assert!((1..=2).contains(&lost), "{lost} clusters lost");
+}
+
+#[test]
+fn a_signal_asks_for_progress() {
+    let Some(bench) = Bench::new() else { return };
+    bench.source();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_img"))
+        .args(["convert", "-r", "4M", "source.raw", "out.raw"])
+        .current_dir(bench.folder.path())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    assert!(Command::new("kill").args(["-USR1", &child.id().to_string()]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(status.success() && said.contains("/100%)"), "{said:?}");
 }
 
 #[test]
@@ -146,13 +228,13 @@ fn failures_leave_no_output() {
     let Some(bench) = Bench::new() else { return };
     bench.source();
     for (line, message) in [
-        ("convert -c -O raw source.raw out", "compressed"),
-        ("convert -O vhdy source.raw out", "unknown format 'vhdy'"),
+        ("convert -c -O raw source.raw out", "Compression not supported"),
+        ("convert -O vhdy source.raw out", "Unknown file format 'vhdy'"),
         ("convert missing.raw out", "missing.raw"),
         ("convert source.raw source.raw", "is the source"),
         ("convert -f qcow2 source.raw out", "source.raw"),
         ("convert -O qcow2 -o nonsense=1 source.raw out", "nonsense"),
-        ("convert -O qcow2 -S x source.raw out", "'x' is not a size"),
+        ("convert -O qcow2 -S x source.raw out", "Invalid buffer size for sparse output specified: 'x'."),
         ("convert source.raw nowhere/out", "nowhere/out"),
     ] {
         let said = bench.refused(line);

@@ -70,7 +70,7 @@ fn rebase() {
     let Some(mut twin) = Twin::new(chain) else { return };
     twin.same_images(
         "rebase -b a.qcow2 -F qcow2 top.qcow2
-         rebase -p -b a.raw -F raw top.qcow2
+         rebase -b a.raw -F raw top.qcow2
          rebase -b big.raw -F raw top.qcow2
          rebase -b mid.qcow2 -F qcow2 top.qcow2
          rebase -b '' top.qcow2
@@ -110,7 +110,7 @@ fn commit() {
     for line in ["commit top.qcow2", "commit -q top.qcow2", "commit -d top.qcow2", "commit -r 100M -t none top.qcow2"] {
         twin.reset();
         twin.same_image(line, "mid.qcow2");
-        twin.same_image("info top.qcow2 -U --output=json -f raw", "top.qcow2");
+        twin.same_image("map --output=json -f qcow2 top.qcow2", "top.qcow2");
     }
     for line in ["commit -b a.qcow2 top.qcow2", "commit -b ./a.qcow2 top.qcow2"] {
         twin.reset();
@@ -164,7 +164,7 @@ fn amend() {
     twin.same_images(
         "amend -o compat=0.10 a.qcow2
          amend -o compat=0.10 -o size=5M a.qcow2
-         amend -p -o lazy_refcounts=on a.qcow2
+         amend -o lazy_refcounts=on a.qcow2
          amend -o refcount_bits=64 a.qcow2
          amend -o size=1M a.qcow2
          amend -q -o compat=1.1 a.qcow2",

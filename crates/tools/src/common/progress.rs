@@ -1,8 +1,8 @@
 //! Progress shown to people: a bar on a terminal, or qemu-img's `-p` line.
 
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use imgcore::{Progress, size};
@@ -35,6 +35,8 @@ pub struct Bar {
     done: AtomicU64,
     started: Instant,
     shown: Mutex<Shown>,
+    /// Set by a signal that asks how far the work is.
+    asked: Arc<AtomicBool>,
 }
 
 impl Bar {
@@ -43,9 +45,16 @@ impl Bar {
         Self::new(if std::io::stderr().is_terminal() { Style::Bar { what: what.into() } } else { Style::Silent })
     }
 
-    /// qemu-img's `-p` line if `shown`, else nothing.
+    /// qemu-img's `-p` line if `shown`, else nothing until a SIGUSR1 asks for a line on the standard error.
     pub fn qemu(shown: bool) -> Self {
-        Self::new(if shown { Style::Qemu } else { Style::Silent })
+        let bar = Self::new(if shown { Style::Qemu } else { Style::Silent });
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGUSR1, bar.asked.clone());
+        bar
+    }
+
+    /// For work whose output goes through the standard output: a bar called `what` on a terminal if `shown`.
+    pub fn beside_output(shown: bool, what: &str) -> Self {
+        if shown { Self::terminal(what) } else { Self::new(Style::Silent) }
     }
 
     fn new(style: Style) -> Self {
@@ -56,6 +65,7 @@ impl Bar {
             done: AtomicU64::new(0),
             started: now,
             shown: Mutex::new(Shown { last: now, percent: 0.0, any: false }),
+            asked: Arc::default(),
         };
         if matches!(bar.style, Style::Qemu) {
             bar.show(true);
@@ -69,6 +79,7 @@ impl Bar {
             Style::Silent => {}
             Style::Bar { .. } if self.shown.lock().unwrap_or_else(|e| e.into_inner()).any => eprint!("\r\x1b[K"),
             Style::Bar { .. } => {}
+            Style::Qemu if self.shown.lock().unwrap_or_else(|e| e.into_inner()).percent >= 100.0 => println!(),
             Style::Qemu => println!("    (100.00/100%)\r"),
         }
     }
@@ -78,6 +89,9 @@ impl Bar {
         let Ok(mut shown) = self.shown.try_lock() else { return };
         let (total, done) = (self.total.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
         let part = if total == 0 { 0.0 } else { (done as f64 / total as f64).min(1.0) };
+        if self.asked.swap(false, Ordering::Relaxed) && !matches!(self.style, Style::Qemu) {
+            eprintln!("    ({:.2}/100%)", part * 100.0);
+        }
         match &self.style {
             Style::Silent => {}
             Style::Qemu if first || part * 100.0 >= shown.percent + 1.0 => {

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, FromArgMatches};
-use imgcore::edit::Bitmaps;
-use imgcore::Error;
+use imgcore::{BitmapInfo, Error};
 
 use super::Entry;
 use super::args::{ImageArgs, ImageSpec, numbers};
@@ -91,10 +90,9 @@ fn run(args: Bitmap, matches: &ArgMatches) -> Result<ExitCode, Failure> {
     let formats = common::formats();
     let mut image = args.image.image(file)?.open_edit(&formats)?;
     let own = image.info().format;
-    // Opened before anything is changed, and with a lock that shows whether it is the same image.
-    let mut source = match &args.source_file {
+    let source = match &args.source_file {
         None => None,
-        Some(file) => Some(ImageSpec::parse(file, args.source_format.as_deref(), false)?.open_edit(&formats)?),
+        Some(file) => Some(ImageSpec::parse(file, args.source_format.as_deref(), false)?.without_backing().open(&formats)?),
     };
     for (_, change, number) in changes {
         let failed = |why: String| Failure::new(format!("Operation {change} on bitmap {name} failed: {why}"));
@@ -107,7 +105,7 @@ fn run(args: Bitmap, matches: &ArgMatches) -> Result<ExitCode, Failure> {
                 return Err(failed("Granularity must be power of 2 and at least 512".into()));
             }
         } else {
-            find(bitmaps, &name).map_err(&failed)?;
+            find(&bitmaps.list(), &name).map_err(&failed)?;
         }
         let done = match change {
             "add" => bitmaps.add(&name, granularity),
@@ -117,14 +115,10 @@ fn run(args: Bitmap, matches: &ArgMatches) -> Result<ExitCode, Failure> {
             "disable" => bitmaps.set_recording(&name, false),
             _ => {
                 let merged = args.merge.get(number).map_or("", String::as_str);
-                let dirty = match &mut source {
-                    None => find(bitmaps, merged).map_err(&failed).map(|()| bitmaps.dirty(merged)),
-                    Some(source) => {
-                        let theirs = source.bitmaps().map_err(|e| failed(e.to_string()))?;
-                        find(theirs, merged).map_err(&failed).map(|()| theirs.dirty(merged))
-                    }
-                };
-                dirty?.and_then(|ranges| bitmaps.mark(&name, &ranges))
+                let known = source.as_ref().map_or_else(|| bitmaps.list(), |source| source.info().bitmaps);
+                find(&known, merged).map_err(&failed)?;
+                let dirty = source.as_ref().map_or_else(|| bitmaps.dirty(merged), |source| source.dirty_ranges(merged));
+                dirty.and_then(|ranges| bitmaps.mark(&name, &ranges))
             }
         };
         done.map_err(|error: Error| failed(error.to_string()))?;
@@ -132,7 +126,6 @@ fn run(args: Bitmap, matches: &ArgMatches) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn find(bitmaps: &dyn Bitmaps, name: &str) -> Result<(), String> {
-    let there = bitmaps.list().iter().any(|b| b.name == name);
-    if there { Ok(()) } else { Err(format!("Dirty bitmap '{name}' not found")) }
+fn find(bitmaps: &[BitmapInfo], name: &str) -> Result<(), String> {
+    if bitmaps.iter().any(|b| b.name == name) { Ok(()) } else { Err(format!("Dirty bitmap '{name}' not found")) }
 }

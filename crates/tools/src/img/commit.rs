@@ -55,12 +55,13 @@ fn run(args: Commit) -> Result<ExitCode, Failure> {
     CacheMode::parse(args.cache.as_deref(), "Invalid cache option")?;
     let formats = common::formats();
     let top = args.image.image(name)?;
-    // Opening the whole chain once shows what is wrong with it before anything is locked for writing.
-    if top.open(&formats)?.backing().is_none() {
+    // The whole chain, opened once, shows what is wrong with it.
+    let has_backing = top.open(&formats)?.backing().is_some();
+    let mut overlay = top.clone().without_backing().open_edit(&formats)?;
+    if !has_backing {
         return Err(Failure::new("Image does not have a backing file"));
     }
     let (between, base) = chain(&formats, &top, args.base.as_deref())?;
-    let mut overlay = top.clone().without_backing().open_edit(&formats)?;
     let mut target = base.open_edit(&formats)?;
     let between: Vec<_> = between.into_iter().map(|layer| layer.without_backing().open(&formats)).collect::<Result<_, _>>()?;
     let layers: Vec<&dyn Image> = [&*overlay as &dyn Image].into_iter().chain(between.iter().map(|layer| &**layer)).collect();
@@ -82,7 +83,8 @@ fn chain(formats: &Formats, top: &ImageSpec, wanted: Option<&str>) -> Result<(Ve
     let mut between = Vec::new();
     let mut image = top.clone();
     while between.len() < MAX_CHAIN {
-        let info = image.clone().without_backing().open(formats)?.info();
+        // What is being committed is locked already.
+        let info = image.clone().without_backing().force_share(true).open(formats)?.info();
         let Some(target) = &info.backing_file else { break };
         let path = Reference { from: &info.file, target, role: "backing file" }.path()?;
         let found = wanted.is_none_or(|wanted| wanted == target || is_file(&image.path, wanted, &path));

@@ -212,7 +212,7 @@ pub(super) fn snapshot_list(info: &ImageInfo) -> String {
     }
     let head = format!("Snapshot list:\n{}\n", snapshot_line("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"));
     let lines = info.snapshots.iter().map(|snapshot| {
-        let icount = snapshot.icount.map_or(String::new(), |count| count.to_string());
+        let icount = snapshot.icount.map_or("--".into(), |count| count.to_string());
         let vm_size = size::human(snapshot.vm_state_size);
         let clock = clock(snapshot.vm_clock_nsec);
         snapshot_line(&snapshot.id, &snapshot.name, &vm_size, &date(snapshot), &clock, &icount) + "\n"

@@ -58,8 +58,8 @@ fn run(args: Measure) -> Result<ExitCode, Failure> {
     let source = match file {
         None => None,
         Some(name) => {
-            let snapshot = args.snapshot.as_deref().map(snapshot_name);
-            Some(args.image.image(name)?.snapshot(snapshot).force_share(args.force_share).open(&formats)?)
+            let snapshot = args.snapshot.as_deref().map(snapshot_name).transpose()?;
+            Some(args.image.image(name)?.snapshot(snapshot).force_share(args.force_share).open_snapshot(&formats)?)
         }
     };
     let Ok(driver) = formats.driver(&args.target_format) else {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, FromArgMatches};
-use imgcore::Error;
+use imgcore::{Error, SnapshotInfo};
 
 use super::Entry;
 use super::args::{ImageArgs, ImageSpec, only, usage};
@@ -67,8 +67,17 @@ fn run(args: Snapshot) -> Result<ExitCode, Failure> {
 fn create(image: &ImageSpec, name: &str) -> Result<(), Failure> {
     let mut edit = image.open_edit(&common::formats())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let date = (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), now.subsec_nanos());
-    let created = edit.snapshots().and_then(|snapshots| snapshots.create(name, date));
+    // All of the guest is as at its start, the count of its instructions too: so says qemu-img.
+    let info = SnapshotInfo {
+        id: String::new(),
+        name: name.into(),
+        date_sec: u32::try_from(now.as_secs()).unwrap_or(u32::MAX),
+        date_nsec: now.subsec_nanos(),
+        vm_clock_nsec: 0,
+        vm_state_size: 0,
+        icount: Some(0),
+    };
+    let created = edit.snapshots().and_then(|snapshots| snapshots.add(info));
     created.map_err(|e| failed("create", name, "Operation not supported", e))?;
     Ok(())
 }

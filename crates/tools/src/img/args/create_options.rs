@@ -80,13 +80,15 @@ pub(crate) fn print_help(driver: &dyn FormatDriver, named: bool) {
     if options.iter().all(|o| o.name != "size") {
         options.push(FormatOption { name: "size", value: "<size>", help: "Virtual disk size" });
     }
-    let raw = driver.name() == "raw";
-    if raw || named {
+    if named {
         options.extend(FILE_OPTIONS);
+    } else if driver.name() == "raw" {
+        // What a raw image can be told is its file's business.
+        options.retain(|o| o.name == "size");
     }
     options.sort_by_key(|o| o.name);
-    print_options(if raw || named { "" } else { driver.name() }, &options);
-    if !named && !raw {
+    print_options(if named { "" } else { driver.name() }, &options);
+    if !named {
         println!("\nThe protocol level may support further options.\nSpecify the target filename to include those options.");
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imgcore::formats::Located;
+use imgcore::formats::{FormatDriver, Located};
 use imgcore::storage::FileStorage;
 use imgcore::{Caches, Error, Formats, Image, ImageEdit, ImageMut, LocalGate, OpenOptions, Slice, Storage};
 
@@ -73,7 +73,6 @@ impl ImageSpec {
     }
 
     /// The same, with nobody writing it meanwhile, even if it is raw.
-    #[expect(dead_code, reason = "convert will open its sources so")]
     pub(crate) fn exclusive(self) -> Self {
         ImageSpec { exclusive: true, ..self }
     }
@@ -97,6 +96,21 @@ impl ImageSpec {
                 Ok(Arc::new(Slice::new(image, offset, len)?))
             }
         }
+    }
+
+    /// Opens it for reading; says in qemu-img's words that it has no such snapshot.
+    pub(crate) fn open_snapshot(&self, formats: &Formats) -> Result<Arc<dyn Image>, Failure> {
+        let Some(wanted) = &self.snapshot else { return self.open(formats) };
+        let info = self.clone().snapshot(None).without_backing().open(formats)?.info();
+        let fail = |why: String| Err(Failure::new(format!("Failed to load snapshot: {why}")));
+        if !formats.driver(info.format).is_ok_and(FormatDriver::has_snapshots) {
+            let what = "does not support temporarily loading internal snapshots";
+            return fail(format!("Block format '{}' used by device '' {what}", info.format));
+        }
+        if info.snapshots.iter().all(|s| s.id != *wanted && s.name != *wanted) {
+            return fail("Can't find snapshot".into());
+        }
+        self.open(formats)
     }
 
     /// Opens it for reading and writing.
@@ -207,7 +221,13 @@ pub(crate) fn could_not_create(name: &OsStr, error: Error) -> Failure {
 }
 
 /// The snapshot that `-l` means: `snapshot.id=…`, `snapshot.name=…`, or either of them as it is.
-pub(crate) fn snapshot_name(text: &str) -> String {
+pub(crate) fn snapshot_name(text: &str) -> Result<String, Failure> {
+    if !text.starts_with("snapshot.") {
+        return Ok(text.to_owned());
+    }
     let keyed = text.strip_prefix("snapshot.id=").or_else(|| text.strip_prefix("snapshot.name="));
-    keyed.unwrap_or(text).to_owned()
+    keyed.map(str::to_owned).ok_or_else(|| {
+        let name = text.split('=').next().unwrap_or_default();
+        Failure::new(format!("Invalid parameter '{name}'\nimg: Failed in parsing snapshot param '{text}'"))
+    })
 }

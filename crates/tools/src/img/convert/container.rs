@@ -1,24 +1,21 @@
 //! Outputs that hold several disks: every source becomes a disk of its own.
 
-use std::fs::File;
-use std::io::{IsTerminal, stdout};
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use imgcore::formats::{ContainerWriter, SourceDisk};
 use imgcore::storage::{Appender, NewFile};
-use imgcore::{Error, Formats, LocalGate, OpenOptions, copy};
+use imgcore::{Formats, copy};
 
-use super::Convert;
+use super::{Convert, stream};
 use crate::common::Failure;
 use crate::common::progress::Bar;
 use crate::img::args::{parse_options, print_options, wants_help};
 
 /// Makes a container by its `writer`, in a file or on the standard output (`-`).
 pub(super) fn run(args: &Convert, formats: &Formats, writer: &dyn ContainerWriter) -> Result<ExitCode, Failure> {
-    let format = &args.output_format;
+    let format = args.format();
     if wants_help(&args.options) {
         print_options(format, writer.options());
         return Ok(ExitCode::SUCCESS);
@@ -33,18 +30,20 @@ pub(super) fn run(args: &Convert, formats: &Formats, writer: &dyn ContainerWrite
     }
     let options = parse_options(&args.options)?;
     options.check_names(writer.options())?;
-    let open = OpenOptions::new(&LocalGate).format(args.format.as_deref()).exclusive().force_share(args.force_share);
-    let disk = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(SourceDisk { name, image: formats.open(path, &open)? })
+    let disk = |source: &OsString| {
+        let spec = args.source(source)?;
+        let name = spec.path.file_name().unwrap_or(spec.path.as_os_str()).to_string_lossy().into_owned();
+        Ok(SourceDisk { name, image: spec.open(formats)? })
     };
-    let disks = sources.iter().map(disk).collect::<Result<Vec<_>, Error>>()?;
+    let disks = sources.iter().map(disk).collect::<Result<Vec<_>, Failure>>()?;
     if let Some(source) = sources.iter().find(|source| super::same_file(source, output)) {
-        return Err(Failure::new(format!("{}: is the source {} itself", output.display(), source.display())));
+        return Err(Failure::new(format!("{}: is the source {} itself", Path::new(output).display(), Path::new(source).display())));
     }
-    let threads = args.parallel.map_or(copy::Options::default().threads, |n| n as usize);
-    if let Some(mut stream) = stream(output)? {
-        writer.write(&disks, &options, threads, &mut stream, &Bar::qemu(false))?;
+    let threads = args.threads()?.unwrap_or(copy::Options::default().threads);
+    if let Some(mut stream) = stream::open(Path::new(output))? {
+        let bar = Bar::beside_output(args.progress && !args.quiet, "convert");
+        writer.write(&disks, &options, threads, &mut stream, &bar)?;
+        bar.finish();
         return Ok(ExitCode::SUCCESS);
     }
     let bar = Bar::qemu(args.progress && !args.quiet);
@@ -53,20 +52,4 @@ pub(super) fn run(args: &Convert, formats: &Formats, writer: &dyn ContainerWrite
     file.commit()?;
     bar.finish();
     Ok(ExitCode::SUCCESS)
-}
-
-/// The output where it is no file: the standard output (`-`), a pipe, a character device.
-fn stream(output: &Path) -> Result<Option<File>, Failure> {
-    if output != Path::new("-") {
-        let there = std::fs::metadata(output).map(|m| m.file_type());
-        return match there.is_ok_and(|t| t.is_fifo() || t.is_char_device()) {
-            true => Ok(Some(File::options().write(true).open(output)?)),
-            false => Ok(None),
-        };
-    }
-    if stdout().is_terminal() {
-        return Err(Failure::new("the output goes to a terminal: redirect it to a file or a pipe"));
-    }
-    // Without the buffer of the standard library, which looks for the ends of lines.
-    Ok(Some(File::from(stdout().as_fd().try_clone_to_owned()?)))
 }
