@@ -41,7 +41,7 @@ fn copy_own(layer: &dyn Image, base: &dyn ImageEdit, progress: &dyn Progress) ->
         let mut len = extent.len.min(end - at);
         match extent.kind {
             ExtentKind::Unallocated => {}
-            ExtentKind::Zero => base.zero_at(at, len)?,
+            ExtentKind::Zero | ExtentKind::Hole => base.zero_at(at, len)?,
             ExtentKind::Data | ExtentKind::Compressed => {
                 len = len.min(PIECE - at % PIECE);
                 buf.resize(len as usize, 0);

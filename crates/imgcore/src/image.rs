@@ -14,6 +14,8 @@ pub enum ExtentKind {
     Zero,
     /// Nothing in this image nor below: reads as zeroes.
     Unallocated,
+    /// Stored bytes for which the host has room, but nothing in it yet: reads as zeroes.
+    Hole,
     /// Stored compressed: no host offset can be mapped.
     Compressed,
 }
@@ -21,7 +23,7 @@ pub enum ExtentKind {
 impl ExtentKind {
     /// Whether reading gives zeroes without touching storage.
     pub fn reads_zero(self) -> bool {
-        matches!(self, ExtentKind::Zero | ExtentKind::Unallocated)
+        matches!(self, ExtentKind::Zero | ExtentKind::Hole | ExtentKind::Unallocated)
     }
 }
 

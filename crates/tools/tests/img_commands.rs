@@ -24,6 +24,8 @@ fn images(folder: &Path) {
     make("create -q -f qcow2 -b missing.raw -u -F raw orphan.qcow2 1M");
     make("create -q -f qcow2 -b orphan.qcow2 -F qcow2 -u orphan2.qcow2 1M");
     std::fs::write(folder.join("odd.raw"), b"four").unwrap();
+    make("create -q -f qcow2 -o preallocation=metadata pre.qcow2 5M");
+    io("write -P 2 1M 100k;write -z 3M 128k", "pre.qcow2");
 }
 
 #[test]
@@ -292,6 +294,10 @@ fn info_check_and_map() {
          map a.raw
          map a.qcow2
          map --output=json a.qcow2
+         map top.qcow2
+         map --output=json top.qcow2
+         map pre.qcow2
+         map --output=json pre.qcow2
          map -f raw top.qcow2
          map orphan.qcow2
          map --start-offset x a.raw

@@ -82,7 +82,10 @@ fn rebase() {
         "top.qcow2",
     );
     twin.same_images("rebase -b big.raw -F raw ext.qcow2\nrebase -b '' ext.qcow2", "ext.qcow2");
-    twin.same_images("rebase -b big.raw -F raw v2.qcow2", "v2.qcow2");
+    // qemu-img itself loses zeroes here: version 2 has no flag for them.
+    twin.reset();
+    sh(common::IMG, "rebase -b big.raw -F raw v2.qcow2", &twin.ours());
+    sh("qemu-img", "compare a.raw v2.qcow2", &twin.ours());
     twin.agree_on(
         "rebase
          rebase top.qcow2
@@ -110,7 +113,11 @@ fn commit() {
     for line in ["commit top.qcow2", "commit -q top.qcow2", "commit -d top.qcow2", "commit -r 100M -t none top.qcow2"] {
         twin.reset();
         twin.same_image(line, "mid.qcow2");
-        twin.same_image("map --output=json -f qcow2 top.qcow2", "top.qcow2");
+        let map = sh("qemu-img", "map --output=json top.qcow2", &twin.ours());
+        let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+        let own = map.as_array().unwrap().iter().any(|part| part["depth"] == 0 && part["present"] == true);
+        assert_eq!(own, line.contains("-d"), "the image is emptied unless it is dropped: {map}");
+        twin.same_image("info top.qcow2", "top.qcow2");
     }
     for line in ["commit -b a.qcow2 top.qcow2", "commit -b ./a.qcow2 top.qcow2"] {
         twin.reset();

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use crate::formats::{Caches, OpenContext};
 use crate::gate;
@@ -79,6 +79,8 @@ pub struct Qcow2 {
     file: Arc<str>,
     data_file: Arc<str>,
     kept: Mutex<KeptClusters>,
+    /// See `may_have_holes`.
+    sparse: OnceLock<bool>,
     /// Held by every read; freed clusters are reused only after all reads that may still look at them.
     reads: RwLock<()>,
     writer: Option<write::Writer>,
@@ -149,6 +151,7 @@ impl Qcow2 {
             data_file: file.clone(),
             file,
             kept: Mutex::default(),
+            sparse: OnceLock::new(),
             reads: RwLock::default(),
             writer: None,
         })
@@ -162,6 +165,16 @@ impl Qcow2 {
     /// How clusters of this image are compressed.
     pub fn compression_type(&self) -> CompressionType {
         self.header.compression
+    }
+
+    /// Whether the file occupies so much less than its length that room was reserved for data, as QEMU guesses. Only then
+    /// is it worth looking for holes in data.
+    fn may_have_holes(&self) -> bool {
+        *self.sparse.get_or_init(|| {
+            let (Some(allocated), Ok(len)) = (self.storage.allocated(), self.storage.size()) else { return false };
+            let stored = allocated / self.cluster_size();
+            !self.header.has(DATA_FILE) && len.div_ceil(self.cluster_size()) >= (stored.saturating_mul(10) / 9).max(stored + 2)
+        })
     }
 
     /// The place of the L2 table for `guest`, checked; `None` when there is none.
@@ -281,6 +294,16 @@ impl Image for Qcow2 {
             };
             let mut flow = ControlFlow::Continue(());
             match mapping {
+                Mapping::Data { host, .. } if self.may_have_holes() => {
+                    let mut from = host;
+                    while from < host + run && flow.is_continue() {
+                        let data = self.data.next_data(from)?.unwrap_or(host + run..host + run);
+                        let (start, end) = (data.start.clamp(from, host + run), data.end.clamp(from, host + run));
+                        let (kind, to) = if start > from { (ExtentKind::Hole, start) } else { (ExtentKind::Data, end.max(from + 1)) };
+                        flow = visit(own(kind, at + (from - host), to - from, Some(from)));
+                        from = to;
+                    }
+                }
                 Mapping::Data { host, .. } => flow = visit(own(ExtentKind::Data, at, run, Some(host))),
                 Mapping::Zero { host } => flow = visit(own(ExtentKind::Zero, at, run, host)),
                 Mapping::Compressed { .. } => {

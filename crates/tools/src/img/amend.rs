@@ -51,7 +51,7 @@ fn run(args: Amend) -> Result<ExitCode, Failure> {
         return print_amend_help(driver).map(|()| ExitCode::SUCCESS);
     }
     let [name] = &args.files[..] else { return Err(Failure::new("Expecting one image file name")) };
-    let cache = CacheMode::parse(args.cache.as_deref(), "Invalid cache option")?;
+    CacheMode::parse(args.cache.as_deref(), "Invalid cache option")?;
     let mut image = args.image.image(name)?.open_edit(&formats)?;
     let driver = formats.driver(image.info().format)?;
     if wants_help(&args.options) {
@@ -63,7 +63,6 @@ fn run(args: Amend) -> Result<ExitCode, Failure> {
     let options = parse_options(&args.options)?;
     let bar = Bar::qemu(args.progress && !args.quiet);
     image.amend(&options, &bar)?;
-    cache.finish(&*image)?;
     bar.finish();
     Ok(ExitCode::SUCCESS)
 }

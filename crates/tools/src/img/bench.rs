@@ -86,7 +86,7 @@ struct Bench {
 
 fn run(args: Bench) -> Result<ExitCode, Failure> {
     args.image.check()?;
-    let cache = CacheMode::parse(args.cache.as_deref(), "").map_err(|_| Failure::new("Invalid cache mode"))?;
+    CacheMode::parse(args.cache.as_deref(), "").map_err(|_| Failure::new("Invalid cache mode"))?;
     if let Some(aio) = args.aio.as_deref().filter(|aio| !["threads", "native", "io_uring"].contains(aio)) {
         return Err(Failure::new(format!("Invalid aio option: {aio}")));
     }
@@ -130,7 +130,7 @@ fn run(args: Bench) -> Result<ExitCode, Failure> {
     let started = Instant::now();
     bench.all(threads).map_err(|e| Failure::new(format!("Failed request: {}", Failure::from(e).message())))?;
     if let Target::Write(image, _) = &bench.target {
-        cache.finish(&**image)?;
+        image.flush()?;
     }
     println!("Run completed in {:.3} seconds.", started.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)

@@ -89,7 +89,7 @@ fn run(args: Bitmap, matches: &ArgMatches) -> Result<ExitCode, Failure> {
     let name = name.to_string_lossy();
     let formats = common::formats();
     let mut image = args.image.image(file)?.open_edit(&formats)?;
-    let own = image.info().format;
+    let (own, size) = (image.info().format, image.size());
     let source = match &args.source_file {
         None => None,
         Some(file) => Some(ImageSpec::parse(file, args.source_format.as_deref(), false)?.without_backing().open(&formats)?),
@@ -117,6 +117,8 @@ fn run(args: Bitmap, matches: &ArgMatches) -> Result<ExitCode, Failure> {
                 let merged = args.merge.get(number).map_or("", String::as_str);
                 let known = source.as_ref().map_or_else(|| bitmaps.list(), |source| source.info().bitmaps);
                 find(&known, merged).map_err(&failed)?;
+                let (ours, theirs) = (size, source.as_ref().map_or(size, |source| source.size()));
+                check_sizes(theirs, ours).map_err(&failed)?;
                 let dirty = source.as_ref().map_or_else(|| bitmaps.dirty(merged), |source| source.dirty_ranges(merged));
                 dirty.and_then(|ranges| bitmaps.mark(&name, &ranges))
             }
@@ -124,6 +126,14 @@ fn run(args: Bitmap, matches: &ArgMatches) -> Result<ExitCode, Failure> {
         done.map_err(|error: Error| failed(error.to_string()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to bring together the bitmaps of images of different sizes.
+pub(super) fn check_sizes(source: u64, destination: u64) -> Result<(), String> {
+    if source == destination {
+        return Ok(());
+    }
+    Err(format!("Bitmaps are of different sizes (destination size is {destination}, source size is {source}) and can't be merged"))
 }
 
 fn find(bitmaps: &[BitmapInfo], name: &str) -> Result<(), String> {

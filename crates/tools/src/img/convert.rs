@@ -339,7 +339,7 @@ impl Work<'_> {
         }
         self.options.target_is_zero = self.args.target_is_zero;
         self.copy(&*target, progress)?;
-        self.cache.finish(&*target)?;
+        target.flush()?;
         drop(target);
         if self.args.bitmaps {
             keep::copy_bitmaps(self.source, &mut *spec.open_edit(self.formats)?)?;

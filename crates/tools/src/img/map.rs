@@ -130,8 +130,9 @@ impl Printer {
         match (self.output, host_offset, file) {
             (Output::Json, offset, _) => {
                 let (zero, compressed) = (kind.reads_zero(), *kind == ExtentKind::Compressed);
+                let data = !zero || *kind == ExtentKind::Hole;
                 let present = *kind != ExtentKind::Unallocated;
-                self.entry(&[*start, *len, u64::from(*depth)], [present, zero, !zero, compressed], *offset)?;
+                self.entry(&[*start, *len, u64::from(*depth)], [present, zero, data, compressed], *offset)?;
             }
             (Output::Human, Some(offset), Some(file)) if *kind == ExtentKind::Data => {
                 writeln!(self.out, "{:<16}{:<16}{:<16}{file}", hex(*start), hex(*len), hex(*offset))?;

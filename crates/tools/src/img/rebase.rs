@@ -63,7 +63,7 @@ fn run(args: Rebase) -> Result<ExitCode, Failure> {
         return Err(usage("rebase", "Must specify backing file (-b) or use unsafe mode (-u)"));
     }
     args.image.check()?;
-    let cache = CacheMode::parse(args.cache.as_deref(), "Invalid cache option")?;
+    CacheMode::parse(args.cache.as_deref(), "Invalid cache option")?;
     CacheMode::parse(args.backing_cache.as_deref(), "Invalid source cache option")?;
     let formats = common::formats();
     if let Some(unknown) = args.backing_format.as_deref().filter(|format| formats.driver(format).is_err()) {
@@ -96,7 +96,7 @@ fn run(args: Rebase) -> Result<ExitCode, Failure> {
             }
         };
         rebase::prepare(&*image, below.as_deref(), args.compress, &bar)?;
-        cache.finish(&*image)?;
+        image.flush()?;
     }
     image.set_backing(backing, args.backing_format.as_deref().filter(|_| backing.is_some())).map_err(|error| match error {
         Error::Unsupported { .. } => cannot("Operation not supported"),

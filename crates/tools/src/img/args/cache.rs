@@ -1,7 +1,5 @@
 //! Cache modes: what of them a program that uses the host's page cache can keep to.
 
-use imgcore::ImageMut;
-
 use crate::common::Failure;
 
 /// When what was written must be on stable storage.
@@ -12,7 +10,7 @@ pub(crate) enum CacheMode {
     Writeback,
     /// After each write: `writethrough`, `directsync`.
     Writethrough,
-    /// Never: `unsafe`.
+    /// When the host likes: `unsafe`.
     Unsafe,
 }
 
@@ -25,10 +23,5 @@ impl CacheMode {
             Some("unsafe") => Ok(CacheMode::Unsafe),
             Some(other) => Err(Failure::new(format!("{what}: {other}"))),
         }
-    }
-
-    /// Flushes `image` at the end of the work, unless nobody wants that.
-    pub(crate) fn finish(self, image: &dyn ImageMut) -> Result<(), imgcore::Error> {
-        if self == CacheMode::Unsafe { Ok(()) } else { image.flush() }
     }
 }

@@ -10,6 +10,7 @@ use imgcore::{Formats, Image, ImageEdit, LocalGate, OpenOptions, Progress, Snaps
 
 use crate::common::Failure;
 use crate::img::args::ImageSpec;
+use crate::img::bitmap::check_sizes;
 
 /// The bitmaps of `source` that are to be kept.
 pub(super) fn check_bitmaps(source: &dyn Image, skip_broken: bool) -> Result<(), Failure> {
@@ -29,11 +30,8 @@ pub(super) fn copy_bitmaps(source: &dyn Image, target: &mut dyn ImageEdit) -> Re
     let (theirs, ours) = (source.size(), target.size());
     let bitmaps = target.bitmaps()?;
     for bitmap in source.info().bitmaps.into_iter().filter(|bitmap| !bitmap.in_use) {
-        if theirs != ours {
-            let sizes = format!("destination size is {ours}, source size is {theirs}");
-            let why = format!("Bitmaps are of different sizes ({sizes}) and can't be merged");
-            return Err(Failure::new(format!("Failed to populate bitmap {}: {why}", bitmap.name)));
-        }
+        let mismatch = |why| Failure::new(format!("Failed to populate bitmap {}: {why}", bitmap.name));
+        check_sizes(theirs, ours).map_err(mismatch)?;
         let failed = |e: imgcore::Error| Failure::new(format!("Failed to create bitmap {}: {e}", bitmap.name));
         bitmaps.add(&bitmap.name, Some(bitmap.granularity)).map_err(failed)?;
         bitmaps.mark(&bitmap.name, &source.dirty_ranges(&bitmap.name)?)?;

@@ -25,7 +25,7 @@ impl Kind {
         match extent.kind {
             ExtentKind::Data => Kind::Data(layer),
             ExtentKind::Compressed => Kind::Compressed(layer),
-            ExtentKind::Zero => Kind::Zero(layer),
+            ExtentKind::Zero | ExtentKind::Hole => Kind::Zero(layer),
             ExtentKind::Unallocated => Kind::Unallocated,
         }
     }
