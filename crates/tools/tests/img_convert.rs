@@ -185,8 +185,8 @@ fn what_can_be_read_of_a_damaged_image_is_saved() {
     bench.qemu("convert -c -O qcow2 source.raw bad.qcow2");
     let mut bytes = std::fs::read(bench.path("bad.qcow2")).unwrap();
     let middle = bytes.len() / 2;
-    // No block of deflate begins so.
-    bytes[middle..middle + 4096].fill(0xff);
+    // No deflate stream begins so, and several clusters begin here.
+    bytes[middle..middle + (128 << 10)].fill(0xff);
     std::fs::write(bench.path("bad.qcow2"), bytes).unwrap();
     bench.refused("convert -O raw bad.qcow2 out.raw");
     let output = bench.run(env!("CARGO_BIN_EXE_img"), "convert --salvage -O raw bad.qcow2 out.raw");
@@ -194,7 +194,7 @@ fn what_can_be_read_of_a_damaged_image_is_saved() {
     let (source, out) = (std::fs::read(bench.path("source.raw")).unwrap(), std::fs::read(bench.path("out.raw")).unwrap());
     assert_eq!(source.len(), out.len());
     let lost = source.chunks(65536).zip(out.chunks(65536)).filter(|(a, b)| a != b).count();
-    assert!((1..40).contains(&lost), "{lost} clusters of {} lost", source.len() / 65536);
+    assert!((1..76).contains(&lost), "{lost} clusters of {} lost", source.len() / 65536);
 }
 
 #[test]
