@@ -137,7 +137,8 @@ fn snapshots_are_kept_and_what_they_share_is_stored_once() {
     let Some(bench) = Bench::new() else { return };
     bench.source();
     bench.qemu("convert -O qcow2 source.raw disk.qcow2");
-    let io = |line: &str| assert!(Command::new("qemu-io").args(["-c", line]).arg(bench.path("disk.qcow2")).output().unwrap().status.success());
+    let io =
+        |line: &str| assert!(Command::new("qemu-io").args(["-c", line]).arg(bench.path("disk.qcow2")).output().unwrap().status.success());
     bench.qemu("snapshot -c first disk.qcow2");
     io("write -P 77 1M 300k");
     io("discard 4M 1M");
@@ -190,7 +191,11 @@ fn what_can_be_read_of_a_damaged_image_is_saved() {
     std::fs::write(bench.path("bad.qcow2"), bytes).unwrap();
     bench.refused("convert -O raw bad.qcow2 out.raw");
     let output = bench.run(env!("CARGO_BIN_EXE_img"), "convert --salvage -O raw bad.qcow2 out.raw");
-    assert!(output.status.success() && text(&output.stderr).contains("img: warning: error while reading offset "), "{}", text(&output.stderr));
+    assert!(
+        output.status.success() && text(&output.stderr).contains("img: warning: error while reading offset "),
+        "{}",
+        text(&output.stderr)
+    );
     let (source, out) = (std::fs::read(bench.path("source.raw")).unwrap(), std::fs::read(bench.path("out.raw")).unwrap());
     assert_eq!(source.len(), out.len());
     let lost = source.chunks(65536).zip(out.chunks(65536)).filter(|(a, b)| a != b).count();

@@ -17,8 +17,10 @@ pub(super) const ENTRY: Entry =
 
 /// Change the persistent bitmaps of an image. Several changes are made in their order.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  img bitmap --add -g 128k disk.qcow2 backup\n  img bitmap --merge other --disable disk.qcow2 backup\n  \
-                        img bitmap --merge backup -b old.qcow2 -F qcow2 new.qcow2 backup")]
+#[command(
+    after_help = "Examples:\n  img bitmap --add -g 128k disk.qcow2 backup\n  img bitmap --merge other --disable disk.qcow2 backup\n  \
+                        img bitmap --merge backup -b old.qcow2 -F qcow2 new.qcow2 backup"
+)]
 struct Bitmap {
     #[command(flatten)]
     image: ImageArgs,

@@ -193,9 +193,7 @@ impl Convert {
     /// The options of the new image.
     fn create_options(&self, driver: &dyn FormatDriver) -> Result<CreateOptions, Failure> {
         let mut create = parse_options(&self.options)?.without("size");
-        for (name, value) in
-            [("backing_file", &self.backing), ("backing_fmt", &self.backing_format), ("compression_level", &self.level)]
-        {
+        for (name, value) in [("backing_file", &self.backing), ("backing_fmt", &self.backing_format), ("compression_level", &self.level)] {
             let Some(value) = value else { continue };
             if name == "backing_file" && driver.options().iter().all(|o| o.name != name) {
                 return Err(Failure::new(format!("Backing file not supported for file format '{}'", driver.name())));
@@ -326,7 +324,11 @@ impl Work<'_> {
         let image = NewImage::create(self.driver, self.output, self.source.size(), &self.create).map_err(|e| self.creating(e))?;
         self.options.target_is_zero = image.is_zero() && !covers;
         self.copy(&**image.image(), progress)?;
-        if self.cache == CacheMode::Unsafe { image.commit_unsynced()? } else { image.commit()? }
+        if self.cache == CacheMode::Unsafe {
+            image.commit_unsynced()?
+        } else {
+            image.commit()?
+        }
         Ok(())
     }
 
@@ -356,7 +358,11 @@ impl Work<'_> {
     }
 
     fn finish(&self, file: NewFile) -> Result<(), Failure> {
-        if self.cache == CacheMode::Unsafe { file.commit_unsynced()? } else { file.commit()? }
+        if self.cache == CacheMode::Unsafe {
+            file.commit_unsynced()?
+        } else {
+            file.commit()?
+        }
         Ok(())
     }
 

@@ -54,7 +54,17 @@ impl ImageSpec {
     /// The file `path`, of this format or probed.
     pub(crate) fn file(path: PathBuf, format: Option<String>) -> Self {
         let name = path.display().to_string();
-        ImageSpec { name, path, format, force_share: false, snapshot: None, exclusive: false, backing: true, caches: Caches::default(), window: None }
+        ImageSpec {
+            name,
+            path,
+            format,
+            force_share: false,
+            snapshot: None,
+            exclusive: false,
+            backing: true,
+            caches: Caches::default(),
+            window: None,
+        }
     }
 
     /// The same, read while another program writes it.
