@@ -25,7 +25,7 @@ pub fn prepare(image: &dyn ImageMut, below: Option<&dyn Image>, compress: bool, 
     let mut rebase = Rebase { image, below, compression, cluster, old: Vec::new(), new: Vec::new() };
     progress.total(image.size());
     // What the image shows is noted before anything is written, a bounded number of extents at a time.
-    let (mut shown, mut offered) = (Cursor::new(image), below.map(|image| Cursor::new(image)));
+    let (mut shown, mut offered) = (Cursor::new(image), below.map(Cursor::new));
     let mut at = 0;
     while at < image.size() {
         if progress.cancelled() {
