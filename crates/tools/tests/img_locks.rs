@@ -80,7 +80,7 @@ fn agree(commands: &[&str], folder: &Path) -> usize {
     refused
 }
 
-const READERS: [&str; 12] = [
+const READERS: [&str; 15] = [
     "info r.raw",
     "info q.qcow2",
     "info -U q.qcow2",
@@ -93,9 +93,12 @@ const READERS: [&str; 12] = [
     "convert -f raw -O raw r.raw o.raw",
     "convert -O raw q.qcow2 o.raw",
     "convert -U -f raw -O raw r.raw o.raw",
+    "compare r.raw q.qcow2",
+    "measure -O qcow2 q.qcow2",
+    "dd -f qcow2 if=q.qcow2 of=copy.raw",
 ];
 
-const WRITERS: [&str; 3] = ["check -r all q.qcow2", "convert -n -f raw -O raw o.raw r.raw", "convert -n -f raw -O qcow2 o.raw q.qcow2"];
+const WRITERS: [&str; 4] = ["check -r all q.qcow2", "resize -q -f qcow2 q.qcow2 1M", "convert -n -f raw -O raw o.raw r.raw", "convert -n -f raw -O qcow2 o.raw q.qcow2"];
 
 #[test]
 fn what_qemu_holds_is_refused_as_qemu_img_refuses_it() {
@@ -106,16 +109,16 @@ fn what_qemu_holds_is_refused_as_qemu_img_refuses_it() {
         assert_eq!([agree(&READERS, folder), agree(&WRITERS, folder)], refused);
         drop(holder);
     };
-    check(Holder::qemu_io("-f qcow2 q.qcow2", folder), [4, 2]);
-    check(Holder::qemu_io("-f qcow2 -r q.qcow2", folder), [0, 2]);
-    check(Holder::qemu_io("-f qcow2 -r top.qcow2", folder), [0, 2]);
+    check(Holder::qemu_io("-f qcow2 q.qcow2", folder), [7, 3]);
+    check(Holder::qemu_io("-f qcow2 -r q.qcow2", folder), [0, 3]);
+    check(Holder::qemu_io("-f qcow2 -r top.qcow2", folder), [0, 3]);
     check(Holder::qemu_io("-f raw r.raw", folder), [1, 0]);
     check(Holder::qemu_io("-f raw -r r.raw", folder), [0, 0]);
     check(Holder::qemu_io("-f qcow2 data.qcow2", folder), [1, 0]);
     check(Holder::qemu_io("-f raw d.raw", folder), [0, 0]);
     check(Holder::machine("driver=raw,file.driver=file,file.filename=r.raw", folder), [1, 1]);
-    check(Holder::machine("driver=qcow2,file.driver=file,file.filename=q.qcow2", folder), [4, 2]);
-    check(Holder::machine("driver=qcow2,file.driver=file,file.filename=top.qcow2", folder), [2, 2]);
+    check(Holder::machine("driver=qcow2,file.driver=file,file.filename=q.qcow2", folder), [7, 3]);
+    check(Holder::machine("driver=qcow2,file.driver=file,file.filename=top.qcow2", folder), [2, 3]);
     // Nobody is left.
     assert_eq!([agree(&READERS, folder), agree(&WRITERS, folder)], [0, 0]);
 }
