@@ -282,11 +282,13 @@ impl Case {
             let commands = commands(&list);
             let args = commands.iter().flat_map(|c| ["-c", c]);
             let args: Vec<_> = ["-d", "unmap", "-f", layer.kind.format].into_iter().chain(args).chain([layer.name.as_str()]).collect();
-            self.qemu("qemu-io", &args)?;
-            if compresses && self.check_theirs(layer).is_err() {
+            let written = self.qemu("qemu-io", &args);
+            self.is_spoilt = compresses && (written.is_err() || self.check_theirs(layer).is_err());
+            if self.is_spoilt {
                 self.counted.push("damaged by QEMU".into());
-                self.is_spoilt = true;
+                return Ok(());
             }
+            written?;
         }
         self.counted.push(format!("{} written by {}", layer.kind.format, if by_us { "us" } else { "QEMU" }));
         Ok(())
