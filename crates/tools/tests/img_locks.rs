@@ -98,7 +98,12 @@ const READERS: [&str; 15] = [
     "dd -f qcow2 if=q.qcow2 of=copy.raw",
 ];
 
-const WRITERS: [&str; 4] = ["check -r all q.qcow2", "resize -q -f qcow2 q.qcow2 1M", "convert -n -f raw -O raw o.raw r.raw", "convert -n -f raw -O qcow2 o.raw q.qcow2"];
+const WRITERS: [&str; 4] = [
+    "check -r all q.qcow2",
+    "resize -q -f qcow2 q.qcow2 1M",
+    "convert -n -f raw -O raw o.raw r.raw",
+    "convert -n -f raw -O qcow2 o.raw q.qcow2",
+];
 
 #[test]
 fn what_qemu_holds_is_refused_as_qemu_img_refuses_it() {
