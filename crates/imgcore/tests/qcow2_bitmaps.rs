@@ -168,8 +168,13 @@ fn bitmaps_are_edited_as_qemu_img_edits_them() {
     assert_eq!(image.info().bitmaps, [info("one", 65536, true), info("two", 512, true)]);
     image.bitmaps().unwrap().clear("one").unwrap();
     image.bitmaps().unwrap().remove("two").unwrap();
+    // What a snapshot brings back, no bitmap would know.
+    image.snapshots().unwrap().create("s", (1, 1)).unwrap();
+    assert_eq!(image.snapshots().unwrap().apply("s").unwrap_err().to_string(), "Device has active dirty bitmaps");
     drop(image);
     ok("qemu-img", &["check", "-q", "a.qcow2"], folder);
+    let (code, text) = run("qemu-img", &["snapshot", "-a", "s", "a.qcow2"], folder);
+    assert!(code == 1 && text.contains("Device has active dirty bitmaps"), "{text}");
     assert_eq!(dirty_in_qemu(folder, "a.qcow2", "one"), []);
     let mut image = edit(&path);
     image.bitmaps().unwrap().remove("one").unwrap();

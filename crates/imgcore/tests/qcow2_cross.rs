@@ -278,35 +278,37 @@ fn threads_write_one_image() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let storage = Arc::new(FileStorage::create(dir.path().join("t.qcow2")).unwrap());
-    let size = 16u64 << 20;
-    let image = Qcow2::create(storage, size, &CreateOptions::new().set("cluster_size", "64k")).unwrap();
-    let mut model = vec![0u8; size as usize];
-    // Neighbouring threads share clusters: each owns every eighth stripe of 4 KiB.
-    std::thread::scope(|scope| {
-        for thread in 0..8u64 {
-            let image = &image;
-            scope.spawn(move || {
-                for stripe in (thread..size / 4096).step_by(8) {
-                    if stripe % 5 != 0 {
-                        image.write_at(&vec![stripe as u8 | 1; 4096], stripe * 4096).unwrap();
+    for options in [CreateOptions::new(), CreateOptions::new().set("extended_l2", "on").set("cluster_size", "2M")] {
+        let storage = Arc::new(FileStorage::create(dir.path().join("t.qcow2")).unwrap());
+        let size = 16u64 << 20;
+        let image = Qcow2::create(storage, size, &options).unwrap();
+        let mut model = vec![0u8; size as usize];
+        // Neighbouring threads share clusters: each owns every eighth stripe of 4 KiB.
+        std::thread::scope(|scope| {
+            for thread in 0..8u64 {
+                let image = &image;
+                scope.spawn(move || {
+                    for stripe in (thread..size / 4096).step_by(8) {
+                        if stripe % 5 != 0 {
+                            image.write_at(&vec![stripe as u8 | 1; 4096], stripe * 4096).unwrap();
+                        }
+                        if stripe % 700 == 0 {
+                            image.flush().unwrap();
+                        }
                     }
-                    if stripe % 700 == 0 {
-                        image.flush().unwrap();
-                    }
-                }
-            });
+                });
+            }
+        });
+        for stripe in 0..size / 4096 {
+            if stripe % 5 != 0 {
+                model[(stripe * 4096) as usize..(stripe * 4096 + 4096) as usize].fill(stripe as u8 | 1);
+            }
         }
-    });
-    for stripe in 0..size / 4096 {
-        if stripe % 5 != 0 {
-            model[(stripe * 4096) as usize..(stripe * 4096 + 4096) as usize].fill(stripe as u8 | 1);
-        }
+        image.flush().unwrap();
+        assert!(read_all(&image) == model);
+        drop(image);
+        check_with_qemu(dir.path(), "t.qcow2", &model);
     }
-    image.flush().unwrap();
-    assert!(read_all(&image) == model);
-    drop(image);
-    check_with_qemu(dir.path(), "t.qcow2", &model);
 }
 
 /// The point of subclusters: a small write to a layer stores what it writes, not a whole cluster.

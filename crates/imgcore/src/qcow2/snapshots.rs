@@ -64,6 +64,10 @@ impl Snapshots for Qcow2 {
     }
 
     fn apply(&mut self, id_or_name: &str) -> Result<()> {
+        if self.header.bitmaps.is_some() {
+            // They do not know what differs between the two states.
+            return Err(Error::Invalid("Device has active dirty bitmaps".into()));
+        }
         let (mut shadow, rows) = self.begin()?;
         let row = &rows[self.find(&rows, id_or_name)?];
         let size = row.disk_size.unwrap_or(self.header.size);

@@ -188,7 +188,10 @@ impl Bitmaps for Qcow2 {
         if bitmaps.iter().any(|bitmap| bitmap.name == name) {
             return invalid(format!("Bitmap already exists: {name}"));
         }
-        let entries = table_entries(&self.header, granularity_bits).max(1);
+        let entries = table_entries(&self.header, granularity_bits);
+        if entries == 0 {
+            return invalid(format!("Can't make bitmap '{name}' persistent: the disk is empty"));
+        }
         if entries > MAX_TABLE_ENTRIES || bitmaps.len() as u32 >= header::MAX_BITMAPS {
             return invalid(format!("Can't make bitmap '{name}' persistent: it would be too large; use a larger granularity"));
         }
