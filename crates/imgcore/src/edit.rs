@@ -26,7 +26,7 @@ impl std::str::FromStr for Preallocation {
             "metadata" => Ok(Preallocation::Metadata),
             "falloc" => Ok(Preallocation::Falloc),
             "full" => Ok(Preallocation::Full),
-            _ => Err(Error::Invalid(format!("preallocation: '{text}' is none of off, metadata, falloc, full"))),
+            _ => Err(Error::Invalid(format!("Parameter 'preallocation' does not accept value '{text}'"))),
         }
     }
 }

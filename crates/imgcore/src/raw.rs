@@ -236,9 +236,10 @@ impl FormatDriver for RawDriver {
     }
 
     fn create(&self, storage: Arc<dyn Storage>, size: u64, options: &CreateOptions) -> Result<Arc<dyn ImageMut>> {
-        let preallocation = options.get("preallocation").unwrap_or("off").parse()?;
+        let mode = options.get("preallocation").unwrap_or("off");
+        let preallocation = mode.parse().map_err(|_| Error::Invalid(format!("invalid parameter value: {mode}")))?;
         if preallocation == Preallocation::Metadata {
-            return Err(Error::Invalid("preallocation: 'metadata' is none of off, falloc, full".into()));
+            return Err(Error::Invalid("Unsupported preallocation mode: metadata".into()));
         }
         let raw = Raw::create(storage, size)?;
         raw.fill(0, preallocation)?;

@@ -93,6 +93,17 @@ impl FileStorage {
         Error::io(&self.name, action, Some(offset), e.into())
     }
 
+    /// Writes zeroes to what holds no data.
+    fn fill_holes(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let data = self.next_data(at)?.unwrap_or(range.end..range.end);
+            self.write_zeroes(at, data.start.clamp(at, range.end) - at)?;
+            at = data.end.max(data.start);
+        }
+        Ok(())
+    }
+
     fn write_zeroes(&self, mut offset: u64, len: u64) -> Result<()> {
         let zeroes = [0; 1 << 16];
         let end = offset + len;
@@ -164,8 +175,9 @@ impl Storage for FileStorage {
         let end = offset.checked_add(len).ok_or_else(|| self.error("reserve", offset, Errno::OVERFLOW))?;
         match fallocate(&self.file, FallocateFlags::empty(), offset, len) {
             Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) if end > self.size()? => self.set_size(end),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(()),
+            // A block device has its room; elsewhere, only what was written is sure to have it.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) if self.block_device => self.set_size(end),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => self.fill_holes(offset..end),
             Err(e) => Err(self.error("reserve", offset, e)),
         }
     }
@@ -233,6 +245,22 @@ mod tests {
         file.read_at(&mut buf, (1 << 20) + 5).unwrap();
         assert_eq!(buf, [0; 16]);
         assert!(file.allocated().unwrap() < 4 << 20);
+    }
+
+    #[test]
+    fn room_is_set_aside() {
+        let (_dir, path) = scratch();
+        let file = FileStorage::create(&path).unwrap();
+        file.write_at(&[7; 5], 100_000).unwrap();
+        file.reserve(0, 1 << 20).unwrap();
+        assert!(file.allocated().unwrap() >= 1 << 20);
+        // Where the host cannot do it, by writing.
+        file.fill_holes(0..3 << 20).unwrap();
+        assert_eq!(file.size().unwrap(), 3 << 20);
+        assert!(file.allocated().unwrap() >= 3 << 20);
+        let mut buf = [1; 7];
+        file.read_at(&mut buf, 99_999).unwrap();
+        assert_eq!(buf, [0, 7, 7, 7, 7, 7, 0]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub trait Storage: Send + Sync {
     fn zero_at(&self, offset: u64, len: u64) -> Result<()>;
 
     /// Has the host set room aside for `len` bytes at `offset`, growing the storage where needed. What was never written
-    /// there reads as zeroes. Hosts that cannot do that only grow it.
+    /// there reads as zeroes. Where the host cannot do that, zeroes are written.
     fn reserve(&self, offset: u64, len: u64) -> Result<()>;
 
     /// The first range at or after `offset` that holds data; `None` when only a hole follows.
