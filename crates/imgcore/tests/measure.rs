@@ -76,7 +76,7 @@ fn sources_are_measured_as_qemu_img_does() {
     let folder = dir.path();
     let mut random = Random(31);
     let formats = Formats::new();
-    for _ in 0..4 {
+    for case in 0..4 {
         common::ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "a.qcow2", "40M"], folder);
         let mut commands = Vec::new();
         for _ in 0..20 {
@@ -86,6 +86,10 @@ fn sources_are_measured_as_qemu_img_does() {
         let args: Vec<&str> = commands.iter().flat_map(|c| ["-c", c]).chain(["a.qcow2"]).collect();
         common::ok("qemu-io", &args, folder);
         common::ok("qemu-img", &["convert", "-O", "raw", "a.qcow2", "a.raw"], folder);
+        if case % 2 == 0 {
+            common::ok("qemu-img", &["bitmap", "--add", "-g", "4k", "a.qcow2", "first"], folder);
+            common::ok("qemu-img", &["bitmap", "--add", "a.qcow2", "second"], folder);
+        }
         for name in ["a.qcow2", "a.raw"] {
             let source = formats.open(folder.join(name), &OpenOptions::new(&LocalGate)).unwrap();
             for text in OPTIONS {

@@ -159,6 +159,42 @@ fn sizes_change_and_old_data_stays_away() {
 }
 
 #[test]
+fn a_data_file_follows_the_size() {
+    if !have("qemu-img") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let mut random = Random(16);
+    for made in ["data_file=d.raw", "data_file=d.raw,data_file_raw=on", "data_file=d.raw,extended_l2=on"] {
+        ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", made, "a.qcow2", "1M"], folder);
+        let mut model = vec![0; 1 << 20];
+        for size in [1_600_000, 700_416, 3 << 20, 512] {
+            let mut image = edit(&folder.join("a.qcow2"));
+            scribble(&*image, &mut model, &mut random);
+            let size = size & !511;
+            let mode = if size > 2 << 20 { Preallocation::Metadata } else { Preallocation::Off };
+            image.resize(size, mode).unwrap();
+            model.resize(size as usize, 0);
+            assert!(read_all(&*image) == model, "{made}: {size}");
+            drop(image);
+            check_with_qemu(folder, "a.qcow2", &model, made);
+            let data = std::fs::read(folder.join("d.raw")).unwrap();
+            assert_eq!(data.len() as u64, size, "{made}");
+            assert!(!made.contains("raw=on") || data == model, "{made}: {size}");
+        }
+        let mut image = edit(&folder.join("a.qcow2"));
+        let refused = image.snapshots().unwrap().create("s", (0, 0)).unwrap_err().to_string();
+        assert!(refused.contains("external data file"), "{refused}");
+        std::fs::copy(folder.join("d.raw"), folder.join("moved.raw")).unwrap();
+        image.amend(&options("data_file=moved.raw"), &NoProgress).unwrap();
+        drop(image);
+        assert!(ok("qemu-img", &["info", "a.qcow2"], folder).contains("data file: moved.raw"));
+        check_with_qemu(folder, "a.qcow2", &model, made);
+    }
+}
+
+#[test]
 fn a_shrunk_file_is_no_longer_than_qemus() {
     if !have("qemu-img") {
         return;
@@ -400,6 +436,8 @@ fn amending_is_refused_as_qemu_img_refuses_it() {
         ("compat=1.1", "data_file=x"),
         ("compat=1.1", "data_file_raw=on"),
         ("compat=1.1", "backing_fmt=raw"),
+        ("data_file=d.raw", "data_file_raw=on"),
+        ("data_file=d.raw", "compat=0.10"),
         ("lazy_refcounts=on", "compat=0.10"),
     ] {
         ok("qemu-img", &["create", "-q", "-f", "qcow2", "-o", made, "a.qcow2", "1M"], folder);

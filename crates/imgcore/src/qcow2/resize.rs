@@ -57,6 +57,9 @@ impl Qcow2 {
             image.zero_range(old..size)?;
             let cluster_size = image.cluster_size();
             image.preallocate(old.div_ceil(cluster_size)..size.div_ceil(cluster_size), preallocation)?;
+            if image.external() {
+                image.data.set_size(size)?;
+            }
             image.flush()
         })?;
         self.write_size(size)
@@ -81,6 +84,9 @@ impl Qcow2 {
         self.pretend_size(end, |image| image.write_zeroes(size..end))?;
         self.flush()?;
         self.drop_last_blocks()?;
+        if self.external() {
+            self.data.set_size(size)?;
+        }
         let end = self.last_used()?.map_or(0, |cluster| cluster + 1) * self.cluster_size();
         if end < self.storage.size()? { self.storage.set_size(end) } else { Ok(()) }
     }
