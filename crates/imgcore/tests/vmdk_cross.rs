@@ -386,6 +386,16 @@ fn extents_of_all_kinds_make_a_disk() {
     }
 }
 
+#[test]
+fn an_empty_disk_is_one() {
+    for subformat in ["monolithicSparse", "streamOptimized"] {
+        let storage = Arc::new(MemStorage::new("empty.vmdk", 0));
+        create(storage.clone(), 0, &[("subformat", subformat)]).unwrap().flush().unwrap();
+        let image = Formats::new().open_storage(storage, &OpenOptions::new(&NoGate)).unwrap();
+        assert_eq!(image.size(), 0);
+    }
+}
+
 /// Whatever a few damaged bytes say, opening, reading and checking ends, with a message at worst.
 #[test]
 fn damage_is_survived() {

@@ -31,24 +31,21 @@ impl Vhdx {
     fn check_blocks(&self, report: &mut CheckReport) -> Result<()> {
         let file_size = self.storage.size()?;
         let mut places: Vec<(u64, u64)> = Vec::new();
-        for block in 0..self.blocks() {
-            let entry = self.bat.get(&*self.storage, self.bat_index(block))?;
-            let (State::FullyPresent(offset) | State::PartiallyPresent(offset)) = State::of(entry) else {
-                if let Err(error) = self.map_block(block, 0, entry, 1) {
-                    corruption(report, error);
-                }
-                continue;
-            };
+        self.for_each_entry(|block, entry| {
             // The disk may end within its last block.
             let used = self.block_size().min(self.metadata.size - block * self.block_size());
-            match self.map_block(block, 0, entry, 1) {
-                Err(error) => corruption(report, error),
-                Ok(_) if offset.saturating_add(used) > file_size => {
-                    corruption(report, self.bad_entry(block, &format!("lies at {offset:#x}, past the end of the file")));
+            match (self.map_block(block, 0, entry, 1), State::of(entry)) {
+                (Err(error), _) => corruption(report, error),
+                (Ok(_), State::FullyPresent(offset) | State::PartiallyPresent(offset)) => {
+                    if offset.saturating_add(used) > file_size {
+                        corruption(report, self.bad_entry(block, &format!("lies at {offset:#x}, past the end of the file")));
+                    }
+                    places.push((offset, block));
                 }
-                Ok(_) => places.push((offset, block)),
+                _ => {}
             }
-        }
+            Ok(())
+        })?;
         places.sort_unstable();
         for pair in places.windows(2) {
             if let [(a, _), (b, block)] = pair

@@ -131,6 +131,20 @@ impl Vhdx {
         block + block / self.chunk_ratio
     }
 
+    /// Visits the entry of every payload block.
+    fn for_each_entry(&self, mut visit: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        let mut page = self.bat.page(&*self.storage, 0)?;
+        for block in 0..self.blocks() {
+            let index = self.bat_index(block);
+            let at = self.bat.entry_offset(index);
+            if page.get(at).is_none() {
+                page = self.bat.page(&*self.storage, index)?;
+            }
+            visit(block, page.get(at).unwrap_or(0))?;
+        }
+        Ok(())
+    }
+
     /// Where the byte `guest` lies, and how many bytes (at most `len`) follow it in the same way.
     fn lookup(&self, guest: u64, len: u64) -> Result<(Mapping, u64)> {
         let block_size = self.block_size();

@@ -76,12 +76,12 @@ impl Vhdx {
     /// The first whole MiB behind the file and all that it may grow by: a block can reach past the end of the file.
     fn first_free(&self) -> Result<u64> {
         let mut end = self.regions.reserved.iter().map(|r| r.end).fold(self.storage.size()?, u64::max);
-        for block in 0..self.blocks() {
-            let entry = self.bat.get(&*self.storage, self.bat_index(block))?;
+        self.for_each_entry(|block, entry| {
             if let bat::State::FullyPresent(offset) = bat::State::of(entry) {
                 end = end.max(self.payload(block, offset)? + self.block_size());
             }
-        }
+            Ok(())
+        })?;
         Ok(end.checked_next_multiple_of(MIB).unwrap_or(u64::MAX))
     }
 

@@ -26,6 +26,8 @@ fn check_extent(sparse: &Sparse, report: &mut CheckReport) -> Result<()> {
     let file_size = sparse.storage.size()?;
     // Places are sectors of 32 bits.
     let mut places: Vec<u32> = Vec::new();
+    let distance = if sparse.header.is_compressed { 1 } else { sparse.header.grain_size / SECTOR };
+    let most = file_size / (distance * SECTOR) + 1;
     let mut at = 0;
     let (capacity, span) = (sparse.header.capacity, sparse.header.table_span());
     // A table that is there twice is looked into once: the file's size bounds the work, whatever it claims.
@@ -62,9 +64,12 @@ fn check_extent(sparse: &Sparse, report: &mut CheckReport) -> Result<()> {
             }
         }
         at += run;
+        if places.len() as u64 > most {
+            found_corrupt(report, corrupt(sparse, 0, format!("more grains than the {most} that the file has room for")));
+            return Ok(());
+        }
     }
     places.sort_unstable();
-    let distance = if sparse.header.is_compressed { 1 } else { sparse.header.grain_size / SECTOR };
     for pair in places.windows(2) {
         if let [a, b] = pair
             && u64::from(b - a) < distance

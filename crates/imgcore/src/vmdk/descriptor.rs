@@ -102,7 +102,7 @@ fn extent(rest: &str) -> Option<ExtentLine> {
     if let Some(offset) = rest.split_whitespace().next() {
         line.offset = offset.parse().ok()?;
     }
-    (!file.is_empty() && line.sectors > 0).then_some(line)
+    (!file.is_empty()).then_some(line)
 }
 
 /// What a new descriptor tells, besides its one extent.

@@ -68,7 +68,8 @@ fn read_descriptor(storage: &dyn Storage) -> Result<(Option<Header>, Descriptor)
     read_padded(storage, &mut text, offset)?;
     let descriptor = Descriptor::parse(storage.name(), &text)?;
     // A header without capacity does no more than hold the descriptor.
-    Ok((Some(header).filter(|header| header.capacity > 0 || descriptor.extents.is_empty()), descriptor))
+    let holds_data = header.capacity > 0 || descriptor.extents.iter().all(|extent| extent.sectors == 0);
+    Ok((Some(header).filter(|_| holds_data), descriptor))
 }
 
 impl Vmdk {

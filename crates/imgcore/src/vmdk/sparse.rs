@@ -15,6 +15,8 @@ use crate::{Error, Result, Storage};
 const PAGE_SIZE: u64 = 4096;
 /// 4 MiB: the tables of 64 GiB.
 const MAX_PAGES: usize = 1024;
+/// Of a disk of 1 PiB. The same bound as QEMU's.
+const MAX_TABLES: u64 = 32 << 20;
 /// Unpacked grains that are kept for reads of parts of them.
 const KEPT_GRAINS: usize = 8;
 /// What stands before a grain's compressed bytes: its first sector and their number.
@@ -49,6 +51,10 @@ pub(super) struct Sparse {
 impl Sparse {
     pub fn open(storage: Arc<dyn Storage>, header: Header) -> Result<Self> {
         let size = storage.size()?;
+        if header.tables() > MAX_TABLES {
+            let what = format!("a grain directory of {} tables: {MAX_TABLES} are the most", header.tables());
+            return Err(Error::unsupported(storage.name(), FORMAT, what));
+        }
         let len = header.tables() * 4;
         let inside = |at: &u64| at.checked_add(len).is_some_and(|end| end <= size.next_multiple_of(SECTOR));
         let mut found = header.directories.into_iter().flatten().filter(inside);
