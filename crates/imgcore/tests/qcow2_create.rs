@@ -29,8 +29,9 @@ fn described(folder: &Path, format: &str, name: &str) -> (String, String) {
         .filter_map(|line| Some(line.split_once("\"depth\"")?.1.split(", \"offset\"").next()?.trim_end_matches(['}', ',', ']'])));
     let mut kinds: Vec<_> = kinds.collect();
     kinds.dedup();
-    if folder.join("data").exists() {
-        // Whether qemu looks for holes in a data file depends on how full the other file is.
+    if format == "raw" || folder.join("data").exists() {
+        // qemu-img writes the first block of a raw file; whether qemu looks for holes in a data file depends on how full the
+        // other file is.
         kinds.clear();
     }
     let info = ok("qemu-img", &["info", "-f", format, name], folder);
