@@ -42,6 +42,7 @@ mod stream;
 mod tables;
 #[cfg(test)]
 mod testing;
+pub mod vdi;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;

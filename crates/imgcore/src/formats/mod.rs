@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::qcow2::Qcow2Driver;
 use crate::raw::RawDriver;
 use crate::storage::{FileStorage, read_padded};
+use crate::vdi::VdiDriver;
 use crate::vhd::VhdDriver;
 use crate::vhdx::VhdxDriver;
 use crate::vmdk::VmdkDriver;
@@ -114,8 +115,14 @@ impl Formats {
     /// The formats of this crate.
     pub fn new() -> Self {
         // VHD is the last to be asked: it may be known by the file's end alone, others by their start.
-        let drivers: [Arc<dyn FormatDriver>; 5] =
-            [Arc::new(RawDriver), Arc::new(Qcow2Driver), Arc::new(VhdxDriver), Arc::new(VmdkDriver), Arc::new(VhdDriver)];
+        let drivers: [Arc<dyn FormatDriver>; 6] = [
+            Arc::new(RawDriver),
+            Arc::new(Qcow2Driver),
+            Arc::new(VhdxDriver),
+            Arc::new(VmdkDriver),
+            Arc::new(VdiDriver),
+            Arc::new(VhdDriver),
+        ];
         Formats { drivers: Arc::new(drivers), containers: Arc::new([]) }
     }
 
@@ -330,7 +337,7 @@ mod tests {
 
     #[test]
     fn unknown_formats_are_named() {
-        let error = Formats::new().driver("vdi").err().unwrap().to_string();
-        assert_eq!(error, "unknown format 'vdi': use one of raw, qcow2, vhdx, vmdk, vpc");
+        let error = Formats::new().driver("vdx").err().unwrap().to_string();
+        assert_eq!(error, "unknown format 'vdx': use one of raw, qcow2, vhdx, vmdk, vdi, vpc");
     }
 }
