@@ -23,9 +23,7 @@ pub use driver::VdiDriver;
 use header::{BLOCK_SIZE, Header, ImageType};
 
 const FORMAT: &str = "vdi";
-/// The block was never written.
-const UNALLOCATED: u64 = 0xffff_ffff;
-/// The block was written and given back; from here on, numbers are no places.
+/// The entry of a block that was given back; the one of a block that was never written is 0xffffffff. Less than that are places.
 const DISCARDED: u64 = 0xffff_fffe;
 /// Bytes of the map that are read at once, and how many of these parts are kept.
 const PAGE_SIZE: u64 = 32 << 10;
