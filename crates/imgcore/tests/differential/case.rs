@@ -44,8 +44,6 @@ pub struct Case {
     pub log: Vec<String>,
     /// What was done, for a summary.
     pub counted: Vec<String>,
-    /// QEMU has damaged an image of its own: nothing can be learnt from the rest.
-    is_spoilt: bool,
 }
 
 impl Case {
@@ -53,7 +51,7 @@ impl Case {
         let folder = tempfile::tempdir().unwrap();
         // Neighbouring seeds must not begin alike.
         let random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc);
-        Case { folder, random, formats: Formats::new(), log: Vec::new(), counted: Vec::new(), is_spoilt: false }
+        Case { folder, random, formats: Formats::new(), log: Vec::new(), counted: Vec::new() }
     }
 
     pub fn run(&mut self) -> Result<(), String> {
@@ -64,9 +62,6 @@ impl Case {
             if !layer.kind.only_converted {
                 for _ in 0..self.random.below(4) {
                     self.change(&mut layer)?;
-                    if self.is_spoilt {
-                        return Ok(());
-                    }
                 }
             }
             self.check(&layer)?;
@@ -255,7 +250,7 @@ impl Case {
     }
 
     fn write(&mut self, layer: &mut Layer) -> Result<(), String> {
-        let list = self.operations(layer);
+        let mut list = self.operations(layer);
         let by_us = self.coin() && {
             self.log.push(format!("imgcore writes to {} what follows", layer.name));
             let options = OpenOptions::new(&LocalGate).format(layer.kind.format);
@@ -274,21 +269,13 @@ impl Case {
             }
         };
         if !by_us {
-            // QEMU 10 forgets, while it goes on compressing into a cluster, that the cluster has been given back meanwhile.
-            let compresses = list.iter().any(|o| matches!(o, Operation::Compress(..)));
-            if compresses {
-                self.check(layer)?;
-            }
+            // QEMU 10 goes on to compress into a cluster that was given back and has other data meanwhile. What is
+            // compressed was not touched before, so it can come first.
+            list.sort_by_key(|o| !matches!(o, Operation::Compress(..)));
             let commands = commands(&list);
             let args = commands.iter().flat_map(|c| ["-c", c]);
             let args: Vec<_> = ["-d", "unmap", "-f", layer.kind.format].into_iter().chain(args).chain([layer.name.as_str()]).collect();
-            let written = self.qemu("qemu-io", &args);
-            self.is_spoilt = compresses && (written.is_err() || self.check_theirs(layer).is_err());
-            if self.is_spoilt {
-                self.counted.push("damaged by QEMU".into());
-                return Ok(());
-            }
-            written?;
+            self.qemu("qemu-io", &args)?;
         }
         self.counted.push(format!("{} written by {}", layer.kind.format, if by_us { "us" } else { "QEMU" }));
         Ok(())
@@ -372,10 +359,6 @@ impl Case {
             Err(Error::Unsupported { .. }) => {}
             Err(e) => return Err(format!("our check of {}: {e}", layer.name)),
         }
-        self.check_theirs(layer)
-    }
-
-    fn check_theirs(&self, layer: &Layer) -> Result<(), String> {
         let (code, text) = run("qemu-img", &["check", "-f", layer.kind.format, &layer.name], self.folder.path());
         // 63: the format has no check.
         if code == 0 || code == 63 { Ok(()) } else { Err(format!("qemu-img check {}: {text}", layer.name)) }
