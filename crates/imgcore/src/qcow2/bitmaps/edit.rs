@@ -49,7 +49,9 @@ impl Qcow2 {
     fn sound_bitmap(&self, name: &str) -> Result<Bitmap> {
         let bitmap = self.find_bitmap(name)?;
         if !bitmap.is_sound() {
-            return invalid(format!("Bitmap '{name}' is inconsistent and cannot be used; only removing it is possible"));
+            return invalid(format!(
+                "Bitmap '{name}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk"
+            ));
         }
         Ok(bitmap)
     }
