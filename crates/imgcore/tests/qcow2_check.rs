@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{Random, have, ok, run};
-use imgcore::formats::{CheckReport, Repair};
+use imgcore::formats::{CheckReport, CreateOptions, Repair};
+use imgcore::qcow2::Qcow2;
 use imgcore::storage::{FileStorage, MemStorage};
-use imgcore::{Formats, NoGate, OpenOptions, Storage};
+use imgcore::{Formats, ImageEdit, ImageMut, NoGate, NoProgress, OpenOptions, Preallocation, Snapshots, Storage};
 
 fn check(storage: Arc<dyn Storage>, repair: Repair) -> imgcore::Result<CheckReport> {
     Formats::new().check(storage, &OpenOptions::new(&NoGate).format("qcow2"), repair)
@@ -205,4 +206,57 @@ fn damage_is_found_and_repaired_as_by_qemu_img() {
         }
     }
     assert_eq!(failures, 0);
+}
+
+/// Whatever a damaged image says: an error or a result, soon, and never a crash.
+#[test]
+fn damaged_images_are_edited_or_refused() {
+    let sound = |random: &mut Random| {
+        let storage = Arc::new(MemStorage::new("a.qcow2", 0));
+        let options = CreateOptions::new().set("cluster_size", *random.pick(&["512", "1k", "16k"]));
+        let extended = options.get("cluster_size") == Some("16k") && random.below(2) == 0;
+        let mut image = Qcow2::create(storage.clone(), 1 << 20, &if extended { options.set("extended_l2", "on") } else { options }).unwrap();
+        for name in ["s", "t"] {
+            for _ in 0..4 {
+                let (at, len) = (random.below(900_000), random.below(60_000));
+                image.write_at(&random.bytes(len), at).unwrap();
+                image.zero_at(random.below(900_000), 40_000).unwrap();
+            }
+            image.create(name, (1, 2)).unwrap();
+        }
+        image.write_at(&random.bytes(50_000), 70_000).unwrap();
+        image.flush().unwrap();
+        drop(image);
+        storage.to_vec()
+    };
+    let edits: [fn(&mut Qcow2) -> imgcore::Result<()>; 9] = [
+        |image| image.create("new", (1, 1)).map(|_| ()),
+        |image| image.apply("s"),
+        |image| image.delete("t"),
+        |image| image.resize(90 << 20, Preallocation::Off),
+        |image| image.resize(2 << 20, Preallocation::Metadata),
+        |image| image.resize(70_144, Preallocation::Off),
+        |image| image.make_empty(),
+        |image| image.amend(&CreateOptions::new().set("refcount_bits", "64"), &NoProgress),
+        |image| image.amend(&CreateOptions::new().set("compat", "0.10").set("refcount_bits", "16"), &NoProgress),
+    ];
+    let cases = std::env::var("CHECK_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
+    let mut random = Random(std::env::var("CHECK_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(61));
+    let (mut done, mut refused) = (0, 0);
+    for _ in 0..cases {
+        let sound = sound(&mut random);
+        for edit in edits {
+            let mut bytes = sound.clone();
+            damage(&mut bytes, &mut random);
+            let storage = Arc::new(MemStorage::from_bytes("b.qcow2", &bytes));
+            let started = std::time::Instant::now();
+            match Qcow2::open_standalone(storage.clone()).and_then(|mut image| edit(&mut image)) {
+                Ok(()) => done += 1,
+                Err(_) => refused += 1,
+            }
+            let _ = check(storage, Repair::All);
+            assert!(started.elapsed().as_secs() < 20);
+        }
+    }
+    assert!(done > 0 && refused > 0, "{done} {refused}");
 }

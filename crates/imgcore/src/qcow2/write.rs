@@ -191,6 +191,10 @@ impl Qcow2 {
         let index = (guest / self.header.l2_span()) as usize;
         let copied = self.l1.read().unwrap_or_else(|e| e.into_inner()).get(index).is_some_and(|entry| entry & COPIED != 0);
         if let (Some(offset), true) = (old, copied) {
+            if allocation.refcounts.get(offset / self.cluster_size())? == 0 {
+                let what = "the L2 table lies in a cluster that is counted as free; run 'img check -r all' before writing";
+                return Err(Error::corrupt(&self.file, FORMAT, offset, what));
+            }
             return Ok(offset);
         }
         let entries = match old {

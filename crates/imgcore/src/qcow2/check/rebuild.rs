@@ -22,6 +22,10 @@ impl Pass<'_> {
             self.counts.ranges().into_iter().flat_map(|range| range.start / per_block..range.end.min(end).div_ceil(per_block)).collect();
         let (mut blocks, mut table_clusters) = (used.clone(), 1);
         loop {
+            // Before anything is made as large as that.
+            if (base / per_block * 8).max(table_clusters * cluster_size) > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(self.beyond_repair("the new refcount table would be larger than 8 MiB; convert the image instead"));
+            }
             let new = base..base + blocks.len() as u64 + table_clusters;
             let mut needed = used.clone();
             needed.extend(new.start / per_block..new.end.div_ceil(per_block));
@@ -30,9 +34,6 @@ impl Pass<'_> {
                 break;
             }
             (blocks, table_clusters) = (needed, needed_table);
-        }
-        if table_clusters * cluster_size > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(self.beyond_repair("the new refcount table would be larger than 8 MiB; convert the image instead"));
         }
         let own = base..base + blocks.len() as u64 + table_clusters;
         let mut table = vec![0u8; (table_clusters * cluster_size) as usize];
