@@ -215,7 +215,8 @@ fn damaged_images_are_edited_or_refused() {
         let storage = Arc::new(MemStorage::new("a.qcow2", 0));
         let options = CreateOptions::new().set("cluster_size", *random.pick(&["512", "1k", "16k"]));
         let extended = options.get("cluster_size") == Some("16k") && random.below(2) == 0;
-        let mut image = Qcow2::create(storage.clone(), 1 << 20, &if extended { options.set("extended_l2", "on") } else { options }).unwrap();
+        let mut image =
+            Qcow2::create(storage.clone(), 1 << 20, &if extended { options.set("extended_l2", "on") } else { options }).unwrap();
         for name in ["s", "t"] {
             for _ in 0..4 {
                 let (at, len) = (random.below(900_000), random.below(60_000));
