@@ -234,16 +234,16 @@ fn create() {
          create -f qcow2 -b x -F qcow2 x
          create -f qcow2 -b orphan.qcow2 -F qcow2 x
          create -f qcow2 nope/x 1M
-         ?create -f qcow2 -o cluster_size=1000 x 1M
+         create -f qcow2 -o cluster_size=1000 x 1M
          create -f qcow2 -o cluster_size=x x 1M
-         ?create -f qcow2 -o compat=9 x 1M
-         ?create -f qcow2 -o refcount_bits=3 x 1M
+         create -f qcow2 -o compat=9 x 1M
+         create -f qcow2 -o refcount_bits=3 x 1M
          create -f qcow2 -o refcount_bits=x x 1M
-         ?create -f qcow2 -o compat=0.10,refcount_bits=1 x 1M
-         ?create -f qcow2 -o compat=0.10,lazy_refcounts=on x 1M
+         create -f qcow2 -o compat=0.10,refcount_bits=1 x 1M
+         create -f qcow2 -o compat=0.10,lazy_refcounts=on x 1M
          create -f qcow2 -o lazy_refcounts=maybe x 1M
-         ?create -f qcow2 -o preallocation=foo x 1M
-         ?create -f qcow2 -o cluster_size=512 x 1P
+         create -f qcow2 -o preallocation=foo x 1M
+         create -f qcow2 -o cluster_size=512 x 1P
          create -f qcow2 --object foo,id=1 x 1M
          create -f raw -o help x",
     );

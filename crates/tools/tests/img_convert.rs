@@ -203,6 +203,28 @@ fn what_can_be_read_of_a_damaged_image_is_saved() {
 }
 
 #[test]
+fn a_pipe_gets_all_in_one_pass() {
+    let Some(bench) = Bench::new() else { return };
+    bench.source();
+    bench.qemu("convert -O qcow2 source.raw disk.qcow2");
+    for (line, format, wanted) in [
+        ("convert -p -O raw disk.qcow2 -", "raw", "source.raw"),
+        ("convert -O qcow2 disk.qcow2 -", "qcow2", "source.raw"),
+        ("convert -O qcow2 source.raw disk.qcow2 -", "qcow2", "both.raw"),
+    ] {
+        bench.qemu("convert source.raw disk.qcow2 both.raw");
+        let output = bench.run(env!("CARGO_BIN_EXE_img"), line);
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        std::fs::write(bench.path("out"), output.stdout).unwrap();
+        bench.qemu(&format!("compare -f raw -F {format} {wanted} out"));
+    }
+    for refused in ["-c -O qcow2", "--keep-snapshots -O qcow2", "--bitmaps -O qcow2", "-O qcow2 -B source.raw -F raw"] {
+        let output = bench.run(env!("CARGO_BIN_EXE_img"), &format!("convert {refused} disk.qcow2 -"));
+        assert!(output.status.code() == Some(1) && output.stdout.is_empty(), "{refused}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn a_signal_asks_for_progress() {
     let Some(bench) = Bench::new() else { return };
     bench.source();

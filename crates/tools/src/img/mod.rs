@@ -73,6 +73,7 @@ pub fn command() -> Command {
                 .global(true)
                 .help("Folder with room for unpacking an XVA that is packed as a whole; needed for zstd"),
         )
+        .arg(Arg::new("trace").short('T').long("trace").value_name("TRACE").hide(true).help("Accepted as qemu-img does"))
         .subcommand_required(true)
         .arg_required_else_help(true);
     COMMANDS.iter().fold(program, |program, entry| program.subcommand(like_getopt((entry.arguments)(Command::new(entry.name)))))
