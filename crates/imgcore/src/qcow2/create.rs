@@ -135,7 +135,8 @@ pub(super) fn settings(bytes: u64, options: &CreateOptions) -> Result<Settings> 
     let l1_size = header.size.div_ceil(header.l2_span()).max(1);
     header.l1_size = u32::try_from(l1_size).unwrap_or(u32::MAX);
     lay_out(&mut header);
-    header.check("new image").map_err(|_| Error::Invalid(format!("{bytes} bytes are too large for clusters of {cluster_size} bytes")))?;
+    let too_large = "The image size is too large for file format 'qcow2' (try using a larger cluster size)";
+    header.check("new image").map_err(|_| Error::Invalid(too_large.into()))?;
     Ok(Settings { header, preallocation, compression_level })
 }
 
