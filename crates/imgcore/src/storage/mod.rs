@@ -16,7 +16,7 @@ pub use fault::{FaultStorage, Operation};
 pub use file::FileStorage;
 pub use lock::Lock;
 pub use mem::MemStorage;
-pub use new_file::NewFile;
+pub use new_file::{NewFile, remove_unfinished};
 
 /// A row of bytes on the host, readable and writable at any offset from any thread.
 pub trait Storage: Send + Sync {

@@ -1,10 +1,11 @@
 //! An output file that appears under its name only when it is whole.
 
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{FileStorage, Lock, Storage};
 use crate::{Error, Result};
@@ -18,7 +19,7 @@ pub struct NewFile {
     storage: Arc<FileStorage>,
     target: PathBuf,
     /// `None` for a block device.
-    temporary: Option<tempfile::TempPath>,
+    temporary: Option<(tempfile::TempPath, Unfinished)>,
     /// What will be replaced, locked until then.
     _replaced: Option<FileStorage>,
 }
@@ -60,7 +61,8 @@ impl NewFile {
             .map_err(fail)?
             .into_parts();
         let storage = Arc::new(FileStorage::from_file(file, name)?.nameless());
-        Ok(NewFile { storage, target, temporary: Some(temporary), _replaced: replaced })
+        let unfinished = Unfinished::new(&temporary);
+        Ok(NewFile { storage, target, temporary: Some((temporary, unfinished)), _replaced: replaced })
     }
 
     /// Where to write.
@@ -70,7 +72,7 @@ impl NewFile {
 
     /// The path that holds the bytes until the commit, for programs that must open it by name.
     pub fn temporary_path(&self) -> &Path {
-        self.temporary.as_deref().unwrap_or(&self.target)
+        self.temporary.as_ref().map_or(&self.target, |(path, _)| path)
     }
 
     /// Makes everything durable, then gives the file its name, replacing what was there.
@@ -88,8 +90,40 @@ impl NewFile {
     /// Gives the file its name and leaves it to the host when its bytes reach the disk, as qemu-img does in its cache mode
     /// `unsafe`: after a power cut soon afterwards it may be incomplete.
     pub fn commit_unsynced(self) -> Result<()> {
-        let Some(temporary) = self.temporary else { return Ok(()) };
+        let Some((temporary, _unfinished)) = self.temporary else { return Ok(()) };
         temporary.persist(&self.target).map_err(|e| Error::io(self.storage.name(), "rename into place", None, e.error))
+    }
+}
+
+/// The temporary files of this process.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Removes the temporary files of all that is being made: for a process that is about to be ended by a signal. Nothing of it
+/// can be committed afterwards.
+pub fn remove_unfinished() {
+    for path in std::mem::take(&mut *unfinished()) {
+        // One that is gone was committed meanwhile.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps a path among the temporary files.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn new(path: &Path) -> Self {
+        unfinished().insert(path.into());
+        Unfinished(path.into())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        unfinished().remove(&self.0);
     }
 }
 

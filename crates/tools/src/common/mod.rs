@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 pub mod error;
 pub mod json;
 pub mod progress;
+pub mod signals;
 
 pub use error::Failure;
 

@@ -104,6 +104,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(folder) = matches.get_one::<PathBuf>("spool") {
         common::spool_into(folder.clone());
     }
+    // That one ends in its own way.
+    if entry.name != serve::ENTRY.name {
+        common::signals::clean_up();
+    }
     (entry.run)(matches).unwrap_or_else(|failure| failure.report("img"))
 }
 
