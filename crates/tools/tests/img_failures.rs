@@ -24,7 +24,8 @@ const OUTPUTS: [&str; 9] = [
 
 /// 16 MiB that do not get smaller.
 fn source(folder: &Path) {
-    let bytes: Vec<u8> = (0..4u32 << 20).flat_map(|i| (i.wrapping_mul(2_654_435_761) ^ (i >> 7).wrapping_mul(40_503)).to_le_bytes()).collect();
+    let bytes: Vec<u8> =
+        (0..4u32 << 20).flat_map(|i| (i.wrapping_mul(2_654_435_761) ^ (i >> 7).wrapping_mul(40_503)).to_le_bytes()).collect();
     std::fs::write(folder.join("source.raw"), bytes).unwrap();
 }
 
@@ -87,14 +88,19 @@ fn signals_leave_no_output() {
     let folder = tempfile::tempdir().unwrap();
     source(folder.path());
     let sources = ["source.raw"; 40];
-    for (signal, output) in
-        [Signal::INT, Signal::TERM, Signal::KILL].into_iter().flat_map(|signal| ["-O qcow2 -c -m 1", "-O xva -m 1 -o compression=gzip"].map(|o| (signal, o)))
+    for (signal, output) in [Signal::INT, Signal::TERM, Signal::KILL]
+        .into_iter()
+        .flat_map(|signal| ["-O qcow2 -c -m 1", "-O xva -m 1 -o compression=gzip"].map(|o| (signal, o)))
     {
         let mut command = Command::new(IMG);
         command.arg("convert").args(output.split(' ')).args(sources).arg("disk");
         let mut child = command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let start = Instant::now();
-        let busy = || names(folder.path()).iter().any(|n| n.ends_with(".partial") && std::fs::metadata(folder.path().join(n)).is_ok_and(|m| m.len() > 0));
+        let busy = || {
+            names(folder.path())
+                .iter()
+                .any(|n| n.ends_with(".partial") && std::fs::metadata(folder.path().join(n)).is_ok_and(|m| m.len() > 0))
+        };
         while !busy() {
             assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "{output}: no output was begun");
             std::thread::sleep(Duration::from_millis(2));
