@@ -4,15 +4,14 @@
 
 use std::cell::RefCell;
 
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Decompress, FlushDecompress, Status};
 use libdeflater::Decompressor;
 
+use super::deflate::Encoder;
 use super::header::CompressionType;
 
 const ZSTD_LEVEL: u32 = 3;
 const ZLIB_LEVEL: u32 = 6;
-/// log2 of the deflate window.
-const WINDOW: u8 = 12;
 
 /// What a thread keeps for decompression: making it costs more than a small cluster.
 struct Contexts {
@@ -73,7 +72,7 @@ pub struct ClusterCompressor {
 }
 
 enum Method {
-    Zlib(Box<Compress>),
+    Zlib(Box<Encoder>),
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -88,10 +87,7 @@ impl ClusterCompressor {
     pub fn with_level(kind: CompressionType, level: Option<u32>) -> Self {
         let level = level.map(|level| level.clamp(*kind.levels().start(), *kind.levels().end()));
         let method = match kind {
-            CompressionType::Zlib => {
-                let level = Compression::new(level.unwrap_or(ZLIB_LEVEL));
-                Method::Zlib(Box::new(Compress::new_with_window_bits(level, false, WINDOW)))
-            }
+            CompressionType::Zlib => Method::Zlib(Box::new(Encoder::new(level.unwrap_or(ZLIB_LEVEL)))),
             CompressionType::Zstd => {
                 let mut zstd = zstd::bulk::Compressor::default();
                 // Every level that it is given here is known to it.
@@ -107,13 +103,7 @@ impl ClusterCompressor {
         // One byte short of the cluster: what does not fit is not worth it.
         self.out.resize(cluster.len().checked_sub(1)?, 0);
         let len = match &mut self.method {
-            Method::Zlib(zlib) => {
-                zlib.reset();
-                match zlib.compress(cluster, &mut self.out, FlushCompress::Finish) {
-                    Ok(Status::StreamEnd) => zlib.total_out() as usize,
-                    _ => return None,
-                }
-            }
+            Method::Zlib(zlib) => zlib.compress(cluster, &mut self.out)?,
             Method::Zstd(zstd) => zstd.compress_to_buffer(cluster, &mut self.out).ok()?,
         };
         self.out.get(..len)

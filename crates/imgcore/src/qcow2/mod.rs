@@ -28,6 +28,7 @@ mod codec;
 mod compressed;
 mod cow;
 mod create;
+mod deflate;
 mod driver;
 mod edit;
 mod entry;
