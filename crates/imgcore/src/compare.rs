@@ -12,7 +12,7 @@ use crate::cursor::{Cursor, same_bytes};
 use crate::{Error, Extent, ExtentKind, Image, Progress};
 
 /// Differences are told by the sector.
-const SECTOR: usize = 512;
+const SECTOR: u64 = 512;
 /// Bytes of each image that a worker holds: small enough to stay in the processor's cache.
 const BLOCK: usize = 256 << 10;
 /// Bytes that one worker takes at once; compressed clusters are no larger.
@@ -136,7 +136,7 @@ impl Search<'_> {
                 let len = (task.at + task.len - at).min(BLOCK as u64) as usize;
                 match self.block(at, len, task.read, &mut buffers) {
                     Ok(None) => {}
-                    Ok(Some(within)) => self.report(Found::Content(at + within as u64)),
+                    Ok(Some(within)) => self.report(Found::Content((at + within as u64) / SECTOR * SECTOR)),
                     Err(error) => self.report(Found::Unreadable(at, error)),
                 }
                 at += len as u64;
@@ -145,7 +145,7 @@ impl Search<'_> {
         }
     }
 
-    /// The first sector of a block that differs.
+    /// The first byte of a block that differs.
     fn block(&self, at: u64, len: usize, read: [bool; 2], buffers: &mut [Vec<u8>; 2]) -> Result<Option<usize>, Error> {
         for ((image, wanted), buffer) in [self.a, self.b].into_iter().zip(read).zip(&mut *buffers) {
             if wanted {
@@ -156,17 +156,16 @@ impl Search<'_> {
         let [a, b] = buffers;
         Ok(match read {
             [true, true] if a[..len] == b[..len] => None,
-            [true, true] => a[..len].chunks(SECTOR).zip(b[..len].chunks(SECTOR)).position(|(a, b)| a != b),
+            [true, true] => a[..len].iter().zip(&b[..len]).position(|(a, b)| a != b),
             [true, false] => first_nonzero(&a[..len]),
             [false, true] => first_nonzero(&b[..len]),
             [false, false] => None,
-        }
-        .map(|sector| sector * SECTOR))
+        })
     }
 }
 
 fn first_nonzero(bytes: &[u8]) -> Option<usize> {
-    if is_zero(bytes) { None } else { bytes.chunks(SECTOR).position(|sector| !is_zero(sector)) }
+    if is_zero(bytes) { None } else { bytes.iter().position(|byte| *byte != 0) }
 }
 
 /// What QEMU tells of a range: zeroes, allocated, compressed, and whether the bytes lie in a file as they are.

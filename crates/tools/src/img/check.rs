@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, FromArgMatches, ValueEnum};
 use imgcore::Error;
 use imgcore::formats::{CheckReport, Repair};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Entry;
 use super::args::{CacheMode, ImageArgs, Output, only};
@@ -134,25 +134,21 @@ fn human(report: &CheckReport) -> String {
 }
 
 fn as_json(report: &CheckReport, file: &str, format: &str) -> Value {
-    let mut out = Map::new();
-    out.insert("filename".into(), file.into());
-    out.insert("format".into(), format.into());
-    out.insert("check-errors".into(), report.check_errors.into());
-    for (name, number) in [
-        ("image-end-offset", report.image_end_offset),
-        ("corruptions", report.corruptions),
-        ("leaks", report.leaks),
-        ("corruptions-fixed", report.corruptions_fixed),
-        ("leaks-fixed", report.leaks_fixed),
-        ("total-clusters", report.total_clusters),
-        ("allocated-clusters", report.allocated_clusters),
-        ("fragmented-clusters", report.fragmented_clusters),
-        ("compressed-clusters", report.compressed_clusters),
-    ] {
-        // qemu-img leaves out what is zero.
-        if number > 0 {
-            out.insert(name.into(), number.into());
-        }
-    }
-    Value::Object(out)
+    // In qemu-img's order, and without what is zero, as there.
+    let number = |number: u64| Some(number).filter(|number| *number > 0).map(Value::from);
+    let fields = [
+        ("image-end-offset", number(report.image_end_offset)),
+        ("compressed-clusters", number(report.compressed_clusters)),
+        ("total-clusters", number(report.total_clusters)),
+        ("corruptions-fixed", number(report.corruptions_fixed)),
+        ("corruptions", number(report.corruptions)),
+        ("check-errors", Some(report.check_errors.into())),
+        ("leaks-fixed", number(report.leaks_fixed)),
+        ("leaks", number(report.leaks)),
+        ("allocated-clusters", number(report.allocated_clusters)),
+        ("filename", Some(file.into())),
+        ("format", Some(format.into())),
+        ("fragmented-clusters", number(report.fragmented_clusters)),
+    ];
+    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
-use serde_json::json;
+use serde_json::Value;
 
 use super::Entry;
 use super::args::{ImageArgs, Output, check_options, numbers, parse_options, snapshot_name};
@@ -85,11 +85,13 @@ fn run(args: Measure) -> Result<ExitCode, Failure> {
             }
         }
         Output::Json => {
-            let mut value = json!({ "required": measured.required, "fully-allocated": measured.fully_allocated });
-            if let (Some(bytes), Some(map)) = (measured.bitmaps, value.as_object_mut()) {
-                map.insert("bitmaps".into(), bytes.into());
-            }
-            json::print(&value);
+            let sizes = [
+                ("bitmaps", measured.bitmaps),
+                ("required", Some(measured.required)),
+                ("fully-allocated", Some(measured.fully_allocated)),
+            ];
+            let fields = sizes.into_iter().filter_map(|(name, bytes)| Some((name.to_owned(), Value::from(bytes?))));
+            json::print(&fields.collect::<Value>());
         }
     }
     Ok(ExitCode::SUCCESS)
