@@ -23,8 +23,9 @@ pub use sink::Sink;
 
 use crate::Progress;
 
-/// Bytes that are read and written at once, unless the target's clusters are larger.
-const PIECE: u64 = 1 << 20;
+/// Bytes that are read and written at once, unless the target's clusters are larger. They stay in a core's own cache from the
+/// read to the write; measured, 128 to 512 KiB are best, and 1 MiB takes twice as long.
+const PIECE: u64 = 256 << 10;
 /// Bytes of all workers' pieces together.
 const MAX_BUFFERS: usize = 64 << 20;
 

@@ -211,6 +211,10 @@ impl Storage for FileStorage {
                 Err(Error::Invalid(format!("{}: the block device has {there} bytes, {size} are needed", self.name)))
             };
         }
+        // Not for nothing: ext4 takes a file that was cut to 0 for one being replaced, and flushes it when it is closed.
+        if self.size()? == size {
+            return Ok(());
+        }
         self.file.set_len(size).map_err(|e| self.error("resize", size, e))
     }
 
