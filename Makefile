@@ -35,6 +35,7 @@ test: setup
 # Side by side with qemu-img, libguestfs and virt-v2v.
 bench: setup build
 	@scripts/bench --install
+	@scripts/bench-img
 
 install: build
 	@scripts/install "$(DESTDIR)" "$(PREFIX)"

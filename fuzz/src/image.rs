@@ -26,11 +26,10 @@ impl Random {
     }
 }
 
-/// Takes `data` as an image of the format called `format`; nothing happens where the table has no such format.
+/// Takes `data` as an image of the format called `format`, which the table must have.
 pub fn run(format: &str, data: &[u8]) {
-    if Formats::new().driver(format).is_ok() {
-        examine(data, Some(format));
-    }
+    assert!(Formats::new().driver(format).is_ok(), "no format is called {format}");
+    examine(data, Some(format));
 }
 
 /// Takes `data` as an image of whichever format claims it.

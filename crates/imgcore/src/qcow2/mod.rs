@@ -276,14 +276,19 @@ impl Image for Qcow2 {
     fn extents(&self, range: Range<u64>, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()> {
         check_range(&self.file, self.size(), range.start, range.end.saturating_sub(range.start))?;
         let mut at = range.start;
+        let mut ahead = None;
         while at < range.end {
-            let (mapping, mut run) = self.lookup(at, range.end - at)?;
-            // Runs of nothing are joined over L2 tables, so that an empty terabyte is one extent.
-            while at + run < range.end && mapping == Mapping::Unallocated {
-                match self.lookup(at + run, range.end - at - run)? {
-                    (Mapping::Unallocated, more) => run += more,
-                    _ => break,
+            let (mapping, mut run) = ahead.take().map_or_else(|| self.lookup(at, range.end - at), Ok)?;
+            // Runs are joined over L2 tables, so that an empty terabyte is one extent.
+            while at + run < range.end {
+                let (next, more) = self.lookup(at + run, range.end - at - run)?;
+                // No host offset tells adjoining compressed clusters apart.
+                let both_compressed = [mapping, next].iter().all(|m| matches!(m, Mapping::Compressed { .. }));
+                if !both_compressed && !follows(mapping, next, run) {
+                    ahead = Some((next, more));
+                    break;
                 }
+                run += more;
             }
             let own = |kind, start, len, host_offset: Option<u64>| Extent {
                 start,
@@ -307,16 +312,7 @@ impl Image for Qcow2 {
                 }
                 Mapping::Data { host, .. } => flow = visit(own(ExtentKind::Data, at, run, Some(host))),
                 Mapping::Zero { host } => flow = visit(own(ExtentKind::Zero, at, run, host)),
-                Mapping::Compressed { .. } => {
-                    // Adjoining compressed clusters are one extent: no host offset tells them apart.
-                    while at + run < range.end {
-                        match self.lookup(at + run, range.end - at - run)? {
-                            (Mapping::Compressed { .. }, more) => run += more,
-                            _ => break,
-                        }
-                    }
-                    flow = visit(own(ExtentKind::Compressed, at, run, None));
-                }
+                Mapping::Compressed { .. } => flow = visit(own(ExtentKind::Compressed, at, run, None)),
                 Mapping::Unallocated => {
                     let below = self.backing.as_ref().map_or(0, |b| b.size().saturating_sub(at)).min(run);
                     if let (Some(backing), true) = (&self.backing, below > 0) {

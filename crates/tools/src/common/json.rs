@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn what_is_empty_ends_on_a_line_of_its_own() {
         let value = serde_json::json!({ "b": [], "a": { "x": [1, {}] } });
-        let expected = "{\n    \"b\": [\n    ],\n    \"a\": {\n        \"x\": [\n            1,\n            {\n            }\n        ]\n    }\n}";
+        let expected =
+            "{\n    \"b\": [\n    ],\n    \"a\": {\n        \"x\": [\n            1,\n            {\n            }\n        ]\n    }\n}";
         assert_eq!(super::pretty(&value), expected);
     }
 }

@@ -265,7 +265,9 @@ fn as_json(info: &ImageInfo, full: Option<&str>) -> Value {
         }
         if !info.bitmaps.is_empty() {
             let bitmap = |b: &BitmapInfo| json!({ "flags": bitmap_flags(b), "name": b.name, "granularity": b.granularity });
-            data.insert("bitmaps".into(), info.bitmaps.iter().map(bitmap).collect());
+            // They stand where qemu-img has them.
+            let place = data.keys().position(|name| name == "refcount-bits").unwrap_or(data.len());
+            data.shift_insert(place, "bitmaps".into(), info.bitmaps.iter().map(bitmap).collect());
         }
         put("format-specific", Some(json!({ "type": info.format, "data": data })));
     }

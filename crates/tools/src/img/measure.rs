@@ -85,11 +85,8 @@ fn run(args: Measure) -> Result<ExitCode, Failure> {
             }
         }
         Output::Json => {
-            let sizes = [
-                ("bitmaps", measured.bitmaps),
-                ("required", Some(measured.required)),
-                ("fully-allocated", Some(measured.fully_allocated)),
-            ];
+            let sizes =
+                [("bitmaps", measured.bitmaps), ("required", Some(measured.required)), ("fully-allocated", Some(measured.fully_allocated))];
             let fields = sizes.into_iter().filter_map(|(name, bytes)| Some((name.to_owned(), Value::from(bytes?))));
             json::print(&fields.collect::<Value>());
         }
