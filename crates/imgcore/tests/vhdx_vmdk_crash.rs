@@ -6,8 +6,9 @@ mod common;
 use std::sync::Arc;
 
 use common::Random;
+use common::images::after_cut;
 use imgcore::formats::{CreateOptions, Repair};
-use imgcore::storage::{FaultStorage, MemStorage, Operation};
+use imgcore::storage::{FaultStorage, MemStorage};
 use imgcore::{Formats, ImageMut, NoGate, OpenOptions, Storage};
 
 const SIZE: u64 = 5 << 20;
@@ -24,24 +25,6 @@ fn created((format, options): (&str, &[(&str, &str)])) -> Arc<MemStorage> {
 
 fn open_mut(storage: Arc<dyn Storage>) -> Arc<dyn ImageMut> {
     Formats::new().open_storage_mut(storage, &OpenOptions::new(&NoGate)).unwrap()
-}
-
-/// The image after a cut behind operation `cut`: all up to the last sync, and a random choice of what came later, of whose
-/// writes some are torn between sectors.
-fn after_cut(start: &MemStorage, log: &[Operation], cut: usize, random: &mut Random) -> Arc<MemStorage> {
-    let disk = Arc::new(start.snapshot());
-    let synced = log[..cut].iter().rposition(|op| *op == Operation::Sync).map_or(0, |at| at + 1);
-    for (index, operation) in log[..cut].iter().enumerate() {
-        if index < synced || random.below(2) == 0 {
-            operation.apply(&*disk).unwrap();
-        } else if let Operation::Write(offset, data) = operation
-            && random.below(2) == 0
-        {
-            let keep = random.below(data.len() as u64 + 1) as usize / 512 * 512;
-            disk.write_at(&data[..keep], *offset).unwrap();
-        }
-    }
-    disk
 }
 
 #[test]
