@@ -13,6 +13,7 @@ impl Vhd {
     /// Makes the footer durable in both places. The copy at the start counts, and is written in one piece.
     pub(super) fn rewrite_footers(&self) -> Result<()> {
         let mut state = self.state()?;
+        self.end(&mut state)?;
         self.storage.sync()?;
         self.storage.write_at(self.footer.bytes(), 0)?;
         self.storage.sync()?;

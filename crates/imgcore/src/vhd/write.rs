@@ -47,7 +47,8 @@ impl Vhd {
         Ok(state.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
-    /// Where the last block or other structure ends.
+    /// Where the last block or other structure ends. A header may claim room anywhere; only what a BAT's entry can tell
+    /// of can be added to.
     pub(super) fn end(&self, state: &mut State) -> Result<u64> {
         if let Some(end) = state.end {
             return Ok(end);
@@ -61,18 +62,23 @@ impl Vhd {
             }
             block += same;
         }
-        state.end = Some(end);
+        state.end = Some(self.reachable(end)?);
         Ok(end)
+    }
+
+    /// An offset, if a BAT's entry can tell of it.
+    fn reachable(&self, offset: u64) -> Result<u64> {
+        if offset / SECTOR < UNUSED {
+            return Ok(offset);
+        }
+        Err(Error::io(&self.file, "grow", Some(offset), std::io::ErrorKind::FileTooLarge.into()))
     }
 
     /// Takes room for `len` bytes at the end whose byte `within` is aligned. It reads as zeroes.
     pub(super) fn take_room(&self, state: &mut State, len: u64, within: u64) -> Result<u64> {
         let alignment = ALIGNMENT.min(self.block_size());
-        let start = (self.end(state)? + within).next_multiple_of(alignment) - within;
+        let start = self.reachable((self.end(state)? + within).next_multiple_of(alignment) - within)?;
         let end = start + len;
-        if start / SECTOR >= UNUSED {
-            return Err(Error::io(&self.file, "grow", Some(start), std::io::ErrorKind::FileTooLarge.into()));
-        }
         state.footer_is_gone = true;
         // The old footer, and what a crash has left behind.
         let there = self.storage.size()?;
