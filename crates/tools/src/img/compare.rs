@@ -65,7 +65,7 @@ fn differs(args: &Compare, a: &OsString, b: &OsString) -> Result<ExitCode, Failu
     CacheMode::parse(args.cache.as_deref(), "Invalid source cache option")?;
     let formats = common::formats();
     let open = |name, format: &Option<String>| {
-        ImageSpec::parse(name, format.as_deref(), args.image_opts)?.force_share(args.force_share).open(&formats)
+        ImageSpec::parse(name, format.as_deref(), args.image_opts)?.force_share(args.force_share).in_order().open(&formats)
     };
     let names = [a, b];
     let (a, b) = (open(a, &args.a_format)?, open(b, &args.b_format)?);

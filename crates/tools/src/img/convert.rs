@@ -231,7 +231,7 @@ fn run(args: Convert) -> Result<ExitCode, Failure> {
         return Err(Failure::new("No support for concatenating multiple snapshot"));
     }
     let specs = names.iter().map(|name| args.source(name)).collect::<Result<Vec<_>, _>>()?;
-    let sources = specs.iter().map(|spec| spec.open_snapshot(&formats)).collect::<Result<Vec<_>, _>>()?;
+    let sources = specs.iter().map(|spec| spec.clone().in_order().open_snapshot(&formats)).collect::<Result<Vec<_>, _>>()?;
     let driver = driver?;
     let cache = CacheMode::parse(args.target_cache.as_deref().or(Some("unsafe")), "Invalid cache option")?;
     let create = args.create_options(driver)?;

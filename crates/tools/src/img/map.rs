@@ -52,7 +52,7 @@ struct Map {
 fn run(args: Map) -> Result<ExitCode, Failure> {
     let start = numbers::size("start offset", &args.start_offset, 0..=numbers::MAX)?;
     let length = args.max_length.as_deref().map_or(Ok(numbers::MAX), |text| numbers::size("max length", text, 0..=numbers::MAX))?;
-    let image = args.image.image(only("map", &args.files)?)?.force_share(args.force_share).open(&common::formats())?;
+    let image = args.image.image(only("map", &args.files)?)?.force_share(args.force_share).in_order().open(&common::formats())?;
     let end = start.saturating_add(length).min(image.size());
     if let Some(target) = &args.picture {
         draw(&*image, start.min(end)..end, target)?;

@@ -12,6 +12,9 @@ use super::host_words;
 use super::keys::{self, Described};
 use crate::common::Failure;
 
+/// Bytes of L2 tables for a single way through an image: a part of each layer's, with room for several workers.
+const PASSING_TABLES: u64 = 1 << 20;
+
 /// An image as it stands on the command line.
 #[derive(Clone, Debug)]
 pub(crate) struct ImageSpec {
@@ -85,6 +88,12 @@ impl ImageSpec {
     /// The same, with nobody writing it meanwhile, even if it is raw.
     pub(crate) fn exclusive(self) -> Self {
         ImageSpec { exclusive: true, ..self }
+    }
+
+    /// The same, for going through it once from start to end: what was passed of its tables is not kept.
+    pub(crate) fn in_order(self) -> Self {
+        let caches = if self.caches == Caches::default() { Caches { l2: Some(PASSING_TABLES), ..self.caches } } else { self.caches };
+        ImageSpec { caches, ..self }
     }
 
     /// How the library is to open it.
