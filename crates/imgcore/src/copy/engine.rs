@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use super::plan::{Kind, Look, Task, planner};
+use super::plan::{Batch, Kind, Look, Task, planner};
 use super::runs::{Packer, Run, split};
 use super::target::{Stored, Target};
 use super::{Copied, MAX_BUFFERS, Options};
 use crate::{Error, Image, ImageMut, Progress, Result};
 
-/// Tasks that the planner may be ahead of the workers.
+/// Batches that the planner may be ahead of the workers.
 const AHEAD: usize = 64;
 
 /// Copies all of `source` to the start of `target`, which must be at least as large.
@@ -56,7 +56,7 @@ pub fn copy_range(
         source,
         shift: Shift { from: range.start, at },
         tasks: Mutex::new(tasks),
-        turn: Mutex::new(Turn { next: 0, copied: Copied::default(), failure: None }),
+        turn: Mutex::new(Turn { next: 0, waiting: 0, copied: Copied::default(), failure: None }),
         passed: Condvar::new(),
         target,
         progress,
@@ -87,7 +87,7 @@ struct Shift {
 struct Copy<'a> {
     source: &'a dyn Image,
     shift: Shift,
-    tasks: Mutex<Receiver<Task>>,
+    tasks: Mutex<Receiver<Batch>>,
     turn: Mutex<Turn>,
     passed: Condvar,
     target: Target<'a>,
@@ -98,6 +98,8 @@ struct Copy<'a> {
 /// calls in the same order whatever the number of workers.
 struct Turn {
     next: u64,
+    /// Workers that wait for theirs.
+    waiting: usize,
     copied: Copied,
     /// The failed task of the lowest number.
     failure: Option<(u64, Error)>,
@@ -118,26 +120,35 @@ impl Copy<'_> {
         let mut packer = self.target.compression.map(|c| Packer::new(c, end));
         let mut buf = Vec::new();
         loop {
-            let Ok(task) = lock(&self.tasks).recv() else { return };
-            let number = task.number;
-            let (at, len) = (task.at, task.len);
-            let outcome = self.read(task.kind, at, len, &mut buf, packer.as_mut());
-            let Some(mut turn) = self.wait_for(number) else { return };
-            let placed = outcome.and_then(|content| self.place(&mut turn, at, len, &buf, content));
-            turn.next += 1;
-            let stored = placed.and_then(|stored| {
-                drop(turn);
-                self.passed.notify_all();
-                stored.into_iter().try_for_each(|piece| self.target.store(&buf, piece))
-            });
-            match stored {
-                Ok(()) => self.progress.advance(len),
-                Err(error) => {
-                    lock(&self.turn).fail(number, error);
-                    self.passed.notify_all();
-                    return;
+            let Ok(batch) = lock(&self.tasks).recv() else { return };
+            for Task { number, at, len, kind } in batch {
+                let outcome = self.read(kind, at, len, &mut buf, packer.as_mut());
+                let Some(mut turn) = self.wait_for(number) else { return };
+                let placed = outcome.and_then(|content| self.place(&mut turn, at, len, &buf, content));
+                turn.next += 1;
+                let stored = placed.and_then(|stored| {
+                    self.pass(turn);
+                    stored.into_iter().try_for_each(|piece| self.target.store(&buf, piece))
+                });
+                match stored {
+                    Ok(()) => self.progress.advance(len),
+                    Err(error) => {
+                        let mut turn = lock(&self.turn);
+                        turn.fail(number, error);
+                        return self.pass(turn);
+                    }
                 }
             }
+        }
+    }
+
+    /// Gives the turn away.
+    fn pass(&self, turn: MutexGuard<'_, Turn>) {
+        let waiting = turn.waiting;
+        drop(turn);
+        // A call of the kernel even when nobody waits.
+        if waiting > 0 {
+            self.passed.notify_all();
         }
     }
 
@@ -171,7 +182,9 @@ impl Copy<'_> {
             if turn.next == number {
                 return Some(turn);
             }
+            turn.waiting += 1;
             turn = self.passed.wait(turn).unwrap_or_else(|e| e.into_inner());
+            turn.waiting -= 1;
         }
     }
 

@@ -46,11 +46,18 @@ impl Look {
     }
 }
 
+/// What one worker takes at once: a task with something to read, and those without it that come before. Waking a worker takes
+/// longer than a hole.
+pub(super) type Batch = Vec<Task>;
+
+/// Most tasks of a batch.
+const BATCH: usize = 64;
+
 /// Puts the tasks for `range` of the source, which goes to `at` of the target, into the queue.
-pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look, plan: &SyncSender<Task>) {
+pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look, plan: &SyncSender<Batch>) {
     let has_backing = source.backing().is_some();
     let end = at + (range.end - range.start);
-    let mut queue = Queue { plan, piece: look.piece, number: 0, open: at };
+    let mut queue = Queue { plan, piece: look.piece, number: 0, open: at, batch: Batch::new() };
     let mut planned = range.start;
     let walk = source.extents(range.clone(), &mut |extent| {
         if extent.start != planned || extent.len == 0 || extent.len > range.end - extent.start {
@@ -80,7 +87,9 @@ pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look
             Error::Invalid(format!("{file}: the walk over its content stopped at offset {planned:#x} of {:#x}", range.end))
         }
         Ok(()) => {
-            let _ = queue.data_until(end);
+            if queue.data_until(end).is_continue() {
+                let _ = queue.send();
+            }
             return;
         }
     };
@@ -88,19 +97,27 @@ pub(super) fn planner(source: &dyn Image, range: Range<u64>, at: u64, look: Look
 }
 
 struct Queue<'a> {
-    plan: &'a SyncSender<Task>,
+    plan: &'a SyncSender<Batch>,
     piece: u64,
     number: u64,
     /// Where the part of the target begins that no task covers yet.
     open: u64,
+    /// Tasks that are not sent yet.
+    batch: Batch,
 }
 
 impl Queue<'_> {
     fn push(&mut self, to: u64, kind: Kind) -> ControlFlow<()> {
-        let sent = self.plan.send(Task { number: self.number, at: self.open, len: to - self.open, kind });
+        let is_last = matches!(kind, Kind::Data | Kind::Fail(_)) || self.batch.len() + 1 >= BATCH;
+        self.batch.push(Task { number: self.number, at: self.open, len: to - self.open, kind });
         self.number += 1;
         self.open = to;
-        if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if is_last { self.send() } else { ControlFlow::Continue(()) }
+    }
+
+    fn send(&mut self) -> ControlFlow<()> {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() || self.plan.send(batch).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
     /// Cut at multiples of the piece, which holds whole clusters.
