@@ -193,9 +193,6 @@ pub trait Placing: Sync {
     /// it takes more than that, such as bytes of a cluster that are to be kept: then [`ImageMut::write_at`] does it all.
     fn place(&self, offset: u64, len: u64) -> Result<Option<Place>>;
 
-    /// Takes room for `len` bytes that a [`Compressor`] made of the cluster at byte `offset`, and gives the place.
-    fn place_packed(&self, offset: u64, len: u64) -> Result<u64>;
-
     /// Stores `data` at the place `host`.
     fn store(&self, data: &[u8], host: u64) -> Result<()>;
 }
@@ -222,6 +219,10 @@ pub trait Compression: Sync {
 
     /// Stores what a compressor made of the cluster at byte `offset`, where nothing is stored yet.
     fn write_packed(&self, packed: &[u8], offset: u64) -> Result<()>;
+
+    /// Takes room for `len` such bytes and gives their place, for [`Placing::store`]. `None` where they can only be written in
+    /// their order, by [`write_packed`](Compression::write_packed).
+    fn place_packed(&self, offset: u64, len: u64) -> Result<Option<u64>>;
 
     /// Whether the image can hold nothing that is not compressed.
     fn is_needed(&self) -> bool {

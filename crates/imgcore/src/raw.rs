@@ -153,10 +153,6 @@ impl Placing for Raw {
         Ok(Some(Place { host: offset, len }))
     }
 
-    fn place_packed(&self, _: u64, _: u64) -> Result<u64> {
-        Err(Error::unsupported(&self.file, "raw", "compressed clusters"))
-    }
-
     fn store(&self, data: &[u8], host: u64) -> Result<()> {
         self.write_at(data, host)
     }

@@ -80,10 +80,8 @@ impl<'a> Target<'a> {
     }
 
     fn place_packed(&self, packed: Vec<u8>, at: u64, stored: &mut Vec<Stored>) -> Result<()> {
-        let (Some(placing), Some(_)) = (self.placing, self.compression) else {
-            return self.compression.map_or(Ok(()), |c| c.write_packed(&packed, at));
-        };
-        let host = placing.place_packed(at, packed.len() as u64)?;
+        let Some(compression) = self.compression else { return Ok(()) };
+        let Some(host) = compression.place_packed(at, packed.len() as u64)? else { return compression.write_packed(&packed, at) };
         match stored.last_mut() {
             Some(Stored::Packed(bytes, start)) if *start + bytes.len() as u64 == host => bytes.extend(packed),
             _ => stored.push(Stored::Packed(packed, host)),

@@ -1,8 +1,11 @@
 //! Storing clusters compressed.
 
+use super::entry::{Cluster, Place};
+use super::header::FORMAT;
 use super::write::Allocation;
 use super::{ClusterCompressor, Qcow2};
-use crate::{Compression, Compressor, Placing, Result};
+use crate::image::check_range;
+use crate::{Compression, Compressor, Error, Image, Placing, Result};
 
 impl Qcow2 {
     /// Stores one guest cluster compressed: `packed` is what [`ClusterCompressor`](super::ClusterCompressor) made of all
@@ -11,8 +14,7 @@ impl Qcow2 {
     /// # Errors
     /// [`Error::Invalid`] when `guest` is no cluster's start or `packed` not smaller than a cluster.
     pub fn write_compressed_cluster(&self, guest: u64, packed: &[u8]) -> Result<()> {
-        let host = self.place_packed(guest, packed.len() as u64)?;
-        self.store(packed, host)
+        self.write_packed(packed, guest)
     }
 }
 
@@ -46,6 +48,27 @@ impl Compression for Qcow2 {
     }
 
     fn write_packed(&self, packed: &[u8], offset: u64) -> Result<()> {
-        self.write_compressed_cluster(offset, packed)
+        self.place_packed(offset, packed.len() as u64)?.map_or(Ok(()), |host| self.store(packed, host))
+    }
+
+    fn place_packed(&self, offset: u64, len: u64) -> Result<Option<u64>> {
+        let cluster_size = self.cluster_size();
+        check_range(&self.file, self.size(), offset, 1)?;
+        if !offset.is_multiple_of(cluster_size) || len == 0 || len >= cluster_size {
+            return Err(Error::Invalid(format!("{}: {len} bytes cannot be a compressed cluster at {offset:#x}", self.file)));
+        }
+        if self.external() {
+            return Err(Error::unsupported(&self.file, FORMAT, "compressed clusters with an external data file"));
+        }
+        self.record(offset, cluster_size.min(self.size() - offset))?;
+        let first = offset / cluster_size;
+        let _lock = self.writer()?.ranges.lock(first..first + 1);
+        let mut allocation = self.allocation()?;
+        self.own_l2(&mut allocation, offset)?;
+        let host = allocation.place_compressed(len, cluster_size)?;
+        allocation.compressed_end = Some(host + len).filter(|end| end % cluster_size != 0);
+        let packed = Cluster { place: Place::Compressed { host, len }, stored: 0, zero: 0 };
+        self.link(&mut allocation, first, std::iter::once(packed), false)?;
+        Ok(Some(host))
     }
 }

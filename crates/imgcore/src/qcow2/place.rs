@@ -3,9 +3,8 @@
 use super::Qcow2;
 use super::cow::MAX_NEW;
 use super::entry::{self, Cluster, Mapping, subclusters};
-use super::header::FORMAT;
 use crate::image::check_range;
-use crate::{Error, Image, Place, Placing, Result};
+use crate::{Image, Place, Placing, Result};
 
 impl Placing for Qcow2 {
     /// Whole clusters only: a part of one needs what the guest has around it.
@@ -36,27 +35,6 @@ impl Placing for Qcow2 {
         let mut allocation = self.allocation()?;
         self.link(&mut allocation, first, new, false)?;
         Ok(Some(Place { host: target.host, len }))
-    }
-
-    fn place_packed(&self, offset: u64, len: u64) -> Result<u64> {
-        let cluster_size = self.cluster_size();
-        check_range(&self.file, self.size(), offset, 1)?;
-        if !offset.is_multiple_of(cluster_size) || len == 0 || len >= cluster_size {
-            return Err(Error::Invalid(format!("{}: {len} bytes cannot be a compressed cluster at {offset:#x}", self.file)));
-        }
-        if self.external() {
-            return Err(Error::unsupported(&self.file, FORMAT, "compressed clusters with an external data file"));
-        }
-        self.record(offset, cluster_size.min(self.size() - offset))?;
-        let first = offset / cluster_size;
-        let _lock = self.writer()?.ranges.lock(first..first + 1);
-        let mut allocation = self.allocation()?;
-        self.own_l2(&mut allocation, offset)?;
-        let host = allocation.place_compressed(len, cluster_size)?;
-        allocation.compressed_end = Some(host + len).filter(|end| end % cluster_size != 0);
-        let packed = Cluster { place: entry::Place::Compressed { host, len }, stored: 0, zero: 0 };
-        self.link(&mut allocation, first, std::iter::once(packed), false)?;
-        Ok(host)
     }
 
     fn store(&self, data: &[u8], host: u64) -> Result<()> {

@@ -145,10 +145,6 @@ impl Placing for Vdi {
         Ok(Some(Place { host, len }))
     }
 
-    fn place_packed(&self, _: u64, _: u64) -> Result<u64> {
-        Err(Error::unsupported(&self.file, FORMAT, "compressed data"))
-    }
-
     fn store(&self, data: &[u8], host: u64) -> Result<()> {
         self.storage.write_at(data, host)
     }

@@ -121,10 +121,6 @@ impl Placing for FixedVhd {
         Ok(Some(Place { host: offset, len }))
     }
 
-    fn place_packed(&self, _: u64, _: u64) -> Result<u64> {
-        Err(Error::unsupported(&self.file, FORMAT, "compressed data"))
-    }
-
     fn store(&self, data: &[u8], host: u64) -> Result<()> {
         self.storage.write_at(data, host)
     }

@@ -8,7 +8,7 @@
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{FORMAT, Mapping, SECTOR, UNUSED, Vhd};
+use super::{Mapping, SECTOR, UNUSED, Vhd};
 use crate::formats::OpenContext;
 use crate::image::check_range;
 use crate::layers::extents_below;
@@ -274,10 +274,6 @@ impl Placing for Vhd {
             (Mapping::Data(host), len) => Ok(Some(Place { host, len })),
             (Mapping::Absent, _) => Ok(None),
         }
-    }
-
-    fn place_packed(&self, _: u64, _: u64) -> Result<u64> {
-        Err(Error::unsupported(&self.file, FORMAT, "compressed data"))
     }
 
     fn store(&self, data: &[u8], host: u64) -> Result<()> {

@@ -363,6 +363,10 @@ impl Compression for StreamImage {
         self.add(&mut state, offset / GRAIN_SIZE, packed)
     }
 
+    fn place_packed(&self, _: u64, _: u64) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     fn is_needed(&self) -> bool {
         true
     }
