@@ -108,7 +108,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if entry.name != serve::ENTRY.name {
         common::signals::clean_up();
     }
-    if matches!(name, "check" | "compare" | "info" | "map" | "measure") {
+    if matches!(name, "bench" | "check" | "compare" | "info" | "map" | "measure") {
         common::end_with_reader();
     }
     (entry.run)(matches).unwrap_or_else(|failure| failure.report("img"))

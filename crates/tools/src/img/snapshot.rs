@@ -59,6 +59,7 @@ fn run(args: Snapshot) -> Result<ExitCode, Failure> {
     } else if let Some(name) = &args.delete {
         delete(&image, name)?;
     } else {
+        common::end_with_reader();
         print!("{}", snapshot_list(&image.open(&common::formats())?.info()));
     }
     Ok(ExitCode::SUCCESS)
