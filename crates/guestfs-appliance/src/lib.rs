@@ -15,6 +15,8 @@ pub mod distro_kernel;
 pub mod initramfs;
 pub mod locate;
 mod machine;
+mod monitor;
+mod on_qemu;
 pub mod protocol;
 mod qemu;
 mod session;

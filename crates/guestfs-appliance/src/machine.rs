@@ -12,7 +12,8 @@ use guestfs::{Error, Result};
 use imgcore::nbd::Content;
 
 use crate::Appliance;
-use crate::qemu::{self, Builder, Qemu};
+use crate::monitor::{Monitor, failure};
+use crate::qemu::{self, Builder};
 
 /// Pieces of console output that wait for a reader; then the machine waits.
 const QUEUE: usize = 256;
@@ -50,7 +51,7 @@ impl MachineRunner for Appliance {
             // Without its boot ROM: nothing is ever started over the network.
             builder.args(["-device".into(), format!("virtio-net-pci,netdev=net{number},mac={mac},romfile=")]);
         }
-        let (qemu, stdin, mut stdout) = builder.start_with_console()?;
+        let (monitor, stdin, mut stdout) = builder.start_with_console()?;
         let (sender, output) = sync_channel(QUEUE);
         let follower = move || {
             let mut buf = [0; 4096];
@@ -60,11 +61,8 @@ impl MachineRunner for Appliance {
                 }
             }
         };
-        std::thread::Builder::new()
-            .name("console".into())
-            .spawn(follower)
-            .map_err(|e| Error::Appliance { what: format!("cannot start a thread: {e}"), console: String::new() })?;
-        Ok(Box::new(Running { qemu, stdin, output }))
+        std::thread::Builder::new().name("console".into()).spawn(follower).map_err(|e| failure(format!("cannot start a thread: {e}")))?;
+        Ok(Box::new(Running { monitor, stdin, output }))
     }
 }
 
@@ -84,7 +82,7 @@ fn add_uefi(builder: &mut Builder) -> Result<()> {
 }
 
 struct Running {
-    qemu: Qemu,
+    monitor: Monitor,
     stdin: ChildStdin,
     output: Receiver<Vec<u8>>,
 }
@@ -94,19 +92,19 @@ impl Machine for Running {
         match self.output.recv_timeout(timeout) {
             Ok(mut text) => {
                 // Its firmware speaks: all disks are connected.
-                self.qemu.forget_sockets();
+                self.monitor.connected();
                 while let Ok(more) = self.output.try_recv() {
                     text.extend(more);
                 }
                 Ok(text)
             }
             Err(RecvTimeoutError::Timeout) => Ok(Vec::new()),
-            Err(RecvTimeoutError::Disconnected) => Err(self.qemu.error("the machine ended")),
+            Err(RecvTimeoutError::Disconnected) => Err(self.monitor.error("the machine ended")),
         }
     }
 
     fn write_console(&mut self, keys: &[u8]) -> Result<()> {
         let written = self.stdin.write_all(keys).and_then(|()| self.stdin.flush());
-        written.map_err(|e| self.qemu.error(&format!("cannot type on the machine's console: {e}")))
+        written.map_err(|e| self.monitor.error(&format!("cannot type on the machine's console: {e}")))
     }
 }

@@ -12,8 +12,8 @@ use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result
 use imgcore::ImageMut;
 
 use crate::connection::{Connection, Limits, Trouble};
+use crate::monitor::Monitor;
 use crate::protocol::{self, Failure, OUTPUT_LIMIT, Place, Reply, Request, WireEntry};
-use crate::qemu::Qemu;
 use crate::tools::Tools;
 
 /// Most bytes of one directory's listing, and of one file's attributes.
@@ -34,7 +34,7 @@ pub struct ApplianceSession {
 
 struct Inner {
     connection: Connection,
-    qemu: Qemu,
+    monitor: Monitor,
     /// What ended it.
     dead: Option<String>,
 }
@@ -47,8 +47,8 @@ struct About<'a> {
 }
 
 impl ApplianceSession {
-    pub(crate) fn new(qemu: Qemu, connection: Connection, limits: Limits, writable: Vec<Arc<dyn ImageMut>>, scsi: bool) -> Self {
-        let inner = Mutex::new(Inner { connection, qemu, dead: None });
+    pub(crate) fn new(monitor: Monitor, connection: Connection, limits: Limits, writable: Vec<Arc<dyn ImageMut>>, scsi: bool) -> Self {
+        let inner = Mutex::new(Inner { connection, monitor, dead: None });
         ApplianceSession { inner, limits, writable, tools: Tools::default(), scsi }
     }
 
@@ -62,10 +62,10 @@ impl ApplianceSession {
         match self.exchange(about, request, &mut io::empty(), &mut no_data, self.limits.boot)? {
             Reply::Hello { version: protocol::VERSION, kernel } => {
                 let mut inner = self.lock();
-                inner.qemu.forget_sockets();
+                inner.monitor.connected();
                 match inner.connection.set_silence(self.limits.silence) {
                     Ok(()) => Ok(kernel),
-                    Err(e) => Err(inner.qemu.error(&format!("the appliance's socket: {e}"))),
+                    Err(e) => Err(inner.monitor.error(&format!("the appliance's socket: {e}"))),
                 }
             }
             Reply::Hello { version, .. } => Err(Error::Appliance {
@@ -79,10 +79,10 @@ impl ApplianceSession {
         }
     }
 
-    /// The QEMU process, for tests that harm it.
+    /// The monitor's process, for tests that harm it.
     #[doc(hidden)]
     pub fn process(&self) -> rustix::process::Pid {
-        self.lock().qemu.pid()
+        self.lock().monitor.pid()
     }
 
     fn exchange(
@@ -102,7 +102,7 @@ impl ApplianceSession {
             Ok(Reply::Failed(failure)) => Err(match failure {
                 Failure::NotFound => Error::NotFound(about.path.to_vec()),
                 Failure::WrongType(wrong) => Error::WrongType { path: about.path.to_vec(), what: wrong.words() },
-                Failure::Other(what) => guest(match inner.qemu.first_disk_error() {
+                Failure::Other(what) => guest(match inner.monitor.first_disk_error() {
                     Some(disk) => format!("{} ({disk})", guestfs::show(what.as_bytes())),
                     None => guestfs::show(what.as_bytes()),
                 }),
@@ -118,8 +118,8 @@ impl ApplianceSession {
                     _ => format!("the appliance's agent talks nonsense: {e}"),
                 };
                 let what = format!("{what}, asked to {} {}", about.action, guestfs::show(about.path));
-                let error = inner.qemu.error(&what);
-                inner.qemu.kill();
+                let error = inner.monitor.error(&what);
+                inner.monitor.kill();
                 inner.dead = Some(what);
                 Err(error)
             }
@@ -143,8 +143,8 @@ impl ApplianceSession {
     /// Gives an agent up that answers something else than it was asked.
     fn nonsense(&self) -> Error {
         let mut inner = self.lock();
-        let error = inner.qemu.error("the appliance's agent answers something else than it was asked");
-        inner.qemu.kill();
+        let error = inner.monitor.error("the appliance's agent answers something else than it was asked");
+        inner.monitor.kill();
         inner.dead = Some("it talked nonsense".into());
         error
     }
@@ -393,11 +393,11 @@ impl Session for ApplianceSession {
     fn shutdown(self: Box<Self>) -> Result<()> {
         self.order(b"/", "power off", &Request::PowerOff)?;
         let mut inner = self.lock();
-        if inner.qemu.wait(POWER_OFF).is_none() {
-            return Err(inner.qemu.error("the appliance does not power off"));
+        if inner.monitor.wait(POWER_OFF).is_none() {
+            return Err(inner.monitor.error("the appliance does not power off"));
         }
-        if let Some(e) = inner.qemu.first_disk_error() {
-            return Err(Error::Appliance { what: format!("a disk failed under the appliance: {e}"), console: inner.qemu.console() });
+        if let Some(e) = inner.monitor.first_disk_error() {
+            return Err(Error::Appliance { what: format!("a disk failed under the appliance: {e}"), console: inner.monitor.console() });
         }
         for image in &self.writable {
             image.flush()?;
