@@ -134,7 +134,9 @@ fn open(device: &Path) -> Result<Kvm, Report> {
     match kvm.get_api_version() {
         API_VERSION => {}
         ..0 => return Err(Report::new(Verdict::Unusable, format!("{name} is no KVM"))),
-        version => return Err(Report::new(Verdict::Unusable, format!("{name} speaks version {version} of KVM's interface, not {API_VERSION}"))),
+        version => {
+            return Err(Report::new(Verdict::Unusable, format!("{name} speaks version {version} of KVM's interface, not {API_VERSION}")));
+        }
     }
     let missing: Vec<String> = NEEDED.into_iter().filter(|cap| !kvm.check_extension(*cap)).map(|cap| format!("{cap:?}")).collect();
     if !missing.is_empty() {
@@ -161,7 +163,9 @@ fn cannot_open(device: &Path, error: &io::Error) -> Report {
             let fix = match module {
                 Some("vmx") => "sudo modprobe kvm_intel; in a container, pass /dev/kvm into it",
                 Some(_) => "sudo modprobe kvm_amd; in a container, pass /dev/kvm into it",
-                None => "switch virtualisation on in the machine's firmware, or nested virtualisation on its host if it is a virtual machine",
+                None => {
+                    "switch virtualisation on in the machine's firmware, or nested virtualisation on its host if it is a virtual machine"
+                }
             };
             unusable(format!("there is no {name}")).fix(fix)
         }
@@ -171,7 +175,8 @@ fn cannot_open(device: &Path, error: &io::Error) -> Report {
 }
 
 fn busy() -> Report {
-    Report::new(Verdict::Unusable, "another hypervisor holds the processor's virtualisation").fix("stop the machines of VirtualBox or VMware")
+    Report::new(Verdict::Unusable, "another hypervisor holds the processor's virtualisation")
+        .fix("stop the machines of VirtualBox or VMware")
 }
 
 /// The group that the device is meant for; root's is nobody's.
