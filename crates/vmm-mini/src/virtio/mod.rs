@@ -1,5 +1,14 @@
 //! Virtio devices over MMIO (VIRTIO 1.2, section 4.2): the transport is one for all, a device is one file.
 
+#![forbid(unsafe_code)]
+
+pub mod blk;
+pub mod mmio;
+mod ring;
+#[cfg(test)]
+mod tests;
+mod worker;
+
 use std::io;
 use std::sync::Arc;
 
@@ -25,6 +34,19 @@ pub trait VirtioDevice: Send + Sync {
     /// # Errors
     /// What the host lacks to run it.
     fn start(&self, running: Running) -> io::Result<Box<dyn Send + Sync>>;
+    /// Forgets what the driver told it. It is not running.
+    fn reset(&self) {}
+    /// What it knows from the driver beside its queues. It is not running.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Takes what [`save`](Self::save) gave, before it is started.
+    ///
+    /// # Errors
+    /// The state is no state of this device.
+    fn restore(&self, state: &[u8]) -> io::Result<()> {
+        if state.is_empty() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "the device keeps no state")) }
+    }
 }
 
 /// What a started device works with.
@@ -49,4 +71,11 @@ pub trait Interrupt: Send + Sync {
     fn config_changed(&self) -> io::Result<()>;
     /// The device cannot go on until it is reset (DEVICE_NEEDS_RESET, section 2.1.2).
     fn needs_reset(&self);
+}
+
+/// Fills `data` from `offset` of a configuration space; zeroes behind its end.
+fn config_bytes(space: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or_default();
+    data.fill(0);
+    data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
 }
