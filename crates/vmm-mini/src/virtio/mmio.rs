@@ -209,7 +209,8 @@ impl Transport {
     fn try_start(&self, registers: &Registers) -> io::Result<Live> {
         let event_idx = registers.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let sizes = self.device.queue_sizes();
-        let queues = registers.rings.iter().zip(sizes).map(|(ring, &max)| Ok(Arc::new(Mutex::new(ring.open(max, event_idx, &self.memory)?))));
+        let queues =
+            registers.rings.iter().zip(sizes).map(|(ring, &max)| Ok(Arc::new(Mutex::new(ring.open(max, event_idx, &self.memory)?))));
         let queues = queues.collect::<io::Result<Vec<_>>>()?;
         let threads = self.device.start(Running {
             memory: self.memory.clone(),

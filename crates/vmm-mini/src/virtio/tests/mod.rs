@@ -51,8 +51,16 @@ struct Guest {
     queues: Vec<Rings>,
     /// The next free byte for a buffer.
     free: u64,
-    /// Buffers that were offered: queue, head, where the device writes and how much.
-    offered: VecDeque<(usize, u16, Vec<(u64, usize)>)>,
+    offered: VecDeque<Offered>,
+}
+
+/// A chain that the device has not used yet.
+#[derive(Clone, Debug)]
+struct Offered {
+    queue: usize,
+    head: u16,
+    /// Where the device writes, and how much.
+    buffers: Vec<(u64, usize)>,
 }
 
 impl Guest {
@@ -127,9 +135,11 @@ impl Guest {
     fn describe(&self, index: usize, rings: &Rings) {
         self.set(VIRTIO_MMIO_QUEUE_SEL, index as u32);
         self.set(VIRTIO_MMIO_QUEUE_NUM, rings.size.into());
-        for (low, address) in
-            [(VIRTIO_MMIO_QUEUE_DESC_LOW, rings.descriptors), (VIRTIO_MMIO_QUEUE_AVAIL_LOW, rings.avail), (VIRTIO_MMIO_QUEUE_USED_LOW, rings.used)]
-        {
+        for (low, address) in [
+            (VIRTIO_MMIO_QUEUE_DESC_LOW, rings.descriptors),
+            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, rings.avail),
+            (VIRTIO_MMIO_QUEUE_USED_LOW, rings.used),
+        ] {
             self.set(low, address as u32);
             self.set(low + 4, (address >> 32) as u32);
         }
@@ -191,19 +201,19 @@ impl Guest {
         let Rings { size, descriptors, next_avail, .. } = self.queues[queue];
         let count = (read.len() + write.len()) as u16;
         let head = next_avail.wrapping_mul(count) % size;
-        let mut at = Vec::new();
+        let mut buffers = Vec::new();
         for (n, (bytes, len)) in read.iter().map(|b| (Some(b), b.len())).chain(write.iter().map(|&len| (None, len))).enumerate() {
             let address = self.allocate(len);
             match bytes {
                 Some(bytes) => self.memory.write_slice(bytes, GuestAddress(address)).unwrap(),
-                None => at.push((address, len)),
+                None => buffers.push((address, len)),
             }
             let last = n + 1 == usize::from(count);
             let flags = if bytes.is_none() { WRITE } else { 0 } | if last { 0 } else { NEXT };
             let index = (head + n as u16) % size;
             self.descriptor(descriptors, index, address, len as u32, flags, (index + 1) % size);
         }
-        self.offered.push_back((queue, head, at));
+        self.offered.push_back(Offered { queue, head, buffers });
         self.publish(queue, head);
     }
 
@@ -239,8 +249,8 @@ impl Guest {
     /// Waits for the chain that was offered first: what the device wrote into its buffers, and the length that it told.
     fn answer(&mut self, queue: usize) -> (Vec<u8>, u32) {
         let (head, len) = self.wait_for("used buffers", |guest| guest.used(queue));
-        let place = self.offered.iter().position(|(q, h, _)| (*q, *h) == (queue, head)).expect("the device used what was not offered");
-        let (.., buffers) = self.offered.remove(place).unwrap();
+        let place = self.offered.iter().position(|offered| (offered.queue, offered.head) == (queue, head));
+        let buffers = self.offered.remove(place.expect("the device used what was not offered")).unwrap().buffers;
         let mut bytes = Vec::new();
         for (address, len) in buffers {
             let mut part = vec![0; len];
