@@ -1,4 +1,4 @@
-//! An NBD server: how a virtual machine, or any NBD client, reaches our images.
+//! An NBD server: how a virtual machine, or any NBD client, reaches our images. And a [client](Client), whose image is an export.
 //!
 //! The protocol is [NBD](https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md): the fixed newstyle
 //! handshake, structured replies with holes, and what blocks are (`base:allocation`, `qemu:allocation-depth` and
@@ -8,6 +8,7 @@
 //! Clients are not trusted: the handshake has a time limit, payloads and threads of a connection are bounded, and one that
 //! breaks the protocol loses its connection and nothing else.
 
+mod client;
 mod handshake;
 mod meta;
 mod proto;
@@ -33,11 +34,12 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
 use crate::ranges::RangeLocks;
 use crate::{Error, Image, ImageMut, Result};
+pub use client::Client;
 use socket::{Reader, Socket};
 
 /// Connections that one server holds at a time; more are closed at once.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a client may take to choose its export.
+/// How long the other side may take until an export is chosen.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 
 /// What is served under a name.
@@ -113,10 +115,15 @@ pub enum Address {
 
 /// A running server. Dropping it ends all connections, waits for requests under way and removes a unix socket.
 pub struct Server {
+    /// Where new connections come from, if they do.
+    listening: Option<Listening>,
+    shared: Arc<Shared>,
+}
+
+struct Listening {
     address: Address,
     listener: Arc<OwnedFd>,
-    accepting: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
 }
 
 /// What the threads of one server share.
@@ -132,7 +139,7 @@ struct Shared {
 struct Connections {
     closing: bool,
     next: u64,
-    open: HashMap<u64, (Arc<Socket>, Option<JoinHandle<()>>)>,
+    open: HashMap<u64, (Arc<Socket>, JoinHandle<()>)>,
     /// Connections that are past the handshake.
     clients: usize,
     /// Whether there has been one.
@@ -147,16 +154,37 @@ pub fn serve(address: &Address, exports: Vec<Export>) -> Result<Server> {
     if exports.is_empty() {
         return Err(Error::Invalid("an NBD server needs an export".into()));
     }
+    let shared = Shared::new(exports);
     let (listener, address) = listen(address)?;
     let listener = Arc::new(listener);
-    let shared = Arc::new(Shared { exports, connections: Mutex::default(), changed: Condvar::new(), first_error: Mutex::default() });
-    let mut server = Server { address, listener, accepting: None, shared };
     let accepting = std::thread::Builder::new().name("nbd-accept".into()).spawn({
-        let (listener, shared) = (server.listener.clone(), server.shared.clone());
+        let (listener, shared) = (listener.clone(), shared.clone());
         move || accept(&listener, &shared)
     });
-    server.accepting = Some(accepting.map_err(|source| Error::io("NBD server", "start", None, source))?);
-    Ok(server)
+    match accepting {
+        Ok(accepting) => Ok(Server { listening: Some(Listening { address, listener, accepting }), shared }),
+        Err(source) => {
+            forget(&address);
+            Err(Error::io("NBD server", "start", None, source))
+        }
+    }
+}
+
+/// Serves `export` to the one client at the other end of `socket`, which may take its time to begin: it is a process of the
+/// caller's own, say, that is yet to start.
+///
+/// # Errors
+/// [`Error::Io`] when no thread can be had for it.
+pub fn serve_connected(socket: impl Into<OwnedFd>, export: Export) -> Result<Server> {
+    let shared = Shared::new(vec![export]);
+    start(socket.into(), &shared, None).map_err(|source| Error::io("NBD server", "start", None, source))?;
+    Ok(Server { listening: None, shared })
+}
+
+impl Shared {
+    fn new(exports: Vec<Export>) -> Arc<Self> {
+        Arc::new(Shared { exports, connections: Mutex::default(), changed: Condvar::new(), first_error: Mutex::default() })
+    }
 }
 
 /// A listening socket, and its address with the port that it got.
@@ -188,9 +216,9 @@ fn is_abandoned(path: &Path) -> bool {
 }
 
 impl Server {
-    /// Where it listens; for TCP with the real port.
-    pub fn address(&self) -> &Address {
-        &self.address
+    /// Where it listens, if it does; for TCP with the real port.
+    pub fn address(&self) -> Option<&Address> {
+        self.listening.as_ref().map(|listening| &listening.address)
     }
 
     /// The first failure of an image that a client was told of only as an error number.
@@ -215,21 +243,26 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
-        // On Linux this wakes a thread in accept(2), which then fails.
-        let _ = shutdown(&self.listener, Shutdown::Both);
-        if let Some(thread) = self.accepting.take() {
-            let _ = thread.join();
+        if let Some(Listening { address, listener, accepting }) = self.listening.take() {
+            // On Linux this wakes a thread in accept(2), which then fails.
+            let _ = shutdown(&listener, Shutdown::Both);
+            let _ = accepting.join();
+            forget(&address);
         }
         let open = std::mem::take(&mut lock(&self.shared.connections).open);
         for (socket, _) in open.values() {
             socket.shut_down();
         }
         for (_, thread) in open.into_values() {
-            let _ = thread.map(JoinHandle::join);
+            let _ = thread.join();
         }
-        if let Address::Unix(path) = &self.address {
-            let _ = std::fs::remove_file(path);
-        }
+    }
+}
+
+/// Removes a socket's name.
+fn forget(address: &Address) {
+    if let Address::Unix(path) = address {
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -240,7 +273,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn accept(listener: &OwnedFd, shared: &Arc<Shared>) {
     loop {
         match accept_with(listener, SocketFlags::CLOEXEC) {
-            Ok(socket) => start(socket, shared),
+            Ok(socket) => {
+                // Without a thread for it the client sees an end; there is nobody else to tell.
+                let _ = start(socket, shared, Some(HANDSHAKE_TIME));
+            }
             Err(e) if passing(e) => std::thread::sleep(Duration::from_millis(10)),
             Err(_) => return,
         }
@@ -253,26 +289,24 @@ fn passing(error: rustix::io::Errno) -> bool {
     matches!(error, Errno::INTR | Errno::CONNABORTED | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
 }
 
-fn start(socket: OwnedFd, shared: &Arc<Shared>) {
+/// Serves a connection from a thread of its own.
+fn start(socket: OwnedFd, shared: &Arc<Shared>, patience: Option<Duration>) -> std::io::Result<()> {
     let mut connections = lock(&shared.connections);
     if connections.closing || connections.open.len() >= MAX_CONNECTIONS {
-        return;
+        return Ok(());
     }
     let socket = Arc::new(Socket::new(socket));
     let id = connections.next;
     connections.next += 1;
-    // The entry is there before the thread: its last act is to remove it.
-    connections.open.insert(id, (socket.clone(), None));
-    let of_thread = shared.clone();
+    let of_thread = (shared.clone(), socket.clone());
     let thread = std::thread::Builder::new().name("nbd".into()).spawn(move || {
-        let mut entry = Entry { shared: &of_thread, id, is_client: false };
-        connection(socket, &mut entry);
-    });
-    if thread.is_err() {
-        connections.open.remove(&id);
-    }
-    // The thread waits for the lock before it takes its entry away, so the entry is still there.
-    connections.open.entry(id).and_modify(|entry| entry.1 = thread.ok());
+        let (shared, socket) = of_thread;
+        let mut entry = Entry { shared: &shared, id, is_client: false };
+        connection(socket, patience, &mut entry);
+    })?;
+    // The thread's last act is to remove the entry, for which it waits until we let go of the list.
+    connections.open.insert(id, (socket, thread));
+    Ok(())
 }
 
 /// Takes a connection off the list when its thread ends, however it ends.
@@ -302,9 +336,9 @@ impl Drop for Entry<'_> {
 }
 
 /// One client, from handshake to end. A failure of the connection ends it; there is nobody else to tell.
-fn connection(socket: Arc<Socket>, entry: &mut Entry<'_>) {
+fn connection(socket: Arc<Socket>, patience: Option<Duration>, entry: &mut Entry<'_>) {
     let shared = entry.shared;
-    let mut client = Reader::new(socket, Instant::now() + HANDSHAKE_TIME);
+    let mut client = Reader::new(socket, patience.map(|p| Instant::now() + p));
     if let Ok(Some(agreed)) = handshake::negotiate(&mut client, &shared.exports)
         && client.lift_deadline().is_ok()
     {

@@ -34,6 +34,7 @@ pub const NBD_REP_ACK: u32 = 1;
 pub const NBD_REP_SERVER: u32 = 2;
 pub const NBD_REP_INFO: u32 = 3;
 pub const NBD_REP_META_CONTEXT: u32 = 4;
+pub const NBD_REP_ERR: u32 = 1 << 31;
 pub const NBD_REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 pub const NBD_REP_ERR_INVALID: u32 = (1 << 31) + 3;
 pub const NBD_REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
@@ -62,6 +63,7 @@ pub const NBD_REPLY_TYPE_NONE: u16 = 0;
 pub const NBD_REPLY_TYPE_OFFSET_DATA: u16 = 1;
 pub const NBD_REPLY_TYPE_OFFSET_HOLE: u16 = 2;
 pub const NBD_REPLY_TYPE_BLOCK_STATUS: u16 = 5;
+pub const NBD_REPLY_TYPE_IS_ERROR: u16 = 1 << 15;
 pub const NBD_REPLY_TYPE_ERROR: u16 = (1 << 15) + 1;
 
 pub const NBD_STATE_HOLE: u32 = 1 << 0;

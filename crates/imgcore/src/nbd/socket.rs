@@ -52,14 +52,14 @@ impl Socket {
     }
 }
 
-/// What a client sends.
+/// What the other side sends.
 pub struct Reader {
     stream: BufReader<Incoming>,
 }
 
 struct Incoming {
     socket: Arc<Socket>,
-    /// Until when the client must have said all that it has to say.
+    /// Until when the other side must have said all that it has to say.
     deadline: Option<Instant>,
 }
 
@@ -78,13 +78,13 @@ impl Read for Incoming {
 }
 
 impl Reader {
-    /// Reads from `socket` until `deadline`; writes of others to it are bounded as well.
-    pub fn new(socket: Arc<Socket>, deadline: Instant) -> Self {
+    /// Reads from `socket` until `deadline`, if there is one; writes of others to it are bounded as well.
+    pub fn new(socket: Arc<Socket>, deadline: Option<Instant>) -> Self {
         // Small: payloads of WRITE are larger and then read past it, without a copy.
-        Reader { stream: BufReader::with_capacity(4096, Incoming { socket, deadline: Some(deadline) }) }
+        Reader { stream: BufReader::with_capacity(4096, Incoming { socket, deadline }) }
     }
 
-    /// From now on the client may be silent as long as it likes.
+    /// From now on the other side may be silent as long as it likes.
     pub fn lift_deadline(&mut self) -> io::Result<()> {
         let incoming = self.stream.get_mut();
         incoming.deadline = None;
@@ -97,6 +97,12 @@ impl Reader {
 
     pub fn fill(&mut self, buf: &mut [u8]) -> io::Result<()> {
         self.stream.read_exact(buf)
+    }
+
+    /// Passes over `len` bytes.
+    pub fn skip(&mut self, len: u64) -> io::Result<()> {
+        let skipped = io::copy(&mut self.stream.by_ref().take(len), &mut io::sink())?;
+        if skipped == len { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     pub fn u16(&mut self) -> io::Result<u16> {

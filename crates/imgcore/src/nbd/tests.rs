@@ -29,7 +29,7 @@ impl Served {
     }
 
     fn path(&self) -> PathBuf {
-        let Address::Unix(path) = self.server.address() else { unreachable!() };
+        let Some(Address::Unix(path)) = self.server.address() else { unreachable!() };
         path.clone()
     }
 
@@ -80,7 +80,7 @@ fn error_of(stream: &mut UnixStream) -> u32 {
 }
 
 /// Whether a reference tool is there; a test without it says so, and fails where everything must be installed.
-fn has(tool: &str) -> bool {
+pub(super) fn has(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok();
     if !found {
         assert!(std::env::var_os("CI").is_none(), "{tool} is missing");
@@ -89,13 +89,13 @@ fn has(tool: &str) -> bool {
     found
 }
 
-fn run(command: &mut Command) -> String {
+pub(super) fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn pattern() -> Vec<u8> {
+pub(super) fn pattern() -> Vec<u8> {
     (0..SIZE as u32 / 4).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 

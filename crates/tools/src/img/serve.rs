@@ -97,7 +97,9 @@ fn run(args: Serve) -> Result<ExitCode, Failure> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     let server = nbd::serve(&args.address()?, vec![export])?;
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
-    println!("{}", uri(server.address(), &args.name));
+    if let Some(address) = server.address() {
+        println!("{}", uri(address, &args.name));
+    }
     if background {
         detach()?;
     }
