@@ -40,8 +40,6 @@ const LAZY: &[&str] = &[
 
 /// Most bytes of a module, unpacked.
 const MAX_MODULE: u64 = 64 << 20;
-/// Most bytes of a kernel, unpacked.
-const MAX_KERNEL: u64 = 256 << 20;
 /// Most bytes of a list of modules.
 const MAX_LIST: u64 = 64 << 20;
 
@@ -156,28 +154,7 @@ fn read_version(file: &Path) -> io::Result<Header> {
 /// the kernel takes to unpack itself in the translator.
 pub fn unpacked(file: &Path) -> Result<Option<Vec<u8>>> {
     let image = fs::read(file).map_err(|e| unreadable(file, &e))?;
-    Ok(payload(&image).filter(|kernel| kernel.starts_with(b"\x7fELF") && can_start(kernel)))
-}
-
-/// The unpacked payload of the boot protocol's 2.08 and later.
-fn payload(image: &[u8]) -> Option<Vec<u8>> {
-    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at.checked_add(4)?)?.try_into().ok()?) as usize);
-    // The sectors of the part in real mode, besides the first, which is 4 when the byte is 0.
-    let sectors = match *image.get(0x1f1)? {
-        0 => 4,
-        n => usize::from(n),
-    };
-    let from = ((sectors + 1) * 512).checked_add(word(0x248)?)?;
-    let packed = image.get(from..from.checked_add(word(0x24c)?)?)?;
-    // The size of the unpacked kernel lies behind it.
-    let reader: Box<dyn Read> = match packed {
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Box::new(liblzma::read::XzDecoder::new(packed)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::new(packed).ok()?.single_frame()),
-        _ => return None,
-    };
-    let mut kernel = Vec::new();
-    reader.take(MAX_KERNEL).read_to_end(&mut kernel).ok()?;
-    Some(kernel)
+    Ok(vmm_mini::bzimage::unpack(&image).ok().filter(|kernel| can_start(kernel)))
 }
 
 /// Whether it has the note XEN_ELFNOTE_PHYS32_ENTRY (18), of 4 or 8 bytes.
@@ -361,6 +338,7 @@ mod tests {
         let write = |packed: &[u8], len: usize| {
             let mut image = vec![0; 1024];
             image[0x1f1] = 1;
+            image[0x202..0x206].copy_from_slice(b"HdrS");
             image[0x248..0x24c].copy_from_slice(&16_u32.to_le_bytes());
             image[0x24c..0x250].copy_from_slice(&u32::try_from(len).unwrap().to_le_bytes());
             // The size stands behind what is packed.

@@ -3,7 +3,16 @@
 
 #![deny(unsafe_code)]
 
+mod boot;
 pub mod bus;
+mod error;
+mod layout;
+mod legacy;
+mod machine;
 pub mod probe;
 mod sys;
 pub mod virtio;
+
+pub use boot::bzimage;
+pub use error::{Crash, Error, Result};
+pub use machine::{Config, Ending, Machine};

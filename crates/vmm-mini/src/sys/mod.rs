@@ -2,3 +2,6 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod probe;
+mod vm;
+
+pub use vm::{Exit, Vm};
