@@ -50,16 +50,8 @@ fn entry(addr: u64, size: u64, type_: u32) -> hvm_memmap_table_entry {
 /// Sets the processor's state at `entry`: protected mode, flat segments, no paging, the description's address in EBX.
 pub fn set_registers(vcpu: &VcpuFd, entry: u64) -> Result<()> {
     let mut sregs = vcpu.get_sregs().kvm("tell the processor's registers")?;
-    let flat = |selector: u16, type_: u8| kvm_segment {
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
+    let flat =
+        |selector: u16, type_: u8| kvm_segment { limit: 0xffff_ffff, selector, type_, present: 1, db: 1, s: 1, g: 1, ..Default::default() };
     // Execute and read, accessed; read and write, accessed.
     sregs.cs = flat(0x08, 0xb);
     let data = flat(0x10, 0x3);
