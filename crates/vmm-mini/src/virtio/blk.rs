@@ -13,7 +13,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_queue::{Reader, Writer};
 
-use super::ring;
+use super::ring::{self, take};
 use super::worker::{self, Wakes};
 use super::{Running, VirtioDevice, config_bytes};
 
@@ -260,10 +260,4 @@ impl Requests<'_> {
         let end = offset.checked_add(len).ok_or(Failure::Refused)?;
         if len.is_multiple_of(SECTOR) && end <= self.disk.image.size() { Ok(offset) } else { Err(Failure::Refused) }
     }
-}
-
-fn take<const N: usize>(reader: &mut Reader<'_>) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    reader.read_exact(&mut bytes)?;
-    Ok(bytes)
 }

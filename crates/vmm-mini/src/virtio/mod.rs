@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod blk;
+pub mod console;
 pub mod mmio;
 mod ring;
+pub mod rng;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -1,7 +1,7 @@
 //! A queue as the thread of its device works on it (VIRTIO 1.2, section 2.7). An error is the driver's: the ring makes no sense, and
 //! the device needs a reset.
 
-use std::io;
+use std::io::{self, Read};
 use std::sync::{MutexGuard, PoisonError};
 
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT, Reader, Writer};
@@ -90,4 +90,11 @@ pub(super) fn serve(
         }
     }
     Ok(())
+}
+
+/// Takes a field of a request.
+pub(super) fn take<const N: usize>(reader: &mut Reader<'_>) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    reader.read_exact(&mut bytes)?;
+    Ok(bytes)
 }

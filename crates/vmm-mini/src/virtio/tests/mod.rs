@@ -2,7 +2,9 @@
 //! chains into rings in the guest's memory.
 
 mod blk;
+mod console;
 mod mmio;
+mod rng;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
