@@ -117,7 +117,7 @@ fn unreadable(file: &Path, error: &io::Error) -> Error {
 }
 
 fn failed(what: String) -> Error {
-    Error::Appliance { what, console: String::new() }
+    Error::Missing(what)
 }
 
 enum Header {

@@ -1,4 +1,4 @@
-//! Finds the appliance's two files: `vmlinux`, our kernel or else a distribution's, and `initramfs.cpio`, our agent.
+//! Finds the appliance's files: `vmlinux`, our kernel or else a distribution's, `initramfs.cpio`, our agent, and `vmm-mini`, our monitor.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -24,30 +24,48 @@ pub struct Files {
     pub initramfs: PathBuf,
 }
 
-/// Finds both files.
+/// Finds kernel and agent.
 pub fn files() -> Result<Files> {
-    let places = places(std::env::var_os(VARIABLE).map(PathBuf::from), std::env::current_exe().ok().as_deref(), cache().as_deref());
-    let find = |name: &str| places.iter().map(|p| p.join(name)).find(|f| f.is_file());
+    let Kernel { file: kernel, modules } = kernel()?;
+    Ok(Files { kernel, modules, initramfs: initramfs()? })
+}
+
+/// Finds the kernel: the one that the user names, our own, or the distribution's newest.
+pub fn kernel() -> Result<Kernel> {
     let ours = || find("vmlinux").or_else(|| cache().as_deref().and_then(newest_kernel)).map(|file| Kernel { file, modules: None });
     let kernel = match distro_kernel::named()?.or_else(ours) {
         None => distro_kernel::newest()?,
         found => found,
     };
-    match (kernel, find("initramfs.cpio")) {
-        (Some(Kernel { file, modules }), Some(initramfs)) => Ok(Files { kernel: file, modules, initramfs }),
-        (None, _) => Err(missing("its kernel (vmlinux)", "scripts/build-kernel", &places)),
-        (_, None) => Err(missing("its agent (initramfs.cpio)", "scripts/build-agent", &places)),
-    }
+    kernel.ok_or_else(|| missing("its kernel (vmlinux)", "scripts/build-kernel"))
 }
 
-fn missing(what: &str, command: &str, places: &[PathBuf]) -> Error {
-    let list: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
-    let what = format!(
+/// Finds the archive with the agent.
+pub fn initramfs() -> Result<PathBuf> {
+    find("initramfs.cpio").ok_or_else(|| missing("its agent (initramfs.cpio)", "scripts/build-agent"))
+}
+
+/// Finds our monitor's program.
+pub fn monitor() -> Result<PathBuf> {
+    find("vmm-mini").ok_or_else(|| missing("its monitor (vmm-mini)", "scripts/build-agent"))
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    here().into_iter().map(|p| p.join(name)).find(|f| f.is_file())
+}
+
+fn missing(what: &str, command: &str) -> Error {
+    let list: Vec<String> = here().iter().map(|p| p.display().to_string()).collect();
+    Error::Missing(format!(
         "the appliance lacks {what}: install the guestlift package, or run {command} in the source tree, or set {VARIABLE} to a directory \
          that has it (looked in {})",
         list.join(", ")
-    );
-    Error::Appliance { what, console: String::new() }
+    ))
+}
+
+/// The places of this program.
+fn here() -> Vec<PathBuf> {
+    places(std::env::var_os(VARIABLE).map(PathBuf::from), std::env::current_exe().ok().as_deref(), cache().as_deref())
 }
 
 /// Directories that may hold the files, the first one first.

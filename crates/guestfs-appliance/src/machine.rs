@@ -72,7 +72,7 @@ fn add_uefi(builder: &mut Builder) -> Result<()> {
     let (code, template) = FIRMWARE
         .into_iter()
         .find(there)
-        .ok_or_else(|| Error::Invalid("the guest starts by UEFI, whose firmware is not here: install the package ovmf".into()))?;
+        .ok_or_else(|| Error::Missing("the guest starts by UEFI, whose firmware is not here: install the package ovmf".into()))?;
     let variables: PathBuf = builder.dir().join("variables.fd");
     std::fs::copy(template, &variables).map_err(|e| Error::Invalid(format!("{template}: {e}")))?;
     let code = qemu::quoted(Path::new(code));

@@ -70,10 +70,10 @@ impl Launch {
 /// Why a program did not start, and what to install where it is missing.
 pub fn cannot_start(program: OsString, package: &str, error: &io::Error) -> Error {
     let program = program.to_string_lossy();
-    failure(match error.kind() {
-        io::ErrorKind::NotFound => format!("{program} is not installed: install the package {package}"),
-        _ => format!("cannot start {program}: {error}"),
-    })
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::Missing(format!("{program} is not installed: install the package {package}")),
+        _ => failure(format!("cannot start {program}: {error}")),
+    }
 }
 
 struct Started {

@@ -118,7 +118,7 @@ fn find(program: &str) -> Result<PathBuf> {
         let name = program.rsplit('/').next().unwrap_or(program);
         let package = PACKAGES.iter().find(|(prefix, _)| name.starts_with(prefix));
         let hint = package.map_or(String::new(), |(_, package)| format!(": install the package {package}"));
-        Error::Invalid(format!("the appliance borrows {program} from this host, which lacks it{hint}"))
+        Error::Missing(format!("the appliance borrows {program} from this host, which lacks it{hint}"))
     })
 }
 

@@ -54,6 +54,9 @@ pub enum Error {
         /// The last lines of its console, if there were any.
         console: String,
     },
+    /// This host lacks a program or a file that is needed: what it is, and how to get it.
+    #[error("{0}")]
+    Missing(String),
     /// The request itself cannot be carried out.
     #[error("{0}")]
     Invalid(String),

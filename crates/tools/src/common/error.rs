@@ -60,8 +60,7 @@ impl Failure {
 
 impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        let hint = (&error as &(dyn StdError + 'static)).downcast_ref().and_then(image_hint);
-        Failure { message: with_causes(&error), hint, code: 1 }
+        Failure { message: with_causes(&error), hint: hint(&error), code: 1 }
     }
 }
 
@@ -77,6 +76,24 @@ fn with_causes(error: &dyn StdError) -> String {
         cause = error.source();
     }
     message
+}
+
+fn hint(error: &(dyn StdError + 'static)) -> Option<String> {
+    if let Some(v2v::Error::Guest(error)) = error.downcast_ref() {
+        return guest_hint(error);
+    }
+    if let Some(v2v::Error::Image(error)) = error.downcast_ref() {
+        return image_hint(error);
+    }
+    error.downcast_ref().map_or_else(|| error.downcast_ref().and_then(image_hint), guest_hint)
+}
+
+fn guest_hint(error: &guestfs::Error) -> Option<String> {
+    match error {
+        guestfs::Error::Image(error) => image_hint(error),
+        guestfs::Error::Missing(_) => Some("'virt doctor' lists everything that this host lacks".into()),
+        _ => None,
+    }
 }
 
 fn image_hint(error: &imgcore::Error) -> Option<String> {
@@ -103,5 +120,16 @@ mod tests {
         let failure = Failure::from(imgcore::Error::io("x.img", "write", Some(16), io));
         assert_eq!(failure.message(), "x.img: cannot write at offset 0x10: no room");
         assert!(failure.hint.unwrap().starts_with("make room"));
+    }
+
+    #[test]
+    fn what_the_host_lacks_is_the_doctors() {
+        let missing = || guestfs::Error::Missing("no QEMU".into());
+        for failure in [Failure::from(missing()), Failure::from(v2v::Error::Guest(missing()))] {
+            assert!(failure.hint.unwrap().contains("virt doctor"));
+        }
+        let io = std::io::Error::new(std::io::ErrorKind::StorageFull, "no room");
+        let image = imgcore::Error::io("x.img", "write", None, io);
+        assert!(Failure::from(v2v::Error::Guest(image.into())).hint.unwrap().starts_with("make room"));
     }
 }
