@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, Payload};
 use crate::bus::Bus;
@@ -13,6 +13,8 @@ use crate::error::{Context, Error, Result};
 use crate::layout;
 use crate::legacy::{Cmos, Power, SerialPort, Silent};
 use crate::sys::{Exit, Vm};
+use crate::virtio::VirtioDevice;
+use crate::virtio::mmio::{QUEUE_NOTIFY, Transport};
 
 /// What every kernel here is told: its console, that a reset by the keyboard controller is the machine's end and a panic one,
 /// too, and not to measure or check clocks that are known to be right.
@@ -28,6 +30,8 @@ pub struct Config {
     pub command_line: String,
     /// The guest's memory in MiB.
     pub memory_mib: u64,
+    /// Its virtio devices, in the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Gets what the guest writes to its serial port, whole lines at a time.
     pub serial: Box<dyn Write + Send>,
 }
@@ -70,9 +74,15 @@ impl Machine {
         ports.add(0x61, 1, Arc::new(Silent));
         ports.add(0x64, 1, power.clone());
         ports.add(0x70, 2, Arc::new(Cmos::default()));
-        let mmio = Bus::default();
+        let mut mmio = Bus::default();
         let khz = vm.vcpu().get_tsc_khz().kvm("tell the processor's frequency")?;
-        let command_line = format!("{COMMAND_LINE} tsc_early_khz={khz} {}", config.command_line);
+        let mut command_line = format!("{COMMAND_LINE} tsc_early_khz={khz} {}", config.command_line);
+        for (number, device) in (0..).zip(config.devices) {
+            let (address, irq) = layout::device(number);
+            let transport = connect(&vm, device, address, irq)?;
+            mmio.add(address, layout::DEVICE_SIZE, transport);
+            command_line.push_str(&format!(" virtio_mmio.device={}@{address:#x}:{irq}", layout::DEVICE_SIZE));
+        }
         if command_line.len() >= layout::COMMAND_LINE_SIZE {
             return Err(Error::CommandLine(command_line.len()));
         }
@@ -94,6 +104,21 @@ impl Machine {
     }
 }
 
+/// A device with its interrupt, and its queues' notifications as events that do not stop the processor.
+fn connect(vm: &Vm, device: Box<dyn VirtioDevice>, address: u64, irq: u32) -> Result<Arc<Transport>> {
+    let interrupt = event()?;
+    vm.interrupt(&interrupt, irq)?;
+    let transport = Transport::new(device, vm.memory().clone(), interrupt).map_err(no_event)?;
+    for (queue, kick) in (0..).zip(transport.kicks()) {
+        vm.notification(kick, address + QUEUE_NOTIFY, queue)?;
+    }
+    Ok(transport)
+}
+
 fn event() -> Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK).map_err(|error| Error::Host { what: "cannot make an event descriptor", error })
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(no_event)
+}
+
+fn no_event(error: std::io::Error) -> Error {
+    Error::Host { what: "cannot make an event descriptor", error }
 }

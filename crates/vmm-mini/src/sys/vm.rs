@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -87,6 +87,11 @@ impl Vm {
     /// What is written to `event` is an interrupt in line `irq`.
     pub fn interrupt(&self, event: &EventFd, irq: u32) -> Result<()> {
         self.vm.register_irqfd(event, irq).kvm("connect an interrupt")
+    }
+
+    /// When the guest writes the 32-bit `value` to `address`, that sets `event`, and the processor goes on.
+    pub fn notification(&self, event: &EventFd, address: u64, value: u32) -> Result<()> {
+        self.vm.register_ioevent(event, &IoEventAddress::Mmio(address), value).kvm("connect a notification")
     }
 
     /// Runs the guest until it reaches a device or a signal comes.
