@@ -3,6 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
+use rustix::io::Errno;
+
 use super::failure::{Result, because, other};
 use super::link::Exchange;
 use super::sys;
@@ -13,6 +15,30 @@ pub fn check_name(device: &str) -> Result<()> {
         Some(name) if !name.is_empty() && name.split('/').all(|part| !["", ".", ".."].contains(&part)) => Ok(()),
         _ => Err(other(format!("{device} is not the name of a device"))),
     }
+}
+
+/// The kernel's driver of the machine's places for devices, and what it calls them.
+const PLACES: &str = "/sys/bus/platform/drivers/virtio-mmio";
+const PLACE: &str = "virtio-mmio.";
+
+/// Looks again for a disk in every place that was empty when the kernel started: an appliance that was restored from
+/// a template had none then. The disks get their names in the order of their places.
+pub fn find_disks() -> Result<()> {
+    let mut places = Vec::new();
+    for entry in fs::read_dir("/sys/bus/platform/devices")? {
+        let entry = entry?;
+        let number = entry.file_name().to_str().and_then(|name| name.strip_prefix(PLACE)?.parse::<u32>().ok());
+        places.extend(number.filter(|_| !entry.path().join("driver").exists()));
+    }
+    places.sort_unstable();
+    for number in places {
+        match fs::write(format!("{PLACES}/bind"), format!("{PLACE}{number}")) {
+            // Still empty.
+            Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {}
+            bound => bound?,
+        }
+    }
+    Ok(())
 }
 
 /// All disks, partitions and mapped devices, with their sizes in bytes.

@@ -199,7 +199,8 @@ fn hello(version: u32, clock: WireTime, seed: &[u8]) -> Result<Reply> {
         let time = Timespec { tv_sec: clock.sec, tv_nsec: clock.nsec.into() };
         clock_settime(ClockId::Realtime, time).map_err(|e| because("setting the clock", e))?;
         let random = OpenOptions::new().write(true).open("/dev/urandom")?;
-        sys::add_entropy(&random, seed).map_err(|e| because("seeding the random pool", e))?;
+        sys::reseed(&random, seed).map_err(|e| because("seeding the random pool", e))?;
+        devices::find_disks()?;
     }
     Ok(Reply::Hello { version: VERSION, kernel: rustix::system::uname().release().to_string_lossy().into_owned() })
 }

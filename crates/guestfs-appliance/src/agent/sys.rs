@@ -11,6 +11,8 @@ use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, ioctl};
 const BLKRRPART: Opcode = 0x125f;
 /// `RNDADDENTROPY` of linux/random.h, `_IOW('R', 0x03, int[2])`.
 const RNDADDENTROPY: Opcode = 0x4008_5203;
+/// `RNDRESEEDCRNG` of linux/random.h, `_IO('R', 0x07)`.
+const RNDRESEEDCRNG: Opcode = 0x5207;
 /// Bytes of seed that the pool is given at most.
 const SEED: usize = 64;
 
@@ -46,12 +48,15 @@ unsafe impl Ioctl for RandPoolInfo {
     }
 }
 
-/// Mixes a seed into the random pool and counts it as entropy.
-pub fn add_entropy(random: impl AsFd, seed: &[u8]) -> io::Result<()> {
+/// Mixes a seed into the random pool, counts it as entropy, and makes all that the kernel gives out from now on depend
+/// on it.
+pub fn reseed(random: impl AsFd, seed: &[u8]) -> io::Result<()> {
     let mut buf = [0; SEED];
     let size = seed.len().min(SEED);
     buf[..size].copy_from_slice(&seed[..size]);
     let info = RandPoolInfo { entropy_count: size as i32 * 8, buf_size: size as i32, buf };
     // SAFETY: the struct is the one that this request takes, and `buf_size` is at most the buffer's length.
-    unsafe { ioctl(random, info) }
+    unsafe { ioctl(&random, info) }?;
+    // SAFETY: RNDRESEEDCRNG takes no argument and gives nothing back.
+    unsafe { ioctl(random, NoArg::<RNDRESEEDCRNG>::new()) }
 }
