@@ -2,9 +2,9 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{Error, Result};
@@ -14,10 +14,11 @@ use crate::connection::{Connection, Limits};
 use crate::distro_kernel;
 use crate::locate::{self, Files};
 use crate::monitor::{Monitor, failure};
-use crate::on_qemu;
+use crate::on_qemu::{self, saved};
 use crate::protocol::{Request, VERSION, WireTime};
 use crate::qemu;
 use crate::session::ApplianceSession;
+use crate::template::{self, Cache, Template};
 
 /// Targets that the SCSI adapter is given at most.
 const MAX_DISKS: usize = 255;
@@ -31,6 +32,10 @@ pub struct Appliance {
     pub limits: Limits,
     /// The kernel and the initramfs; looked for when this is `None`.
     pub files: Option<Files>,
+    /// Where templates of booted appliances are kept; without it every appliance boots.
+    pub templates: Option<PathBuf>,
+    /// Told why an appliance boots although there could be a template.
+    pub note: fn(&str),
 }
 
 /// What is to run.
@@ -53,11 +58,13 @@ pub struct Started {
     pub port: UnixStream,
     /// Whether its disks are `sda`, … inside.
     pub scsi: bool,
+    /// Disks that the kernel did not see when it started, in the places from 1 on.
+    pub late_disks: usize,
 }
 
 impl Default for Appliance {
     fn default() -> Self {
-        Appliance { memory_mib: 1024, limits: Limits::default(), files: None }
+        Appliance { memory_mib: 1024, limits: Limits::default(), files: None, templates: template::folder(), note: |_| {} }
     }
 }
 
@@ -102,13 +109,45 @@ impl Appliance {
         });
         let disks = images.collect::<Result<_>>()?;
         let wanted = Wanted { files: self.files()?, memory_mib: self.memory_mib, limits: self.limits, disks };
-        let Started { mut monitor, port, scsi } = on_qemu::start(&wanted)?;
-        let connection = match Connection::new(port, self.limits.boot) {
+        if let Some(session) = self.from_template(&wanted, &writable) {
+            return Ok(session);
+        }
+        self.begin(on_qemu::start(&wanted)?, writable, self.limits.boot)
+    }
+
+    /// An appliance that continues a template, which is made if there is none yet. When that does not work it must boot.
+    fn from_template(&self, wanted: &Wanted, writable: &[Arc<dyn ImageMut>]) -> Option<ApplianceSession> {
+        let boots = |why: Error| (self.note)(&format!("The appliance boots: {why}."));
+        let folder = self.templates.as_deref()?;
+        let find = || -> Result<Option<Template>> {
+            let Some(key) = saved::key(wanted)? else { return Ok(None) };
+            Cache::open(folder)?.get(&key, |draft| saved::save(wanted, draft)).map(Some)
+        };
+        let template = find().map_err(boots).ok()??;
+        let restored = saved::restore(wanted, &template);
+        match restored.and_then(|started| self.begin(started, writable.to_vec(), saved::PATIENCE.min(self.limits.boot))) {
+            Ok(session) => Some(session),
+            Err(why) => {
+                template.discard(&why);
+                boots(why);
+                None
+            }
+        }
+    }
+
+    /// The first words with the agent.
+    fn begin(&self, started: Started, writable: Vec<Arc<dyn ImageMut>>, patience: Duration) -> Result<ApplianceSession> {
+        let Started { mut monitor, port, scsi, late_disks } = started;
+        let connection = match Connection::new(port, patience) {
             Ok(connection) => connection,
             Err(e) => return Err(monitor.error(&format!("the appliance's socket: {e}"))),
         };
         let session = ApplianceSession::new(monitor, connection, self.limits, writable, scsi);
-        session.hello(&hello()?)?;
+        session.hello(&hello()?, patience)?;
+        if late_disks > 0 {
+            session.find_disks(late_disks, patience)?;
+        }
+        session.connected()?;
         Ok(session)
     }
 }
@@ -130,6 +169,6 @@ impl Engine for Appliance {
 
     fn check(&self) -> Result<()> {
         self.files()?;
-        qemu::check()
+        qemu::find().map(drop)
     }
 }

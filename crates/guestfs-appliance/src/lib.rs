@@ -19,8 +19,10 @@ mod monitor;
 mod on_qemu;
 pub mod protocol;
 mod qemu;
+mod qmp;
 mod session;
 mod sys;
+pub mod template;
 mod tools;
 
 pub use appliance::Appliance;

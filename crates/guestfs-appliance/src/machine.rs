@@ -31,7 +31,7 @@ impl MachineRunner for Appliance {
         let mut builder = Builder::new()?;
         // TCG runs several processors on several threads only where that is no slower than one.
         // Without graphics SeaBIOS speaks on the serial port, so that a stall there shows.
-        builder.args(["-M", "q35,graphics=off", "-accel", "tcg", "-cpu", "max", "-rtc", "base=utc"]);
+        builder.args(["-M", "q35,graphics=off", "-rtc", "base=utc"]);
         builder.args(["-m".into(), spec.memory_mib.to_string(), "-smp".into(), spec.vcpus.max(1).to_string()]);
         if spec.uefi {
             add_uefi(&mut builder)?;

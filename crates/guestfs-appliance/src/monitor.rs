@@ -6,11 +6,11 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use guestfs::{Error, Result};
 use imgcore::nbd;
@@ -37,6 +37,8 @@ pub struct Launch {
     pub package: &'static str,
     /// Program and arguments.
     pub command: Command,
+    /// Sockets and files that it inherits under the numbers that they have here.
+    pub inherited: Vec<OwnedFd>,
     /// The disks, served as long as the process runs.
     pub servers: Vec<nbd::Server>,
     /// Where its sockets have their names.
@@ -58,6 +60,7 @@ impl Launch {
         let log = errors.try_clone().map_err(failed)?;
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         sys::die_with_parent(&mut self.command);
+        self.inherited.into_iter().for_each(|fd| sys::inherit(&mut self.command, fd));
         let program = self.command.get_program().to_owned();
         let (started, exited) = keep(self.name, self.command)?;
         let Started { pid, stdin, stdout } = started.map_err(|e| cannot_start(program, self.package, &e))?;
@@ -140,29 +143,6 @@ impl Monitor {
     /// Everything is connected: sockets need their names no more.
     pub fn connected(&mut self) {
         self.dir = None;
-    }
-
-    /// Waits until it connects to `listener`, which is one of its sockets.
-    pub fn accept(&mut self, listener: &UnixListener, timeout: Duration) -> Result<UnixStream> {
-        let failed = |e: io::Error| failure(format!("the appliance's socket: {e}"));
-        listener.set_nonblocking(true).map_err(failed)?;
-        let until = Instant::now() + timeout;
-        loop {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(false).map_err(failed)?;
-                    return Ok(stream);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(failed(e)),
-            }
-            if self.wait(Duration::from_micros(500)).is_some() {
-                return Err(self.error(&format!("{} ended at once", self.name)));
-            }
-            if Instant::now() > until {
-                return Err(self.error(&format!("{} does not start up", self.name)));
-            }
-        }
     }
 
     /// An error with all that is known of the machine's end.

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides must be of one version: they are built and shipped together.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The name of the agent's port.
 pub const PORT_NAME: &str = "guestlift.agent";
@@ -224,6 +224,11 @@ pub enum Request {
     Install {
         path: Bytes,
         mode: u32,
+    },
+    /// Makes the kernel look for disks in this many of the machine's places, from the second on: they were empty when
+    /// it started.
+    FindDisks {
+        count: u8,
     },
     Devices,
     /// Answered by data frames of `len` bytes in all.

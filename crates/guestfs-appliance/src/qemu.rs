@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command};
 
 use guestfs::Result;
@@ -20,6 +22,7 @@ const PACKAGE: &str = "qemu-system-x86";
 pub struct Builder {
     dir: TempDir,
     arguments: Vec<OsString>,
+    inherited: Vec<OwnedFd>,
     servers: Vec<nbd::Server>,
 }
 
@@ -30,10 +33,11 @@ impl Builder {
         let dir = tempfile::Builder::new().prefix("guestlift-").permissions(private).tempdir().map_err(|e| {
             failure(format!("cannot make a directory for the appliance's sockets in {}: {e}", std::env::temp_dir().display()))
         })?;
-        let mut builder = Builder { dir, arguments: Vec::new(), servers: Vec::new() };
+        let mut builder = Builder { dir, arguments: Vec::new(), inherited: Vec::new(), servers: Vec::new() };
         builder.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "guestlift"]);
         // Once started it needs no new process, no other identity and no obsolete call.
         builder.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+        builder.args(["-accel", "tcg", "-cpu", "max", "-global", "virtio-mmio.force-legacy=false"]);
         builder.args(["-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"]);
         Ok(builder)
     }
@@ -47,6 +51,21 @@ impl Builder {
     /// The private directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Adds a character device that is a socket; returns our end of it.
+    pub fn socket(&mut self, id: &str) -> Result<UnixStream> {
+        let (ours, number) = self.inherited_socket()?;
+        self.args(["-chardev".into(), format!("socket,id={id},fd={number}")]);
+        Ok(ours)
+    }
+
+    /// A pair of sockets: our end, and the number that the other has in QEMU.
+    pub fn inherited_socket(&mut self) -> Result<(UnixStream, RawFd)> {
+        let (ours, theirs) = UnixStream::pair().map_err(|e| failure(format!("a pair of sockets: {e}")))?;
+        let number = theirs.as_raw_fd();
+        self.inherited.push(theirs.into());
+        Ok((ours, number))
     }
 
     /// Serves a disk and adds it as the block node `disk0`, `disk1`, …; returns the node's name.
@@ -75,8 +94,8 @@ impl Builder {
 
     fn launch(self) -> Launch {
         let mut command = Command::new(program());
-        command.args(&self.arguments);
-        Launch { name: "QEMU", package: PACKAGE, command, servers: self.servers, dir: Some(self.dir) }
+        command.args(self.arguments);
+        Launch { name: "QEMU", package: PACKAGE, command, inherited: self.inherited, servers: self.servers, dir: Some(self.dir) }
     }
 }
 
@@ -84,16 +103,15 @@ fn program() -> OsString {
     std::env::var_os("GUESTLIFT_QEMU").filter(|v| !v.is_empty()).unwrap_or_else(|| PROGRAM.into())
 }
 
-/// Whether QEMU is there, and what to install where it is not.
-pub fn check() -> Result<()> {
+/// Where QEMU is; the error says what to install.
+pub fn find() -> Result<PathBuf> {
     let program = program();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // A name with a slash stands for itself whatever folder it is joined to here, as when it is started.
+    // A name with a slash stands for itself, as when it is started.
     let named = Path::new(&program).components().count() > 1;
-    if named && Path::new(&program).is_file() || !named && std::env::split_paths(&path).any(|folder| folder.join(&program).is_file()) {
-        return Ok(());
-    }
-    Err(cannot_start(program, PACKAGE, &io::ErrorKind::NotFound.into()))
+    let folders = if named { Vec::from([PathBuf::new()]) } else { std::env::split_paths(&path).collect() };
+    let found = folders.into_iter().map(|folder| folder.join(&program)).find(|file| file.is_file());
+    found.ok_or_else(|| cannot_start(program, PACKAGE, &io::ErrorKind::NotFound.into()))
 }
 
 /// A path as the value of a QEMU option, where a comma is written twice.

@@ -57,17 +57,10 @@ impl ApplianceSession {
     }
 
     /// The version of the kernel inside, told by the first exchange.
-    pub(crate) fn hello(&self, request: &Request) -> Result<String> {
+    pub(crate) fn hello(&self, request: &Request, patience: Duration) -> Result<String> {
         let about = About { path: b"/", action: "start" };
-        match self.exchange(about, request, &mut io::empty(), &mut no_data, self.limits.boot)? {
-            Reply::Hello { version: protocol::VERSION, kernel } => {
-                let mut inner = self.lock();
-                inner.monitor.connected();
-                match inner.connection.set_silence(self.limits.silence) {
-                    Ok(()) => Ok(kernel),
-                    Err(e) => Err(inner.monitor.error(&format!("the appliance's socket: {e}"))),
-                }
-            }
+        match self.exchange(about, request, &mut io::empty(), &mut no_data, patience)? {
+            Reply::Hello { version: protocol::VERSION, kernel } => Ok(kernel),
             Reply::Hello { version, .. } => Err(Error::Appliance {
                 what: format!(
                     "the appliance's agent speaks version {version} of the protocol and this program version {}: rebuild it with scripts/build-agent",
@@ -77,6 +70,22 @@ impl ApplianceSession {
             }),
             _ => Err(self.nonsense()),
         }
+    }
+
+    /// Makes an agent that continues a template look for its disks.
+    pub(crate) fn find_disks(&self, count: usize, patience: Duration) -> Result<()> {
+        let about = About { path: b"/dev", action: "find its disks in" };
+        let request = Request::FindDisks { count: u8::try_from(count).unwrap_or(u8::MAX) };
+        let reply = self.exchange(about, &request, &mut io::empty(), &mut no_data, patience)?;
+        self.done(reply)
+    }
+
+    /// It is up: sockets need their names no more, and the agent may be silent for as long as it works.
+    pub(crate) fn connected(&self) -> Result<()> {
+        let mut inner = self.lock();
+        inner.monitor.connected();
+        let set = inner.connection.set_silence(self.limits.silence);
+        set.map_err(|e| inner.monitor.error(&format!("the appliance's socket: {e}")))
     }
 
     /// The monitor's process, for tests that harm it.

@@ -2,10 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
 /// Makes the kernel kill the command's process when the thread that spawned it ends, however it ends.
@@ -18,6 +20,15 @@ pub fn die_with_parent(command: &mut Command) {
             // The parent may have gone before the line above.
             if getppid() != Some(parent) { Err(io::Error::from_raw_os_error(rustix::io::Errno::CHILD.raw_os_error())) } else { Ok(()) }
         });
+    }
+}
+
+/// Lets the command's process inherit a descriptor, under the number that it has here. It stays open here as long as the
+/// command exists.
+pub fn inherit(command: &mut Command, fd: OwnedFd) {
+    // SAFETY: as above.
+    unsafe {
+        command.pre_exec(move || Ok(fcntl_setfd(&fd, FdFlags::empty())?));
     }
 }
 

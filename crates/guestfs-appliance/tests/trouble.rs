@@ -40,7 +40,8 @@ fn boot_with(dir: &Path, init: &[u8], boot: Duration) -> Error {
     std::fs::write(&archive, initramfs::with_agent(init)).unwrap();
     let kernel = locate::files().unwrap().kernel;
     let limits = Limits { boot, ..Limits::default() };
-    Appliance { files: Some(locate::Files { kernel, modules: None, initramfs: archive }), limits, ..Appliance::new() }
+    let files = Some(locate::Files { kernel, modules: None, initramfs: archive });
+    Appliance { files, limits, templates: None, ..Appliance::new() }
         .boot(Vec::new())
         .map(drop)
         .unwrap_err()

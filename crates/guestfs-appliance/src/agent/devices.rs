@@ -3,8 +3,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-use rustix::io::Errno;
-
 use super::failure::{Result, because, other};
 use super::link::Exchange;
 use super::sys;
@@ -17,28 +15,15 @@ pub fn check_name(device: &str) -> Result<()> {
     }
 }
 
-/// The kernel's driver of the machine's places for devices, and what it calls them.
-const PLACES: &str = "/sys/bus/platform/drivers/virtio-mmio";
-const PLACE: &str = "virtio-mmio.";
+/// Where a device is given to the kernel's driver of the machine's places.
+const BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
 
-/// Looks again for a disk in every place that was empty when the kernel started: an appliance that was restored from
-/// a template had none then. The disks get their names in the order of their places.
-pub fn find_disks() -> Result<()> {
-    let mut places = Vec::new();
-    for entry in fs::read_dir("/sys/bus/platform/devices")? {
-        let entry = entry?;
-        let number = entry.file_name().to_str().and_then(|name| name.strip_prefix(PLACE)?.parse::<u32>().ok());
-        places.extend(number.filter(|_| !entry.path().join("driver").exists()));
-    }
-    places.sort_unstable();
-    for number in places {
-        match fs::write(format!("{PLACES}/bind"), format!("{PLACE}{number}")) {
-            // Still empty.
-            Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {}
-            bound => bound?,
-        }
-    }
-    Ok(())
+/// Makes the kernel look again into the places from the second on, which were empty when it started: an appliance that
+/// continues a template gets its disks there. They are named in this order.
+pub fn find_disks(count: u8) -> Result<()> {
+    (1..=count).try_for_each(|place| {
+        fs::write(BIND, format!("virtio-mmio.{place}")).map_err(|e| other(format!("the disk in place {place}: {e}")))
+    })
 }
 
 /// All disks, partitions and mapped devices, with their sizes in bytes.

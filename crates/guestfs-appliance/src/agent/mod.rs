@@ -157,6 +157,7 @@ impl State {
                 Ok(Reply::Ran { status: ran.status, stdout, stderr, timed_out: ran.timed_out })
             }
             Request::Install { path, mode } => install(path, mode, exchange).map(done),
+            Request::FindDisks { count } => devices::find_disks(count).map(done),
             Request::Devices => devices::list().map(Reply::Devices),
             Request::ReadDevice { device, offset, len } => devices::read(&device, offset, len, exchange).map(done),
             Request::WriteDevice { device, offset } => devices::write(&device, offset, exchange).map(done),
@@ -200,7 +201,6 @@ fn hello(version: u32, clock: WireTime, seed: &[u8]) -> Result<Reply> {
         clock_settime(ClockId::Realtime, time).map_err(|e| because("setting the clock", e))?;
         let random = OpenOptions::new().write(true).open("/dev/urandom")?;
         sys::reseed(&random, seed).map_err(|e| because("seeding the random pool", e))?;
-        devices::find_disks()?;
     }
     Ok(Reply::Hello { version: VERSION, kernel: rustix::system::uname().release().to_string_lossy().into_owned() })
 }

@@ -1,18 +1,22 @@
 //! Tries the appliance out and packs its agent; for people who build or package it, or whose appliance fails.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
+use guestfs::engine::{Disk, Session};
 use guestfs_appliance::{Appliance, initramfs, locate};
+use imgcore::raw::Raw;
+use imgcore::storage::FileStorage;
 
-const USAGE: &str = "usage: guestlift-appliance test            boot it and tell how long that took
+const USAGE: &str = "usage: guestlift-appliance test [DISK]…    start it, with disks that are only read, and tell how long that took
        guestlift-appliance pack AGENT FILE  write an initramfs with this agent";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["test"] => test(),
+        ["test", disks @ ..] => test(disks),
         ["pack", agent, file] => pack(agent, file),
         _ => Err(USAGE.into()),
     };
@@ -27,16 +31,20 @@ fn main() -> ExitCode {
 
 type Failed = Box<dyn std::error::Error>;
 
-fn test() -> Result<(), Failed> {
+fn test(disks: &[&str]) -> Result<(), Failed> {
     let start = Instant::now();
-    let appliance = Appliance::new();
+    let appliance = Appliance { note: |why| println!("{why}"), ..Appliance::new() };
     let files = locate::files()?;
     println!("kernel     {}", files.kernel.display());
     println!("initramfs  {}", files.initramfs.display());
     println!("engine     {}", appliance.describe());
-    let session = appliance.boot(Vec::new())?;
+    let open = |path: &&str| -> Result<Disk, Failed> { Ok(Disk::ReadOnly(Arc::new(Raw::open(Arc::new(FileStorage::open(path)?))?))) };
+    let mut session = appliance.boot(disks.iter().map(open).collect::<Result<_, _>>()?)?;
     println!("answered   after {:.3} s", start.elapsed().as_secs_f64());
-    guestfs::engine::Session::shutdown(Box::new(session))?;
+    for (name, size) in session.devices()? {
+        println!("{name}  {size} bytes");
+    }
+    Box::new(session).shutdown()?;
     println!("ended      after {:.3} s", start.elapsed().as_secs_f64());
     Ok(())
 }

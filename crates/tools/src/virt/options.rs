@@ -135,7 +135,9 @@ impl GuestArgs {
     }
 
     fn appliance(&self) -> Announced {
-        Announced { appliance: Appliance::new(), verbose: self.verbose || self.trace }
+        let verbose = self.verbose || self.trace;
+        let note = if verbose { |line: &str| eprintln!("{line}") } else { |_: &str| {} };
+        Announced { appliance: Appliance { note, ..Appliance::new() }, verbose }
     }
 
     fn list(&self) -> Result<Vec<DiskArg>, Failure> {
