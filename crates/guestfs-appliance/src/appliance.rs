@@ -109,14 +109,14 @@ impl Appliance {
         });
         let disks = images.collect::<Result<_>>()?;
         let wanted = Wanted { files: self.files()?, memory_mib: self.memory_mib, limits: self.limits, disks };
-        if let Some(session) = self.from_template(&wanted, &writable) {
+        if let Some(session) = self.restore(&wanted, &writable) {
             return Ok(session);
         }
         self.begin(on_qemu::start(&wanted)?, writable, self.limits.boot)
     }
 
     /// An appliance that continues a template, which is made if there is none yet. When that does not work it must boot.
-    fn from_template(&self, wanted: &Wanted, writable: &[Arc<dyn ImageMut>]) -> Option<ApplianceSession> {
+    fn restore(&self, wanted: &Wanted, writable: &[Arc<dyn ImageMut>]) -> Option<ApplianceSession> {
         let boots = |why: Error| (self.note)(&format!("The appliance boots: {why}."));
         let folder = self.templates.as_deref()?;
         let find = || -> Result<Option<Template>> {

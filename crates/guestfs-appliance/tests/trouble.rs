@@ -41,10 +41,7 @@ fn boot_with(dir: &Path, init: &[u8], boot: Duration) -> Error {
     let kernel = locate::files().unwrap().kernel;
     let limits = Limits { boot, ..Limits::default() };
     let files = Some(locate::Files { kernel, modules: None, initramfs: archive });
-    Appliance { files, limits, templates: None, ..Appliance::new() }
-        .boot(Vec::new())
-        .map(drop)
-        .unwrap_err()
+    Appliance { files, limits, templates: None, ..Appliance::new() }.boot(Vec::new()).map(drop).unwrap_err()
 }
 
 #[test]

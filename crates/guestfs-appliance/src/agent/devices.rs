@@ -21,9 +21,8 @@ const BIND: &str = "/sys/bus/platform/drivers/virtio-mmio/bind";
 /// Makes the kernel look again into the places from the second on, which were empty when it started: an appliance that
 /// continues a template gets its disks there. They are named in this order.
 pub fn find_disks(count: u8) -> Result<()> {
-    (1..=count).try_for_each(|place| {
-        fs::write(BIND, format!("virtio-mmio.{place}")).map_err(|e| other(format!("the disk in place {place}: {e}")))
-    })
+    (1..=count)
+        .try_for_each(|place| fs::write(BIND, format!("virtio-mmio.{place}")).map_err(|e| other(format!("the disk in place {place}: {e}"))))
 }
 
 /// All disks, partitions and mapped devices, with their sizes in bytes.
