@@ -39,7 +39,7 @@ impl Guest {
     }
 
     /// From DRIVER_OK to an open port.
-    fn open_port(&mut self) {
+    pub(super) fn open_port(&mut self) {
         self.start();
         self.control(u32::MAX, 0, 1);
         assert_eq!(self.told(), control(0, 1, 1), "PORT_ADD");
@@ -49,7 +49,7 @@ impl Guest {
         self.control(0, 6, 1);
     }
 
-    fn hears(&mut self) -> Vec<u8> {
+    pub(super) fn hears(&mut self) -> Vec<u8> {
         self.offer(TO_GUEST, &[], &[PAGE]);
         let (mut bytes, len) = self.answer(TO_GUEST);
         bytes.truncate(len as usize);

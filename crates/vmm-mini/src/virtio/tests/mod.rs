@@ -3,6 +3,7 @@
 
 mod blk;
 mod console;
+mod hostile;
 mod mmio;
 mod rng;
 
