@@ -10,6 +10,7 @@ mod layout;
 mod legacy;
 mod machine;
 pub mod probe;
+pub mod sandbox;
 mod sys;
 pub mod virtio;
 
