@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Running;
+use crate::sandbox;
 
 /// What may wake a device's thread.
 pub(super) struct Wakes {
@@ -74,7 +75,7 @@ pub(super) fn spawn(
     let stop = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
     let wakes = Wakes::new(stopped.clone(), &stop, &running.kicks)?;
     let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-        if run(&running, &wakes).is_err() {
+        if sandbox::narrow().and_then(|()| run(&running, &wakes)).is_err() {
             running.interrupt.needs_reset();
         }
     })?;
