@@ -199,6 +199,8 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, ExitStatus};
 
+    use rustix::process::{Signal, getppid, kill_process};
+
     use super::*;
 
     /// What a process does behind the walls, by name; run in a process of its own, since the walls stay.
@@ -209,8 +211,8 @@ mod tests {
         ("make a socket", || drop(UnixStream::pair())),
         ("reach the network", || drop(std::net::TcpStream::connect("127.0.0.1:9"))),
         ("start a program", || drop(Command::new("/bin/true").status())),
-        ("another ioctl", || assert!(rustix::io::ioctl_fionbio(std::io::stdout(), false).is_ok())),
-        ("kill the parent", || drop(rustix::process::kill_process(rustix::process::getppid().unwrap(), rustix::process::Signal::HUP))),
+        ("another ioctl", || assert!(rustix::io::ioctl_fionbio(io::stdout(), false).is_ok())),
+        ("kill the parent", || assert!(kill_process(getppid().unwrap(), Signal::HUP).is_ok())),
         ("executable memory", executable),
         ("a device starts a thread", || drop(on_device_thread(|| std::thread::spawn(|| ()).join()))),
         ("a device makes an event", || drop(on_device_thread(|| vmm_sys_util::eventfd::EventFd::new(0).map(drop)))),
