@@ -33,6 +33,12 @@ pub enum Error {
     /// The command line is longer than the kernel reads. Each device takes some of it.
     #[error("a kernel's command line of {0} bytes is too long")]
     CommandLine(usize),
+    /// KVM does not give a register's value, or not take it back.
+    #[error("KVM cannot keep the register {0}")]
+    Register(&'static str),
+    /// A saved machine does not fit to what it is to continue with.
+    #[error("the saved machine cannot continue: {0}")]
+    Saved(&'static str),
     /// Something else of the host's.
     #[error("{what}: {error}")]
     Host {

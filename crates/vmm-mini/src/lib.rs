@@ -9,11 +9,14 @@ mod error;
 mod layout;
 mod legacy;
 mod machine;
+mod memory;
 pub mod probe;
 pub mod sandbox;
+mod saved;
 mod sys;
 pub mod virtio;
 
 pub use boot::bzimage;
 pub use error::{Crash, Error, Result};
-pub use machine::{Config, Ending, Machine};
+pub use machine::{Config, Devices, Ending, Files, Machine};
+pub use sys::inherited;

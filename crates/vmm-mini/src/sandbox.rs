@@ -164,13 +164,18 @@ fn few_calls(disks: Disks) -> Result<()> {
     }
     // Of signals, only to die by.
     rules.insert(libc::SYS_tgkill, vec![when(2, Eq, libc::SIGABRT as u64)?]);
-    // The standard library asks so whether a descriptor is open.
-    rules.insert(libc::SYS_fcntl, vec![when(1, Eq, libc::F_GETFD as u64)?]);
+    // The standard library asks so whether a descriptor is open; an image's lock is given back so.
+    let mut descriptors = vec![when(1, Eq, libc::F_GETFD as u64)?];
+    if disks == Disks::Files {
+        descriptors.push(when(1, Eq, libc::F_OFD_SETLK as u64)?);
+    }
+    rules.insert(libc::SYS_fcntl, descriptors.clone());
     let narrow = compile(rules.clone(), SeccompAction::KillProcess, SeccompAction::Allow).map_err(|e| failed(&e))?;
 
     rules.extend(PROCESSOR.iter().map(|call| (*call, Vec::new())));
     rules.insert(libc::SYS_ioctl, vec![when(1, Eq, KVM_RUN)?, when(1, Eq, KVM_GET_REGS)?]);
-    rules.insert(libc::SYS_fcntl, vec![when(1, Eq, libc::F_GETFD as u64)?, when(1, Eq, libc::F_DUPFD_CLOEXEC as u64)?]);
+    descriptors.push(when(1, Eq, libc::F_DUPFD_CLOEXEC as u64)?);
+    rules.insert(libc::SYS_fcntl, descriptors);
     let thread = (libc::CLONE_VM | libc::CLONE_THREAD) as u64;
     rules.insert(libc::SYS_clone, vec![when(0, MaskedEq(thread), thread)?]);
     let (name, no_new_privs) = (libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64);

@@ -8,6 +8,7 @@ mod pvh;
 use std::fs::File;
 use std::io::{Cursor, Read, Seek};
 
+pub use cpuid::set as set_cpuid;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress};
@@ -41,7 +42,7 @@ pub fn prepare(vm: &Vm, payload: Payload, memory_bytes: u64) -> Result<()> {
     mptable::write(memory).ok_or(too_small("the machine's description"))?;
     pvh::write(memory, memory_bytes, &payload.command_line, initramfs).ok_or(too_small("the machine's description"))?;
     pvh::set_registers(vm.vcpu(), entry)?;
-    cpuid::set(vm)
+    set_cpuid(vm)
 }
 
 /// Loads the kernel; tells where its entry for PVH is.

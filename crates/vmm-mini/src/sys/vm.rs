@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, MsrList, kvm_irqchip, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -37,6 +37,7 @@ pub struct Vm {
     vcpu: VcpuFd,
     vm: VmFd,
     supported: CpuId,
+    msrs: MsrList,
     memory: Memory,
 }
 
@@ -65,8 +66,9 @@ impl Vm {
             unsafe { vm.set_user_memory_region(region) }.kvm("take the guest's memory")?;
         }
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).kvm("tell its processor's features")?;
+        let msrs = kvm.get_msr_index_list().kvm("tell its processor's registers")?;
         let vcpu = vm.create_vcpu(0).kvm("create a processor")?;
-        Ok(Vm { vcpu, vm, supported, memory: Arc::new(memory) })
+        Ok(Vm { vcpu, vm, supported, msrs, memory: Arc::new(memory) })
     }
 
     /// The guest's memory.
@@ -77,6 +79,33 @@ impl Vm {
     /// The features that KVM offers a guest.
     pub fn supported_cpuid(&self) -> CpuId {
         self.supported.clone()
+    }
+
+    /// Whether KVM keeps this register of a guest's.
+    pub fn has_msr(&self, index: u32) -> bool {
+        self.msrs.as_slice().contains(&index)
+    }
+
+    /// The state of the interrupt controllers: two of a PC's, and the I/O APIC.
+    pub fn irqchips(&self) -> Result<[kvm_irqchip; 3]> {
+        let mut chips: [kvm_irqchip; 3] = Default::default();
+        for (id, chip) in (0..).zip(&mut chips) {
+            chip.chip_id = id;
+            self.vm.get_irqchip(chip).kvm("tell the interrupt controllers' state")?;
+        }
+        Ok(chips)
+    }
+
+    /// Gives the interrupt controllers a state.
+    pub fn set_irqchips(&self, chips: &[kvm_irqchip; 3]) -> Result<()> {
+        chips.iter().try_for_each(|chip| self.vm.set_irqchip(chip)).kvm("set the interrupt controllers' state")
+    }
+
+    /// Gives the processor its extended registers.
+    pub fn set_xsave(&self, xsave: &kvm_xsave) -> Result<()> {
+        // SAFETY: KVM reads more than the structure has only if the process has asked for larger registers for its guests
+        // (ARCH_REQ_XCOMP_GUEST_PERM), which this one does not.
+        unsafe { self.vcpu.set_xsave(xsave) }.kvm("set the processor's extended registers")
     }
 
     /// The processor, to be set up.
