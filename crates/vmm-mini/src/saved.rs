@@ -99,5 +99,6 @@ impl Processor {
 
 fn list(index: u32, data: u64) -> Result<Msrs> {
     let entry = kvm_msr_entry { index, data, ..Default::default() };
-    Msrs::from_entries(&[entry]).map_err(|e| Error::Host { what: "cannot ask for a register", error: std::io::Error::other(format!("{e:?}")) })
+    Msrs::from_entries(&[entry])
+        .map_err(|e| Error::Host { what: "cannot ask for a register", error: std::io::Error::other(format!("{e:?}")) })
 }

@@ -26,7 +26,8 @@ ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, kvm_bindings::KVMIO, 0x8b, u32);
 
 /// Makes the signal stop the processor, which runs on this thread. Threads that this one starts do not see it.
 pub fn prepare(vcpu: &VcpuFd) -> Result<()> {
-    signal::block_signal(SIGNAL).map_err(|e| Error::Host { what: "cannot block a signal", error: std::io::Error::other(format!("{e:?}")) })?;
+    signal::block_signal(SIGNAL)
+        .map_err(|e| Error::Host { what: "cannot block a signal", error: std::io::Error::other(format!("{e:?}")) })?;
     let mask = SignalMask { len: 8, blocked: [0; 8] };
     // SAFETY: the call reads `len` and as many bytes behind it, all of which `mask` has.
     let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
