@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, inspect, is_root};
+use crate::lvm;
 use crate::volume::{GuestDisk, GuestDiskMut, Volumes};
 use crate::{Error, GuestFs, Result, Tree, reader};
 
@@ -162,7 +163,7 @@ impl Roots {
     /// Looks at every filesystem that can be read in this process.
     pub fn direct(volumes: &Volumes) -> Self {
         let mut roots = Roots::default();
-        for (index, _) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.is_filesystem()) {
+        for (index, _) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.may_hold_files()) {
             let fs = match open_reader(volumes, index) {
                 Ok(reader) => Tree::new(reader),
                 Err(e) => {
@@ -178,7 +179,7 @@ impl Roots {
     /// Looks at every filesystem in the appliance, mounting each in turn.
     pub fn in_appliance(volumes: &Volumes, session: &mut dyn Session) -> Result<Self> {
         let mut roots = Roots::default();
-        for (index, volume) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.is_filesystem()) {
+        for (index, volume) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.may_hold_files()) {
             if let Err(e) = session.mount(&volume.appliance_device(), b"/", volume.kind(), "ro") {
                 if matches!(e, Error::Appliance { .. }) {
                     return Err(e);
@@ -250,8 +251,7 @@ fn explain(why: &Error, options: &OpenOptions<'_>) -> Result<()> {
 
 fn open_reader(volumes: &Volumes, index: usize) -> Result<Arc<dyn crate::FsReader>> {
     let volume = volumes.volumes.get(index).ok_or_else(|| Error::Invalid(format!("there is no volume {index}")))?;
-    let disk = volumes.disks.get(volume.disk).ok_or_else(|| Error::Invalid(format!("{} is on no disk", volume.device)))?;
-    reader::open(volume.kind(), disk.image.clone(), volume.start, volume.len)
+    reader::open(volume.kind(), volumes.image(volume)?, 0, volume.len)
 }
 
 fn read_only(volumes: &Volumes) -> Vec<Disk> {
@@ -289,9 +289,13 @@ fn find(volumes: &Volumes, device: &str) -> Result<usize> {
     })
 }
 
-fn start(disks: Vec<Disk>, options: &OpenOptions<'_>) -> Result<Box<dyn Session>> {
+fn start(volumes: &Volumes, disks: Vec<Disk>, options: &OpenOptions<'_>) -> Result<Box<dyn Session>> {
     let engine = options.appliance.ok_or_else(|| Error::Invalid("this needs the appliance, and there is none".into()))?;
-    engine.start(disks, false)
+    let mut session = engine.start(disks, false)?;
+    if !volumes.groups.is_empty() {
+        lvm::activate(session.as_mut())?;
+    }
+    Ok(session)
 }
 
 fn mount_in_appliance(
@@ -301,7 +305,7 @@ fn mount_in_appliance(
     mode: &str,
 ) -> Result<(Box<dyn Session>, Inspection)> {
     let direct = Roots::direct(volumes);
-    let mut session = start(disks, options)?;
+    let mut session = start(volumes, disks, options)?;
     // One look is enough where this process could have it.
     let known = (options.engine != EngineChoice::Appliance).then(|| direct.choose(volumes, options.root).ok()).flatten();
     let inspection = match known {
@@ -327,7 +331,7 @@ fn mount_requests(
     options: &OpenOptions<'_>,
     mode: &str,
 ) -> Result<Box<dyn Session>> {
-    let mut session = start(disks, options)?;
+    let mut session = start(volumes, disks, options)?;
     for mount in mounts {
         let device = volumes.volumes.get(find(volumes, &mount.device)?).map(|v| v.appliance_device()).unwrap_or_default();
         let all = [mode, &mount.options].into_iter().filter(|o| !o.is_empty()).collect::<Vec<_>>().join(",");

@@ -14,6 +14,7 @@ mod ext4;
 mod fs;
 mod guest;
 pub mod inspect;
+pub mod lvm;
 pub mod machine;
 pub mod probe;
 pub mod reader;

@@ -1,12 +1,13 @@
-//! A guest's volumes: partitions and whole disks, and what each of them holds.
+//! A guest's volumes: partitions, whole disks and logical volumes, and what each of them holds.
 
 use std::sync::Arc;
 
 use imgcore::partition::{self, Partition, Table};
 use imgcore::{Image, ImageMut, Slice};
 
-use crate::Result;
+use crate::lvm::{self, Group};
 use crate::probe::{Content, Usage, probe};
+use crate::{Error, Result};
 
 /// A disk of a guest.
 #[derive(Clone)]
@@ -27,17 +28,34 @@ pub struct GuestDiskMut {
     pub image: Arc<dyn ImageMut>,
 }
 
-/// A partition, or a whole disk that has no partitions.
+/// Where a volume's bytes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Together on a disk.
+    Disk {
+        /// Which disk, by its position.
+        disk: usize,
+        /// First byte on it.
+        start: u64,
+    },
+    /// Where LVM says.
+    Logical {
+        /// Which group, by its position in [`Volumes::groups`].
+        group: usize,
+        /// Which of its volumes.
+        volume: usize,
+    },
+}
+
+/// A partition, a whole disk that has no partitions, or a logical volume.
 #[derive(Clone, Debug)]
 pub struct Volume {
-    /// As the guest calls it: `/dev/xvda2`.
+    /// As the guest calls it: `/dev/xvda2`, `/dev/GROUP/VOLUME`.
     pub device: String,
-    /// Which disk, by its position.
-    pub disk: usize,
-    /// The partition; `None` for a whole disk.
+    /// Where its bytes are.
+    pub place: Place,
+    /// The partition; `None` for others.
     pub partition: Option<Partition>,
-    /// First byte on the disk.
-    pub start: u64,
     /// Length in bytes.
     pub len: u64,
     /// What it holds, if that is known.
@@ -60,9 +78,23 @@ impl Volume {
         self.content.as_ref().is_some_and(|c| c.usage == Usage::Swap)
     }
 
+    /// Its disk, by its position, if it is a part of one.
+    pub fn disk(&self) -> Option<usize> {
+        match self.place {
+            Place::Disk { disk, .. } => Some(disk),
+            Place::Logical { .. } => None,
+        }
+    }
+
+    /// Whether files may be in it, so far as can be told: a logical volume that only the appliance can read may hold anything.
+    pub fn may_hold_files(&self) -> bool {
+        self.is_filesystem() || self.content.is_none() && self.disk().is_none()
+    }
+
     /// What an appliance that was given the guest's disks in order calls it: `/dev/vda2`.
     pub fn appliance_device(&self) -> String {
-        let disk = format!("vd{}", letters(self.disk));
+        let Place::Disk { disk, .. } = self.place else { return self.device.clone() };
+        let disk = format!("vd{}", letters(disk));
         format!("/dev/{}", self.partition.as_ref().map_or(disk.clone(), |p| partition_name(&disk, p.number)))
     }
 }
@@ -74,8 +106,12 @@ pub struct Volumes {
     pub disks: Vec<GuestDisk>,
     /// Each disk's partition table.
     pub tables: Vec<Option<Table>>,
-    /// The volumes, disk by disk.
+    /// The volumes, disk by disk; the logical ones behind them.
     pub volumes: Vec<Volume>,
+    /// LVM's groups on them.
+    pub groups: Vec<Group>,
+    /// What of LVM is damaged, in sentences.
+    pub complaints: Vec<String>,
 }
 
 impl Volumes {
@@ -93,16 +129,14 @@ impl Volumes {
             match &table {
                 None => volumes.push(Volume {
                     device: format!("/dev/{}", disk.name),
-                    disk: index,
+                    place: Place::Disk { disk: index, start: 0 },
                     partition: None,
-                    start: 0,
                     len: image.size(),
                     content: whole,
                 }),
                 Some(table) => volumes.extend(table.partitions.iter().filter(|p| !p.kind.is_extended()).map(|p| Volume {
                     device: format!("/dev/{}", partition_name(&disk.name, p.number)),
-                    disk: index,
-                    start: p.start,
+                    place: Place::Disk { disk: index, start: p.start },
                     len: p.len,
                     content: probe(image, p.start, p.len),
                     partition: Some(p.clone()),
@@ -110,13 +144,41 @@ impl Volumes {
             }
             tables.push(table);
         }
-        Ok(Volumes { disks, tables, volumes })
+        let mut all = Volumes { disks, tables, volumes, groups: Vec::new(), complaints: Vec::new() };
+        all.add_logical()?;
+        Ok(all)
+    }
+
+    fn add_logical(&mut self) -> Result<()> {
+        let members = self.volumes.iter().enumerate().filter(|(_, v)| v.kind() == "LVM2_member");
+        let members = members.map(|(position, volume)| Ok((position, self.image(volume)?))).collect::<Result<Vec<_>>>()?;
+        (self.groups, self.complaints) = lvm::groups(&members);
+        for (group, found) in self.groups.iter().enumerate() {
+            self.volumes.extend(found.volumes.iter().enumerate().map(|(volume, logical)| Volume {
+                device: format!("/dev/{}/{}", found.name, logical.name),
+                place: Place::Logical { group, volume },
+                partition: None,
+                len: logical.len,
+                content: logical.image.as_ref().ok().and_then(|image| probe(image.as_ref(), 0, image.size())),
+            }));
+        }
+        Ok(())
     }
 
     /// A volume's bytes as an image.
     pub fn image(&self, volume: &Volume) -> Result<Arc<dyn Image>> {
-        let disk = self.disks.get(volume.disk).ok_or_else(|| crate::Error::Invalid(format!("{} is on no disk", volume.device)))?;
-        Ok(Arc::new(Slice::new(disk.image.clone(), volume.start, volume.len)?))
+        let nowhere = || Error::Invalid(format!("{} is on no disk", volume.device));
+        match volume.place {
+            Place::Disk { disk, start } => {
+                let disk = self.disks.get(disk).ok_or_else(nowhere)?;
+                Ok(Arc::new(Slice::new(disk.image.clone(), start, volume.len)?))
+            }
+            Place::Logical { group, volume: number } => {
+                let logical = self.groups.get(group).and_then(|g| g.volumes.get(number)).ok_or_else(nowhere)?;
+                let unsupported = |what: &String| Error::Unsupported { filesystem: "LVM", what: format!("{}: {what}", volume.device) };
+                logical.image.clone().map_err(|what| unsupported(&what))
+            }
+        }
     }
 
     /// The volume that a device name, `UUID=…` and the like mean to this guest.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use guestfs::engine::Disk;
 use guestfs::inspect::Inspection;
 use guestfs::machine::MachineSpec;
-use guestfs::volume::{GuestDisk, Volumes};
+use guestfs::volume::{GuestDisk, Place, Volumes};
 use guestfs::{Guest, OpenOptions};
 use imgcore::formats::CreateOptions;
 use imgcore::storage::FileStorage;
@@ -279,15 +279,24 @@ impl Prepared {
             return Ok(Vec::new());
         }
         let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), false)?;
+        if !self.volumes.groups.is_empty() {
+            guestfs::lvm::activate(session.as_mut())?;
+        }
         for mount in &self.inspection.mounts {
             let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
-            let place = self.layout.volumes().find(|v| v.disk == volume.disk && v.source_offset == volume.start);
-            let Some(place) = place else {
+            let device = match volume.place {
+                // LVM finds its volumes wherever the physical ones are.
+                Place::Logical { .. } => Some(volume.device.clone()),
+                Place::Disk { disk, start } => {
+                    let place = self.layout.volumes().find(|v| v.disk == disk && v.source_offset == start);
+                    place.map(|place| format!("/dev/{}", place.target_device))
+                }
+            };
+            let Some(device) = device else {
                 return Err(Error::Invalid(format!("{}: {} has no place on the new disks", source.name, volume.device)));
             };
             let subvolume = mount.options.split(|b| *b == b',').find(|o| o.starts_with(b"subvol"));
             let options = subvolume.map(|s| format!("rw,{}", String::from_utf8_lossy(s)));
-            let device = format!("/dev/{}", place.target_device);
             match session.mount(&device, &mount.path, volume.kind(), options.as_deref().unwrap_or("rw")) {
                 // Its mount point is missing, or it is damaged: so it was on Xen, and nothing of ours belongs there.
                 Err(e) if !matches!(e, guestfs::Error::Appliance { .. }) && !is_needed(&mount.path, staged) => {

@@ -1,7 +1,8 @@
 //! /etc/fstab: its entries, and which volume each of them means.
 
 use crate::Volumes;
-use crate::volume::Volume;
+use crate::lvm::mapper_name;
+use crate::volume::{Place, Volume};
 
 /// One entry of /etc/fstab.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,13 @@ pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
     if let Some(exact) = position(&|v| v.device == spec) {
         return Some(exact);
     }
+    if let Some(mapped) = name.strip_prefix("mapper/") {
+        let names = |group: usize, volume: usize| {
+            let group = volumes.groups.get(group)?;
+            Some(mapper_name(&group.name, &group.volumes.get(volume)?.name))
+        };
+        return position(&|v| matches!(v.place, Place::Logical { group, volume } if names(group, volume).as_deref() == Some(mapped)));
+    }
     if let Some(rest) = name.strip_prefix("disk/by-id/").or_else(|| name.strip_prefix("disk/by-path/")) {
         // The host's serial numbers are not known: only a single disk can be meant for sure.
         let number = rest.rsplit_once("-part").and_then(|(_, n)| n.parse::<u32>().ok());
@@ -104,7 +112,7 @@ pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
     if volumes.disks.iter().any(|d| split(&d.name).is_some()) {
         return None;
     }
-    position(&|v| (v.disk, v.partition.as_ref().map(|p| p.number)) == wanted)
+    position(&|v| (v.disk(), v.partition.as_ref().map(|p| p.number)) == (Some(wanted.0), wanted.1))
 }
 
 /// `sda2` and its like as the disk's position and the partition.

@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
+use guestfs::lvm::{Group, LogicalVolume, PhysicalVolume};
+use guestfs::probe::Usage;
 use guestfs::{Volume, Volumes};
 use imgcore::partition::PartitionType;
 
@@ -35,6 +37,15 @@ struct Filesystems {
     /// Swap and what was not recognised, too
     #[arg(long)]
     extra: bool,
+    /// Logical volumes
+    #[arg(long, visible_aliases = ["lvs", "lv"], alias = "logvols")]
+    logical_volumes: bool,
+    /// Volume groups
+    #[arg(long, visible_aliases = ["vgs", "vg"], alias = "volgroups")]
+    volume_groups: bool,
+    /// Physical volumes
+    #[arg(long, visible_aliases = ["pvs", "pv"], alias = "physvols")]
+    physical_volumes: bool,
     /// Partitions
     #[arg(long, alias = "parts")]
     partitions: bool,
@@ -77,15 +88,30 @@ struct Row {
 
 fn run(args: &Filesystems) -> Result<ExitCode, Failure> {
     let volumes = Volumes::open(args.guest.disks()?)?;
-    let nothing = !(args.filesystems || args.extra || args.partitions || args.block_devices);
+    volumes.complaints.iter().for_each(|complaint| eprintln!("virt-filesystems: {complaint}"));
+    let lvm = args.logical_volumes || args.volume_groups || args.physical_volumes;
+    let nothing = !(args.filesystems || args.extra || args.partitions || args.block_devices || lvm);
     let extra = args.all || args.extra;
     let filesystems = args.all || args.filesystems || args.extra || nothing;
     let partitions = args.all || args.partitions;
     let devices = args.all || args.block_devices;
     let mut rows = Vec::new();
     if filesystems {
-        let wanted = volumes.volumes.iter().filter(|v| extra || v.is_filesystem());
-        rows.extend(wanted.filter(|v| v.content.is_some() || extra).map(|v| filesystem(&volumes, v)));
+        // What is a part of something else is no filesystem, whatever is asked for.
+        let part = |v: &Volume| v.content.as_ref().is_some_and(|c| matches!(c.usage, Usage::Member | Usage::Crypto));
+        let wanted = volumes.volumes.iter().filter(|v| v.is_filesystem() || extra && !part(v));
+        rows.extend(wanted.map(|v| filesystem(&volumes, v)));
+    }
+    for group in &volumes.groups {
+        if args.all || args.logical_volumes {
+            rows.extend(group.volumes.iter().map(|volume| logical(group, volume)));
+        }
+    }
+    if args.all || args.volume_groups {
+        rows.extend(volumes.groups.iter().map(|group| volume_group(&volumes, group)));
+    }
+    if args.all || args.physical_volumes {
+        rows.extend(volumes.groups.iter().flat_map(|group| physical(&volumes, group)));
     }
     if partitions {
         rows.extend(volumes.volumes.iter().filter_map(|v| partition(&volumes, v)));
@@ -102,7 +128,7 @@ fn run(args: &Filesystems) -> Result<ExitCode, Failure> {
         json::print(&rows);
         return Ok(ExitCode::SUCCESS);
     }
-    args.print(&rows, filesystems, partitions, partitions || args.all || (args.long && filesystems))?;
+    args.print(&rows, filesystems, partitions, partitions || lvm || args.all || (args.long && filesystems))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -119,10 +145,46 @@ fn filesystem(volumes: &Volumes, volume: &Volume) -> Row {
     }
 }
 
+fn logical(group: &Group, volume: &LogicalVolume) -> Row {
+    Row {
+        name: format!("/dev/{}/{}", group.name, volume.name),
+        kind: "lv",
+        size: volume.len,
+        parent: Some(format!("/dev/{}", group.name)),
+        uuid: Some(undashed(&volume.uuid)),
+        ..Row::default()
+    }
+}
+
+fn volume_group(volumes: &Volumes, group: &Group) -> Row {
+    let parents: Vec<_> = group.physical.iter().filter_map(|pv| volumes.volumes.get(pv.position)).map(|v| v.device.as_str()).collect();
+    Row {
+        name: format!("/dev/{}", group.name),
+        kind: "vg",
+        size: group.physical.iter().map(|pv| pv.len).fold(0, u64::saturating_add),
+        parent: Some(parents.join(",")),
+        uuid: Some(undashed(&group.uuid)),
+        ..Row::default()
+    }
+}
+
+fn physical(volumes: &Volumes, group: &Group) -> Vec<Row> {
+    let row = |pv: &PhysicalVolume| {
+        let volume = volumes.volumes.get(pv.position)?;
+        let uuid = volume.content.as_ref().and_then(|c| c.uuid.as_deref()).map(undashed);
+        Some(Row { name: volume.device.clone(), kind: "pv", size: pv.len, uuid, ..Row::default() })
+    };
+    group.physical.iter().filter_map(row).collect()
+}
+
+/// LVM's UUIDs stand here without the dashes of LVM's own tools.
+fn undashed(uuid: &str) -> String {
+    uuid.replace('-', "")
+}
+
 /// The room in a filesystem, as statvfs(3) counts it.
 fn usable(volumes: &Volumes, volume: &Volume) -> Option<u64> {
-    let disk = volumes.disks.get(volume.disk)?;
-    let reader = guestfs::reader::open(volume.kind(), disk.image.clone(), volume.start, volume.len).ok()?;
+    let reader = guestfs::reader::open(volume.kind(), volumes.image(volume).ok()?, 0, volume.len).ok()?;
     let statfs = reader.statfs().ok()?;
     statfs.blocks.checked_mul(statfs.block_size)
 }
@@ -137,7 +199,7 @@ fn partition(volumes: &Volumes, volume: &Volume) -> Option<Row> {
             PartitionType::Gpt(_) => None,
         },
         size: volume.len,
-        parent: volumes.disks.get(volume.disk).map(|d| format!("/dev/{}", d.name)),
+        parent: volume.disk().and_then(|disk| volumes.disks.get(disk)).map(|d| format!("/dev/{}", d.name)),
         ..Row::default()
     })
 }
