@@ -81,7 +81,9 @@ fn volumes_are_read_in_process_and_in_the_appliance() {
     let volumes = Volumes::open(disks(paths)).unwrap();
     assert_eq!(volumes.complaints, [] as [String; 0]);
     let named: Vec<(&str, u64, &str)> = volumes.volumes.iter().map(|v| (v.device.as_str(), v.len >> 20, v.kind())).collect();
-    for line in [("/dev/xvda", 100, "LVM2_member"), ("/dev/vg-x/root", 40, "ext4"), ("/dev/vg-x/fast-er", 32, "ext4"), ("/dev/vg-x/thin", 16, "")] {
+    for line in
+        [("/dev/xvda", 100, "LVM2_member"), ("/dev/vg-x/root", 40, "ext4"), ("/dev/vg-x/fast-er", 32, "ext4"), ("/dev/vg-x/thin", 16, "")]
+    {
         assert!(named.contains(&line), "{line:?} is not in {named:?}");
     }
     for spec in ["/dev/vg-x/fast-er", "/dev/mapper/vg--x-fast--er"] {
