@@ -48,13 +48,8 @@ pub enum Error {
         error: std::io::Error,
     },
     /// The guest is dead.
-    #[error("the guest died at {rip:#x}: {cause}")]
-    Crashed {
-        /// Of what.
-        cause: Crash,
-        /// Its instruction pointer then.
-        rip: u64,
-    },
+    #[error("the guest died: {0}")]
+    Crashed(#[from] Crash),
 }
 
 /// What a guest died of.
@@ -64,8 +59,13 @@ pub enum Crash {
     #[error("triple fault")]
     TripleFault,
     /// KVM does not know how to go on, usually for an instruction that it had to emulate and cannot.
-    #[error("KVM internal error {0} (1: an instruction that it cannot emulate)")]
-    Internal(u32),
+    #[error("KVM's internal error {suberror} at {rip:#x} (1: an instruction that it cannot emulate)")]
+    Internal {
+        /// Which, of `KVM_INTERNAL_ERROR_*`.
+        suberror: u32,
+        /// The guest's instruction pointer then.
+        rip: u64,
+    },
     /// The processor refuses the guest's state.
     #[error("the processor does not enter the guest (reason {0:#x})")]
     Entry(u64),

@@ -125,7 +125,7 @@ impl Vm {
 
     /// Runs the guest until it reaches a device or a signal comes.
     pub fn run(&mut self, ports: &Bus, mmio: &Bus) -> Result<Exit> {
-        let cause = match self.vcpu.run() {
+        let crash = match self.vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
                 ports.read(port.into(), data);
                 return Ok(Exit::Device);
@@ -149,10 +149,11 @@ impl Vm {
             Ok(VcpuExit::FailEntry(reason, _)) => Crash::Entry(reason),
             Ok(VcpuExit::InternalError) => {
                 // SAFETY: the exit's reason says that this member of the union was filled; any bits of it are a number.
-                Crash::Internal(unsafe { self.vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror })
+                let suberror = unsafe { self.vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
+                Crash::Internal { suberror, rip: self.vcpu.get_regs().map_or(0, |regs| regs.rip) }
             }
             Ok(_) => Crash::Exit(self.vcpu.get_kvm_run().exit_reason),
         };
-        Err(Error::Crashed { cause, rip: self.vcpu.get_regs().map_or(0, |r| r.rip) })
+        Err(crash.into())
     }
 }
