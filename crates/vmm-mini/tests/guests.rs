@@ -27,18 +27,18 @@ const GUESTS: [(&str, &[u8], i32, &str); 7] = [
     // int3, without a table of handlers
     ("fault", &[0xcc], 1, "the guest died: triple fault"),
     // mov eax, 0xc0000000; jmp eax: no memory is there
-    ("nowhere", &[0xb8, 0, 0, 0, 0xc0, 0xff, 0xe0], 1, "the guest died: KVM's internal error 1 at 0xc0000000 (1: an instruction that it cannot emulate)"),
+    (
+        "nowhere",
+        &[0xb8, 0, 0, 0, 0xc0, 0xff, 0xe0],
+        1,
+        "the guest died: KVM's internal error 1 at 0xc0000000 (1: an instruction that it cannot emulate)",
+    ),
     // cli; hlt: for ever
     ("halt", &[0xfa, 0xf4], 124, ""),
     // jmp to itself
     ("spin", &[0xeb, 0xfe], 124, ""),
     // mov edi, 0x200000; mov ecx, 4000; mov edx, 0x3f8; cld; rep insb: many bytes in one access; mov al, 0xfe; out 0x64, al
-    (
-        "string",
-        &[0xbf, 0, 0, 0x20, 0, 0xb9, 0xa0, 0x0f, 0, 0, 0xba, 0xf8, 3, 0, 0, 0xfc, 0xf3, 0x6c, 0xb0, 0xfe, 0xe6, 0x64],
-        0,
-        "",
-    ),
+    ("string", &[0xbf, 0, 0, 0x20, 0, 0xb9, 0xa0, 0x0f, 0, 0, 0xba, 0xf8, 3, 0, 0, 0xfc, 0xf3, 0x6c, 0xb0, 0xfe, 0xe6, 0x64], 0, ""),
     // Reads and writes where devices could be, and at places without one; then off.
     (
         "devices",
