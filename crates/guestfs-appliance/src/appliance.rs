@@ -10,10 +10,12 @@ use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{Error, Result};
 use imgcore::{ImageMut, Overlay};
 
+use crate::accel::{self, Accel};
 use crate::connection::{Connection, Limits};
 use crate::distro_kernel;
 use crate::locate::{self, Files};
 use crate::monitor::{Monitor, failure};
+use crate::on_kvm;
 use crate::on_qemu::{self, saved};
 use crate::protocol::{Request, VERSION, WireTime};
 use crate::qemu;
@@ -22,6 +24,9 @@ use crate::template::{self, Cache, Template};
 
 /// Targets that the SCSI adapter is given at most.
 const MAX_DISKS: usize = 255;
+
+/// On a processor of its own it is up within a second; when it is not by then, and QEMU may take over, it never will be.
+const KVM_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Starts appliances. It holds no state between them.
 #[derive(Clone, Debug)]
@@ -32,9 +37,11 @@ pub struct Appliance {
     pub limits: Limits,
     /// The kernel and the initramfs; looked for when this is `None`.
     pub files: Option<Files>,
+    /// Who runs its processor; the environment's GUESTLIFT_ACCEL decides when this is `None`.
+    pub accel: Option<Accel>,
     /// Where templates of booted appliances are kept; without it every appliance boots.
     pub templates: Option<PathBuf>,
-    /// Told why an appliance boots although there could be a template.
+    /// Told why an appliance boots although there could be a template, or runs in QEMU although KVM was chosen.
     pub note: fn(&str),
 }
 
@@ -64,7 +71,7 @@ pub struct Started {
 
 impl Default for Appliance {
     fn default() -> Self {
-        Appliance { memory_mib: 1024, limits: Limits::default(), files: None, templates: template::folder(), note: |_| {} }
+        Appliance { memory_mib: 1024, limits: Limits::default(), files: None, accel: None, templates: template::folder(), note: |_| {} }
     }
 }
 
@@ -76,16 +83,18 @@ impl Appliance {
 
     /// How appliances run here, and why so, in words for `-v`.
     pub fn describe(&self) -> String {
-        let how = "QEMU with its own translator (TCG): this version does not use KVM";
-        match self.files() {
-            Ok(Files { kernel, modules: Some(_), .. }) => {
-                let named = std::env::var_os(distro_kernel::VARIABLE).is_some_and(|v| kernel == Path::new(&v));
+        let Ok(files) = self.files() else { return "QEMU or on KVM".into() };
+        let Ok(choice) = accel::wish(self.accel).and_then(|wish| accel::choose(wish, &files, 0)) else { return "vain".into() };
+        let how = if choice.monitor.is_some() { "vmm-mini on KVM" } else { "QEMU with its own translator (TCG)" };
+        let kernel = match &files.modules {
+            None => format!("the kernel is {}", files.kernel.display()),
+            Some(_) => {
+                let named = std::env::var_os(distro_kernel::VARIABLE).is_some_and(|v| files.kernel == Path::new(&v));
                 let why = if named { format!("{} names it", distro_kernel::VARIABLE) } else { "Guestlift's own is not installed".into() };
-                format!("{how}; the kernel is the distribution's {}, since {why}", kernel.display())
+                format!("the kernel is the distribution's {}, since {why}", files.kernel.display())
             }
-            Ok(Files { kernel, .. }) => format!("{how}; the kernel is {}", kernel.display()),
-            Err(_) => how.into(),
-        }
+        };
+        format!("{how}: {}; {kernel}", choice.why)
     }
 
     fn files(&self) -> Result<Files> {
@@ -109,6 +118,19 @@ impl Appliance {
         });
         let disks = images.collect::<Result<_>>()?;
         let wanted = Wanted { files: self.files()?, memory_mib: self.memory_mib, limits: self.limits, disks };
+        let wish = accel::wish(self.accel)?;
+        let choice = accel::choose(wish, &wanted.files, wanted.disks.len())?;
+        if let Some(program) = &choice.monitor {
+            let patience = if wish == Accel::Kvm { self.limits.boot } else { KVM_PATIENCE.min(self.limits.boot) };
+            match on_kvm::start(program, &wanted).and_then(|started| self.begin(started, writable.clone(), patience)) {
+                Err(why) if wish == Accel::Auto && qemu::find().is_ok() => {
+                    (self.note)(&format!("The appliance runs in QEMU: on KVM {why}."))
+                }
+                ended => return ended,
+            }
+        } else {
+            accel::check(&choice, wish)?;
+        }
         if let Some(session) = self.restore(&wanted, &writable) {
             return Ok(session);
         }
@@ -168,7 +190,7 @@ impl Engine for Appliance {
     }
 
     fn check(&self) -> Result<()> {
-        self.files()?;
-        qemu::find().map(drop)
+        let wish = accel::wish(self.accel)?;
+        accel::check(&accel::choose(wish, &self.files()?, 0)?, wish)
     }
 }

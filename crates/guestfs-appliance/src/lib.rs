@@ -8,6 +8,7 @@
 
 #![deny(unsafe_code)]
 
+mod accel;
 pub mod agent;
 mod appliance;
 mod connection;
@@ -16,6 +17,7 @@ pub mod initramfs;
 pub mod locate;
 mod machine;
 mod monitor;
+mod on_kvm;
 mod on_qemu;
 pub mod protocol;
 mod qemu;
@@ -25,6 +27,7 @@ mod sys;
 pub mod template;
 mod tools;
 
+pub use accel::Accel;
 pub use appliance::Appliance;
 pub use connection::Limits;
 pub use session::ApplianceSession;

@@ -2,7 +2,7 @@
 //! console, no way out.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ChildStdin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
@@ -28,7 +28,7 @@ const FIRMWARE: [(&str, &str); 4] = [
 
 impl MachineRunner for Appliance {
     fn start(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>> {
-        let mut builder = Builder::new()?;
+        let mut builder = Builder::new();
         // TCG runs several processors on several threads only where that is no slower than one.
         // Without graphics SeaBIOS speaks on the serial port, so that a stall there shows.
         builder.args(["-M", "q35,graphics=off", "-rtc", "base=utc"]);
@@ -73,11 +73,11 @@ fn add_uefi(builder: &mut Builder) -> Result<()> {
         .into_iter()
         .find(there)
         .ok_or_else(|| Error::Missing("the guest starts by UEFI, whose firmware is not here: install the package ovmf".into()))?;
-    let variables: PathBuf = builder.dir().join("variables.fd");
-    std::fs::copy(template, &variables).map_err(|e| Error::Invalid(format!("{template}: {e}")))?;
+    let variables = std::fs::read(template).map_err(|e| Error::Invalid(format!("{template}: {e}")))?;
+    let variables = builder.file(&variables)?;
     let code = qemu::quoted(Path::new(code));
     builder.args(["-drive".into(), format!("if=pflash,unit=0,format=raw,readonly=on,file={code}")]);
-    builder.args(["-drive".into(), format!("if=pflash,unit=1,format=raw,file={}", qemu::quoted(&variables))]);
+    builder.args(["-drive".into(), format!("if=pflash,unit=1,format=raw,file={}", variables.display())]);
     Ok(())
 }
 
@@ -91,8 +91,6 @@ impl Machine for Running {
     fn read_console(&mut self, timeout: Duration) -> Result<Vec<u8>> {
         match self.output.recv_timeout(timeout) {
             Ok(mut text) => {
-                // Its firmware speaks: all disks are connected.
-                self.monitor.connected();
                 while let Ok(more) = self.output.try_recv() {
                     text.extend(more);
                 }

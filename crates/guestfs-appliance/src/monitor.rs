@@ -1,12 +1,13 @@
 //! A running monitor, QEMU or our own: one process with what it works on.
 //!
 //! Nothing of it outlives the [`Monitor`]: the process dies with the thread that keeps it (which dies with us, even of
-//! SIGKILL), its disks are served by us, and sockets lose their names as soon as both ends have them.
+//! SIGKILL), its disks are served by us, and neither its sockets nor its files have names.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,6 @@ use std::time::Duration;
 use guestfs::{Error, Result};
 use imgcore::nbd;
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
 use crate::sys;
 
@@ -41,8 +41,6 @@ pub struct Launch {
     pub inherited: Vec<OwnedFd>,
     /// The disks, served as long as the process runs.
     pub servers: Vec<nbd::Server>,
-    /// Where its sockets have their names.
-    pub dir: Option<TempDir>,
 }
 
 impl Launch {
@@ -65,7 +63,7 @@ impl Launch {
         let (started, exited) = keep(self.name, self.command)?;
         let Started { pid, stdin, stdout } = started.map_err(|e| cannot_start(program, self.package, &e))?;
         let console = Console::default();
-        let monitor = Monitor { name: self.name, pid, exited, status: None, console, errors, servers: self.servers, dir: self.dir };
+        let monitor = Monitor { name: self.name, pid, exited, status: None, console, errors, servers: self.servers };
         Ok((monitor, stdin, stdout))
     }
 }
@@ -118,7 +116,6 @@ pub struct Monitor {
     console: Console,
     errors: File,
     servers: Vec<nbd::Server>,
-    dir: Option<TempDir>,
 }
 
 impl Monitor {
@@ -140,11 +137,6 @@ impl Monitor {
         self.status
     }
 
-    /// Everything is connected: sockets need their names no more.
-    pub fn connected(&mut self) {
-        self.dir = None;
-    }
-
     /// An error with all that is known of the machine's end.
     pub fn error(&mut self, what: &str) -> Error {
         let mut what = what.to_string();
@@ -152,7 +144,8 @@ impl Monitor {
         if let Some(status) = self.wait(Duration::from_millis(200))
             && !status.success()
         {
-            what = format!("{what} ({}: {status})", self.name);
+            let why = if status.signal() == Some(libc::SIGSYS) { ", its sandbox's answer to a forbidden call" } else { "" };
+            what = format!("{what} ({}: {status}{why})", self.name);
         }
         let mut errors = String::new();
         let _ = self.errors.rewind().and_then(|()| self.errors.read_to_string(&mut errors));

@@ -5,7 +5,6 @@ pub mod saved;
 
 use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 
 use guestfs::{Error, Result};
@@ -43,7 +42,7 @@ pub fn start(wanted: &Wanted) -> Result<Started> {
         return Err(Error::Invalid(what));
     }
     let scsi = !pci && wanted.disks.len() > MAX_VIRTIO_BLK;
-    let mut builder = Builder::new()?;
+    let mut builder = Builder::new();
     builder.args(["-M", if pci { "pc,graphics=off,usb=off" } else { MICROVM }, "-m", &wanted.memory_mib.to_string()]);
     add_kernel(&mut builder, wanted)?;
     let port = add_port(&mut builder, if pci { "pci" } else { PORT_PLACE })?;
@@ -103,14 +102,11 @@ fn add_kernel(builder: &mut Builder, wanted: &Wanted) -> Result<()> {
     let files = &wanted.files;
     let (mut kernel, mut initramfs) = (files.kernel.clone(), files.initramfs.clone());
     if let Some(modules) = &files.modules {
-        initramfs = builder.dir().join("initramfs.cpio");
-        let failed = |path: &Path, e| failure(format!("{}: {e}", path.display()));
-        let mut both = std::fs::read(&files.initramfs).map_err(|e| failed(&files.initramfs, e))?;
+        let mut both = std::fs::read(&initramfs).map_err(|e| failure(format!("{}: {e}", initramfs.display())))?;
         both.extend(distro_kernel::pack(modules)?);
-        std::fs::write(&initramfs, both).map_err(|e| failed(&initramfs, e))?;
-        if let Some(unpacked) = distro_kernel::unpacked(&files.kernel)? {
-            kernel = builder.dir().join("vmlinux");
-            std::fs::write(&kernel, unpacked).map_err(|e| failed(&kernel, e))?;
+        initramfs = builder.file(&both)?;
+        if let Some(unpacked) = distro_kernel::unpacked(&kernel)? {
+            kernel = builder.file(&unpacked)?;
         }
         // The microvm's firmware, which starts a kernel and nothing else.
         builder.args(["-bios", "qboot.rom"]);

@@ -1,16 +1,14 @@
 //! Starts QEMU: the only place of the project that does.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command};
 
 use guestfs::Result;
 use imgcore::nbd;
-use tempfile::TempDir;
 
 use crate::monitor::{Launch, Monitor, cannot_start, failure};
 
@@ -20,26 +18,21 @@ const PACKAGE: &str = "qemu-system-x86";
 
 /// What a machine is made of, collected before it starts.
 pub struct Builder {
-    dir: TempDir,
     arguments: Vec<OsString>,
     inherited: Vec<OwnedFd>,
     servers: Vec<nbd::Server>,
 }
 
 impl Builder {
-    /// A machine without any default device, and a private directory for its sockets.
-    pub fn new() -> Result<Self> {
-        let private = std::fs::Permissions::from_mode(0o700);
-        let dir = tempfile::Builder::new().prefix("guestlift-").permissions(private).tempdir().map_err(|e| {
-            failure(format!("cannot make a directory for the appliance's sockets in {}: {e}", std::env::temp_dir().display()))
-        })?;
-        let mut builder = Builder { dir, arguments: Vec::new(), inherited: Vec::new(), servers: Vec::new() };
+    /// A machine without any default device.
+    pub fn new() -> Self {
+        let mut builder = Builder { arguments: Vec::new(), inherited: Vec::new(), servers: Vec::new() };
         builder.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "guestlift"]);
         // Once started it needs no new process, no other identity and no obsolete call.
         builder.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
         builder.args(["-accel", "tcg", "-cpu", "max", "-global", "virtio-mmio.force-legacy=false"]);
         builder.args(["-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0"]);
-        Ok(builder)
+        builder
     }
 
     /// Adds arguments.
@@ -48,9 +41,14 @@ impl Builder {
         self
     }
 
-    /// The private directory.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
+    /// A file of this content without a name, which nobody need remove; returns the path by which QEMU finds it.
+    pub fn file(&mut self, content: &[u8]) -> Result<PathBuf> {
+        let failed = |e: io::Error| failure(format!("a temporary file in {}: {e}", std::env::temp_dir().display()));
+        let mut file = tempfile::tempfile().map_err(failed)?;
+        file.write_all(content).map_err(failed)?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+        self.inherited.push(file.into());
+        Ok(path)
     }
 
     /// Adds a character device that is a socket; returns our end of it.
@@ -71,12 +69,11 @@ impl Builder {
     /// Serves a disk and adds it as the block node `disk0`, `disk1`, …; returns the node's name.
     pub fn disk(&mut self, content: nbd::Content) -> Result<String> {
         let node = format!("disk{}", self.servers.len());
-        let socket = self.dir.path().join(format!("{node}.sock"));
         let read_only = if matches!(content, nbd::Content::ReadOnly(_)) { "on" } else { "off" };
-        self.servers.push(nbd::serve(&nbd::Address::Unix(socket.clone()), vec![nbd::Export::new(node.as_str(), content)])?);
-        let path = quoted(&socket);
+        let (ours, number) = self.inherited_socket()?;
+        self.servers.push(nbd::serve_connected(ours, nbd::Export::new(node.as_str(), content))?);
         let options = format!(
-            "driver=nbd,node-name={node},export={node},read-only={read_only},discard=unmap,detect-zeroes=off,server.type=unix,server.path={path}"
+            "driver=nbd,node-name={node},export={node},read-only={read_only},discard=unmap,detect-zeroes=off,server.type=fd,server.str={number}"
         );
         self.args(["-blockdev", &options]);
         Ok(node)
@@ -95,7 +92,7 @@ impl Builder {
     fn launch(self) -> Launch {
         let mut command = Command::new(program());
         command.args(self.arguments);
-        Launch { name: "QEMU", package: PACKAGE, command, inherited: self.inherited, servers: self.servers, dir: Some(self.dir) }
+        Launch { name: "QEMU", package: PACKAGE, command, inherited: self.inherited, servers: self.servers }
     }
 }
 

@@ -80,10 +80,9 @@ impl ApplianceSession {
         self.done(reply)
     }
 
-    /// It is up: sockets need their names no more, and the agent may be silent for as long as it works.
+    /// It is up: the agent may be silent for as long as it works.
     pub(crate) fn connected(&self) -> Result<()> {
         let mut inner = self.lock();
-        inner.monitor.connected();
         let set = inner.connection.set_silence(self.limits.silence);
         set.map_err(|e| inner.monitor.error(&format!("the appliance's socket: {e}")))
     }

@@ -1,4 +1,4 @@
-//! The two things that the host side does beneath the safe interfaces.
+//! The few things that the host side does beneath the safe interfaces.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,13 +10,16 @@ use std::time::{Duration, Instant};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
-/// Makes the kernel kill the command's process when the thread that spawned it ends, however it ends.
+/// Makes the kernel kill the command's process when the thread that spawned it ends, however it ends, and keeps from it what
+/// this process has inherited itself.
 pub fn die_with_parent(command: &mut Command) {
     let parent = getpid();
     // SAFETY: between fork and exec the closure only makes system calls, and it allocates nothing.
     unsafe {
         command.pre_exec(move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
+            // Kernels before 5.11 do not know the flag; there only what we opened ourselves is closed.
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
             // The parent may have gone before the line above.
             if getppid() != Some(parent) { Err(io::Error::from_raw_os_error(rustix::io::Errno::CHILD.raw_os_error())) } else { Ok(()) }
         });

@@ -58,7 +58,7 @@ fn add_machine(builder: &mut Builder, wanted: &Wanted, memory: &Path, share: boo
 
 /// Boots a machine without disks until its agent waits, and saves it.
 pub fn save(wanted: &Wanted, draft: &Draft) -> Result<()> {
-    let mut builder = Builder::new()?;
+    let mut builder = Builder::new();
     add_machine(&mut builder, wanted, &draft.memory, true);
     add_kernel(&mut builder, wanted)?;
     let port = add_port(&mut builder, PORT_PLACE)?;
@@ -111,7 +111,7 @@ fn ignore_shared_memory(qmp: &mut Qmp) -> io::Result<()> {
 
 /// Continues a template with the disks that are wanted.
 pub fn restore(wanted: &Wanted, template: &Template) -> Result<Started> {
-    let mut builder = Builder::new()?;
+    let mut builder = Builder::new();
     add_machine(&mut builder, wanted, &template.memory, false);
     builder.args(["-incoming", "defer"]);
     let port = add_port(&mut builder, PORT_PLACE)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use guestfs_appliance::Accel;
 use v2v::input::DiskFile;
 use v2v::options::Request;
 use v2v::output::{DiskFormat, Plug, PlugRule};
@@ -109,6 +110,10 @@ pub(crate) struct Args {
     /// Where NICs are plugged in: a network of libvirt, or OLD:NEW
     #[arg(long, value_name = "[OLD:]NETWORK")]
     pub network: Vec<String>,
+
+    /// What runs the appliance: kvm, tcg (QEMU's translator) or auto; the environment's GUESTLIFT_ACCEL says so, too
+    #[arg(long, value_name = "ACCEL")]
+    pub accel: Option<Accel>,
 
     /// Let images name files in this folder too, not only in their own
     #[arg(long, value_name = "DIR")]

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use guestfs_appliance::Appliance;
+use v2v::events::Events;
 use v2v::options::Host;
 use v2v::report::Report;
 
@@ -37,7 +38,11 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         _ => Level::Normal,
     };
     let screen = Screen::new(level)?;
-    let (formats, appliance) = (formats(), Appliance::new());
+    let note = if args.verbose { |line: &str| eprintln!("  {line}") } else { |_: &str| {} };
+    let (formats, appliance) = (formats(), Appliance { accel: args.accel, note, ..Appliance::new() });
+    if args.verbose {
+        screen.detail(&format!("The appliance runs in {}.", appliance.describe()));
+    }
     let host = Host { formats: &formats, engine: &appliance, machines: &appliance, progress: &screen, events: &screen };
     let request = args.request()?;
     let guest = |e: v2v::Error| {

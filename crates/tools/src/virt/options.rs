@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{EngineChoice, Guest, GuestDisk, GuestDiskMut, MountRequest};
-use guestfs_appliance::Appliance;
+use guestfs_appliance::{Accel, Appliance};
 use imgcore::{Image, TreeGate};
 
 use crate::common::{Failure, formats};
@@ -32,6 +32,9 @@ pub(super) struct GuestArgs {
     /// Who works on the filesystems: this process or the appliance
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineArg,
+    /// What runs the appliance: kvm, tcg (QEMU's translator) or auto; the environment's GUESTLIFT_ACCEL says so, too
+    #[arg(long, value_name = "ACCEL")]
+    accel: Option<Accel>,
     /// Let images name files below this folder (may be repeated)
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
@@ -137,7 +140,7 @@ impl GuestArgs {
     fn appliance(&self) -> Announced {
         let verbose = self.verbose || self.trace;
         let note = if verbose { |line: &str| eprintln!("{line}") } else { |_: &str| {} };
-        Announced { appliance: Appliance { note, ..Appliance::new() }, verbose }
+        Announced { appliance: Appliance { accel: self.accel, note, ..Appliance::new() }, verbose }
     }
 
     fn list(&self) -> Result<Vec<DiskArg>, Failure> {

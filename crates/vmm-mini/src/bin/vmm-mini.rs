@@ -53,6 +53,9 @@ struct Arguments {
     /// Continues a machine that was saved
     #[arg(long, value_name = "DIR", conflicts_with_all = ["save", "kernel", "initramfs"])]
     restore: Option<PathBuf>,
+    /// Say what the sandbox is made of
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -83,7 +86,11 @@ fn run(arguments: Arguments) -> Result<()> {
     .map_err(|e| e.to_string())?;
     let Some(folder) = arguments.save else {
         let disks = if arguments.disks.is_empty() { sandbox::Disks::Served } else { sandbox::Disks::Files };
-        sandbox::enter(disks).map_err(|e| e.to_string())?;
+        let landlocked = sandbox::enter(disks).map_err(|e| e.to_string())?;
+        if arguments.verbose {
+            let walls = if landlocked { "landlock and seccomp" } else { "seccomp alone: this host's kernel has no landlock" };
+            eprintln!("vmm-mini: locked in by {walls}");
+        }
         return machine.run().map(drop).map_err(|e| e.to_string());
     };
     // Outside of the sandbox, whose walls keep from saving. A guest that is saved as a template has met nobody yet.
