@@ -9,8 +9,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use guestfs_appliance::Appliance;
-use v2v::events::Events;
-use v2v::options::Host;
+use v2v::options::{Events, Host};
 use v2v::report::Report;
 
 use crate::common::{Failure, formats, json};
