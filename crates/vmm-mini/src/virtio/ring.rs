@@ -36,11 +36,16 @@ impl<'a> Ring<'a> {
         Ok(Ring { memory: &running.memory, queue, interrupt: running.interrupt.as_ref() })
     }
 
-    /// Takes what the driver offers next. A chain with a buffer outside of the memory goes back at once, and counts as none: a driver
-    /// that offers nothing else cannot keep us from looking up.
+    /// Takes what the driver offers next. A chain that is too long, or has a buffer outside of the memory, goes back at once and
+    /// counts as none: a driver that offers nothing else cannot keep us from looking up.
     pub fn next(&mut self) -> io::Result<Option<Offer<'a>>> {
         let Some(chain) = self.queue.iter(self.memory).map_err(senseless)?.next() else { return Ok(None) };
         let head = chain.head_index();
+        // No chain is longer than its queue (section 2.7.5.3.1); an indirect table could make us walk 65535 descriptors.
+        let limit = usize::from(self.queue.max_size());
+        if chain.clone().take(limit + 1).count() > limit {
+            return self.done(head, 0).map(|()| None);
+        }
         match (chain.clone().reader(self.memory), chain.writer(self.memory)) {
             (Ok(reader), Ok(writer)) => Ok(Some(Offer { head, reader, writer })),
             _ => self.done(head, 0).map(|()| None),
