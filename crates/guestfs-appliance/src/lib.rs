@@ -11,6 +11,7 @@
 mod accel;
 pub mod agent;
 mod appliance;
+pub mod checkup;
 mod connection;
 pub mod distro_kernel;
 pub mod initramfs;

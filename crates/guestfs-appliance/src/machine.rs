@@ -19,7 +19,7 @@ use crate::qemu::{self, Builder};
 const QUEUE: usize = 256;
 
 /// UEFI's code and the template of its variables, as Debian's package `ovmf` and others install them.
-const FIRMWARE: [(&str, &str); 4] = [
+pub const FIRMWARE: [(&str, &str); 4] = [
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),

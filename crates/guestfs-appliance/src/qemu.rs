@@ -14,7 +14,7 @@ use crate::monitor::{Launch, Monitor, cannot_start, failure};
 
 /// The program and the Debian package that has it.
 const PROGRAM: &str = "qemu-system-x86_64";
-const PACKAGE: &str = "qemu-system-x86";
+pub const PACKAGE: &str = "qemu-system-x86";
 
 /// What a machine is made of, collected before it starts.
 pub struct Builder {
@@ -96,7 +96,8 @@ impl Builder {
     }
 }
 
-fn program() -> OsString {
+/// What is started: GUESTLIFT_QEMU names another.
+pub fn program() -> OsString {
     std::env::var_os("GUESTLIFT_QEMU").filter(|v| !v.is_empty()).unwrap_or_else(|| PROGRAM.into())
 }
 

@@ -12,6 +12,8 @@ use std::process::Command;
 
 use guestfs::{Error, Result};
 
+use crate::checkup::{self, Finding, State};
+
 /// Where programs are looked for on the host: an ordinary user's PATH lacks the half of it.
 const PLACES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -28,23 +30,33 @@ const ALSO: [(&str, &[&str]); 9] = [
     ("grub-bios-setup", &["/usr/lib/grub/i386-pc"]),
 ];
 
-/// Debian's package of programs that hosts may lack.
-const PACKAGES: [(&str, &str); 14] = [
-    ("e2fsck", "e2fsprogs"),
-    ("mke2fs", "e2fsprogs"),
-    ("resize2fs", "e2fsprogs"),
-    ("tune2fs", "e2fsprogs"),
-    ("debugfs", "e2fsprogs"),
-    ("xfs_", "xfsprogs"),
-    ("mkfs.xfs", "xfsprogs"),
-    ("btrfs", "btrfs-progs"),
-    ("mkfs.btrfs", "btrfs-progs"),
-    ("mkfs.vfat", "dosfstools"),
-    ("fsck.vfat", "dosfstools"),
-    ("grub-", "grub-pc-bin and grub-common"),
-    ("lvm", "lvm2"),
-    ("cryptsetup", "cryptsetup-bin"),
+/// A package of Debian's that hosts may lack.
+struct Package {
+    name: &'static str,
+    /// What its programs begin with; the first is one that it surely has.
+    programs: &'static [&'static str],
+    /// Whose guests want it.
+    purpose: &'static str,
+}
+
+const PACKAGES: [Package; 8] = [
+    Package { name: "e2fsprogs", programs: &["e2fsck", "mke2fs", "mkfs.ext", "resize2fs", "tune2fs", "debugfs"], purpose: "ext2, ext3, ext4" },
+    Package { name: "xfsprogs", programs: &["xfs_repair", "xfs_", "mkfs.xfs"], purpose: "XFS" },
+    Package { name: "btrfs-progs", programs: &["btrfs", "mkfs.btrfs"], purpose: "btrfs" },
+    Package { name: "dosfstools", programs: &["fsck.vfat", "mkfs.vfat"], purpose: "FAT, which UEFI starts from" },
+    Package { name: "lvm2", programs: &["lvm"], purpose: "logical volumes" },
+    Package { name: "cryptsetup-bin", programs: &["cryptsetup"], purpose: "encrypted volumes" },
+    Package { name: "mdadm", programs: &["mdadm"], purpose: "software RAID" },
+    Package { name: "grub-common", programs: &["grub-mkimage", "grub-"], purpose: "boot loaders" },
 ];
+
+/// Which of the packages are here.
+pub fn findings() -> impl Iterator<Item = Finding> {
+    PACKAGES.into_iter().map(|Package { name, programs, purpose }| match programs.first().map(|program| locate(program)) {
+        Some(Some(path)) => Finding::ok(name, format!("{purpose}: {}", path.display())),
+        _ => Finding::bad(name, State::Warning, format!("not installed: checks and changes of {purpose} fail"), checkup::install(name)),
+    })
+}
 
 /// A file of the host for the appliance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,15 +121,18 @@ impl Tools {
 }
 
 /// Where the host has a program.
-fn find(program: &str) -> Result<PathBuf> {
-    let found = match program.starts_with('/') {
+fn locate(program: &str) -> Option<PathBuf> {
+    match program.starts_with('/') {
         true => Some(PathBuf::from(program)).filter(|p| p.is_file()),
         false => PLACES.iter().map(|dir| Path::new(dir).join(program)).find(|p| p.is_file()),
-    };
-    found.ok_or_else(|| {
+    }
+}
+
+fn find(program: &str) -> Result<PathBuf> {
+    locate(program).ok_or_else(|| {
         let name = program.rsplit('/').next().unwrap_or(program);
-        let package = PACKAGES.iter().find(|(prefix, _)| name.starts_with(prefix));
-        let hint = package.map_or(String::new(), |(_, package)| format!(": install the package {package}"));
+        let package = PACKAGES.iter().find(|p| p.programs.iter().any(|prefix| name.starts_with(prefix)));
+        let hint = package.map_or(String::new(), |p| format!(": install the package {}", p.name));
         Error::Missing(format!("the appliance borrows {program} from this host, which lacks it{hint}"))
     })
 }

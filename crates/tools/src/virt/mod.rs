@@ -12,6 +12,7 @@ mod cat;
 mod checksum;
 mod copy_in;
 mod copy_out;
+mod doctor;
 mod edit;
 mod expression;
 mod filesystems;
@@ -32,7 +33,7 @@ pub(crate) struct Entry {
     run: fn(&ArgMatches) -> Result<ExitCode, Failure>,
 }
 
-const COMMANDS: &[Entry] = &[cat::ENTRY, copy_in::ENTRY, copy_out::ENTRY, edit::ENTRY, filesystems::ENTRY, inspector::ENTRY, ls::ENTRY];
+const COMMANDS: &[Entry] = &[cat::ENTRY, copy_in::ENTRY, copy_out::ENTRY, doctor::ENTRY, edit::ENTRY, filesystems::ENTRY, inspector::ENTRY, ls::ENTRY];
 
 /// The program's command line.
 pub fn command() -> Command {

@@ -4,13 +4,15 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment};
-use kvm_ioctls::{Kvm, VcpuExit};
+use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_ioctls::VcpuExit;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::block_signal;
 
 use super::{Kicked, Report, Verdict};
-use crate::sys::probe::{self as sys, Arena, DONE, Program};
+use crate::error::{Context, Error, Result};
+use crate::sys::Vm;
+use crate::sys::probe::{self as sys, DONE, Program};
 
 // Where things lie in the guest's memory, each on a page of its own, mapped at its own address.
 const PML4: u64 = 0x1000;
@@ -64,26 +66,26 @@ impl Failure {
     }
 }
 
-/// The machine.
+/// The machine: as the monitor makes it, but for what it starts with.
 pub(super) struct Trial {
-    arena: Arena,
+    vm: Vm,
 }
 
 impl Trial {
     /// Makes one for the calling thread, to be called back by a signal.
-    pub(super) fn new(kvm: &Kvm, kicked: &Kicked) -> io::Result<Self> {
-        block_signal(kicked.signal).map_err(|e| io::Error::other(format!("a signal cannot be blocked: {e}")))?;
+    pub(super) fn new(kicked: &Kicked) -> Result<Self> {
+        let host = |what| move |error| Error::Host { what, error };
+        block_signal(kicked.signal).map_err(|e| io::Error::other(e.to_string())).map_err(host("a signal cannot be blocked"))?;
         kicked.ready.store(true, Ordering::Release);
-        let vm = kvm.create_vm()?;
-        // Intel's processors want a place for these even where they are not used; below the end of the address space nothing else is.
-        vm.set_tss_address(0xfffb_d000)?;
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE as usize)]).map_err(io::Error::other)?;
-        let mut arena = Arena::new(&vm, memory)?;
-        fill(arena.memory()).map_err(io::Error::other)?;
-        let vcpu = arena.vcpu();
-        sys::end_runs_by(vcpu, kicked.signal)?;
-        vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
-        let mut sregs = vcpu.get_sregs()?;
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE as usize)]).map_err(io::Error::other);
+        let vm = Vm::new(memory.map_err(host("cannot map the guest's memory"))?)?;
+        fill(vm.memory()).map_err(io::Error::other).map_err(host("cannot fill the guest's memory"))?;
+        let vcpu = vm.vcpu();
+        sys::end_runs_by(vcpu, kicked.signal).map_err(host("KVM does not take a signal"))?;
+        // Its clock is one that a guest can rely on.
+        vcpu.get_tsc_khz().kvm("tell the processor's frequency")?;
+        vcpu.set_cpuid2(&vm.supported_cpuid()).kvm("set the processor's features")?;
+        let mut sregs = vcpu.get_sregs().kvm("tell the processor's registers")?;
         sregs.cs = segment(CODE_SELECTOR, 0xb);
         sregs.cs.l = 1;
         sregs.cs.db = 0;
@@ -96,18 +98,18 @@ impl Trial {
         sregs.cr4 = 0x620;
         sregs.cr3 = PML4;
         sregs.efer = 0x500;
-        vcpu.set_sregs(&sregs)?;
-        Ok(Trial { arena })
+        vcpu.set_sregs(&sregs).kvm("set the processor's registers")?;
+        Ok(Trial { vm })
     }
 
     /// Runs a program for `count` turns, and says how long that took.
-    pub(super) fn run(&mut self, program: Program, count: u64) -> io::Result<Result<Duration, Failure>> {
+    pub(super) fn run(&mut self, program: Program, count: u64) -> Result<Result<Duration, Failure>> {
         let (rdi, rsi) = match program {
             Program::Map => (WINDOW, PT + WINDOW / 0x1000 * 8),
             _ => (SCRATCH, 0),
         };
         let rip = CODE + program.offset();
-        let vcpu = self.arena.vcpu();
+        let vcpu = self.vm.vcpu_mut();
         vcpu.set_regs(&kvm_regs {
             rip,
             rdi,
@@ -118,7 +120,8 @@ impl Trial {
             rsp: STACK_END,
             rflags: 2,
             ..Default::default()
-        })?;
+        })
+        .kvm("set the processor's registers")?;
         let started = Instant::now();
         loop {
             return Ok(match vcpu.run() {
@@ -137,14 +140,14 @@ impl Trial {
                 Ok(other) => Err(Failure::Ended(format!("it ends with {other:?}"))),
                 Err(e) if e.errno() == libc::EINTR => Err(Failure::Stopped),
                 Err(e) if e.errno() == libc::EAGAIN => continue,
-                Err(e) => return Err(e.into()),
+                Err(error) => return Err(Error::Kvm { call: "run the guest", error }),
             });
         }
     }
 }
 
 /// Writes tables, descriptors and programs.
-fn fill(memory: &GuestMemoryMmap<()>) -> Result<(), vm_memory::GuestMemoryError> {
+fn fill(memory: &GuestMemoryMmap<()>) -> std::result::Result<(), vm_memory::GuestMemoryError> {
     let put = |address: u64, value: u64| memory.write_obj(value, GuestAddress(address));
     put(PML4, PDPT | PAGE)?;
     put(PDPT, PD | PAGE)?;

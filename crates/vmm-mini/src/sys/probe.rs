@@ -1,11 +1,10 @@
-//! The probe's programs for a guest's processor, the memory they run in, and the way to stop them.
+//! The probe's programs for a guest's processor, and the way to stop them.
 
 use std::io;
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::{kvm_signal_mask, kvm_userspace_memory_region};
-use kvm_ioctls::{VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use kvm_bindings::kvm_signal_mask;
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
@@ -132,42 +131,6 @@ pub fn code() -> &'static [u8] {
     unsafe {
         let (start, end) = (&raw const guestlift_probe_start, &raw const guestlift_probe_end);
         std::slice::from_raw_parts(start, end.offset_from_unsigned(start))
-    }
-}
-
-/// A machine of one processor, which keeps it, and its memory, which goes after it.
-pub struct Arena {
-    vcpu: VcpuFd,
-    memory: GuestMemoryMmap<()>,
-}
-
-impl Arena {
-    /// Gives the machine its memory and a processor.
-    pub fn new(vm: &VmFd, memory: GuestMemoryMmap<()>) -> io::Result<Self> {
-        for (slot, region) in (0..).zip(memory.iter()) {
-            let address = memory.get_host_address(region.start_addr()).map_err(io::Error::other)?;
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: address as u64,
-            };
-            // SAFETY: address and size are those of a mapping that the returned value keeps for longer than the processor; and
-            // without one no machine runs.
-            unsafe { vm.set_user_memory_region(region)? };
-        }
-        Ok(Arena { vcpu: vm.create_vcpu(0)?, memory })
-    }
-
-    /// The processor.
-    pub fn vcpu(&mut self) -> &mut VcpuFd {
-        &mut self.vcpu
-    }
-
-    /// What the guest has.
-    pub fn memory(&self) -> &GuestMemoryMmap<()> {
-        &self.memory
     }
 }
 

@@ -113,6 +113,11 @@ impl Vm {
         &self.vcpu
     }
 
+    /// The processor, to be run by itself.
+    pub fn vcpu_mut(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
+    }
+
     /// What is written to `event` is an interrupt in line `irq`.
     pub fn interrupt(&self, event: &EventFd, irq: u32) -> Result<()> {
         self.vm.register_irqfd(event, irq).kvm("connect an interrupt")
