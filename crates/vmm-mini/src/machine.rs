@@ -21,6 +21,9 @@ use crate::virtio::mmio::{self, QUEUE_NOTIFY, Transport};
 /// too, and not to measure or check clocks that are known to be right.
 const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1 no_timer_check tsc=reliable random.trust_cpu=on";
 
+/// The signal that pauses a machine.
+const PAUSE: libc::c_int = libc::SIGUSR1;
+
 /// Bytes that a saved state may have at most; it has some 10 KiB.
 const MAX_STATE: u64 = 1 << 20;
 
@@ -149,7 +152,7 @@ impl Machine {
     /// Makes SIGUSR1 pause the guest, which then has to [run](Self::run) on this thread. Threads that were started before should
     /// have the signal blocked.
     pub fn pause_by_signal(&self) -> Result<()> {
-        pause::prepare(self.vm.vcpu())
+        pause::prepare(self.vm.vcpu(), PAUSE)
     }
 
     /// Runs the guest on this thread.
@@ -163,7 +166,7 @@ impl Machine {
         loop {
             match self.vm.run(&self.ports, &self.mmio)? {
                 Exit::Device if self.power.is_off() => return Ok(Ending::PowerOff),
-                Exit::Signal if pause::requested() => return Ok(Ending::Paused),
+                Exit::Signal if pause::requested(PAUSE) => return Ok(Ending::Paused),
                 Exit::Device | Exit::Signal => {}
             }
         }

@@ -13,7 +13,7 @@ use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Rulese
 use libc::c_long;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::set_no_new_privs;
-use seccompiler::SeccompCmpArgLen::Dword;
+use seccompiler::SeccompCmpArgLen::{Dword, Qword};
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
@@ -28,7 +28,7 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 
 /// Memory, locks, open descriptors, the thread's own end, and what a panic takes to tell of itself.
-const EVERY_THREAD: [c_long; 39] = [
+const EVERY_THREAD: [c_long; 38] = [
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
@@ -65,7 +65,6 @@ const EVERY_THREAD: [c_long; 39] = [
     libc::SYS_restart_syscall,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
-    libc::SYS_prlimit64,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
@@ -158,12 +157,18 @@ fn few_calls(disks: Disks) -> Result<()> {
         let condition = SeccompCondition::new(argument, Dword, operation, value).map_err(|e| failed(&e))?;
         SeccompRule::new(vec![condition]).map_err(|e| failed(&e))
     };
+    let all = |arguments: &[(u8, u64)]| {
+        let conditions = arguments.iter().map(|(argument, value)| SeccompCondition::new(*argument, Qword, Eq, *value));
+        conditions.collect::<Result<_, _>>().and_then(SeccompRule::new).map_err(|e| failed(&e))
+    };
     // Data never becomes code.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![when(2, MaskedEq(libc::PROT_EXEC as u64), 0)?]);
     }
-    // Of signals, only to die by.
-    rules.insert(libc::SYS_tgkill, vec![when(2, Eq, libc::SIGABRT as u64)?]);
+    // Of signals, only to die by, and none for other processes of this user.
+    rules.insert(libc::SYS_tgkill, vec![all(&[(0, u64::from(std::process::id())), (2, libc::SIGABRT as u64)])?]);
+    // A thread asks how large its stack may be; nobody sets a limit, this process's or another's.
+    rules.insert(libc::SYS_prlimit64, vec![all(&[(0, 0), (2, 0)])?]);
     // The standard library asks so whether a descriptor is open; an image's lock is given back so.
     let mut descriptors = vec![when(1, Eq, libc::F_GETFD as u64)?];
     if disks == Disks::Files {
@@ -209,7 +214,7 @@ mod tests {
     use super::*;
 
     /// What a process does behind the walls, by name; run in a process of its own, since the walls stay.
-    const DEEDS: [(&str, fn()); 12] = [
+    const DEEDS: [(&str, fn()); 14] = [
         ("work", work),
         ("open a file", || drop(std::fs::File::open("/etc/passwd"))),
         ("make a file", || drop(std::fs::write("/tmp/guestlift-sandbox", "x"))),
@@ -218,6 +223,8 @@ mod tests {
         ("start a program", || drop(Command::new("/bin/true").status())),
         ("another ioctl", || assert!(rustix::io::ioctl_fionbio(io::stdout(), false).is_ok())),
         ("kill the parent", || assert!(kill_process(getppid().unwrap(), Signal::HUP).is_ok())),
+        ("abort the parent", abort_parent),
+        ("limit itself", || drop(setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum: Some(0) }))),
         ("executable memory", executable),
         ("a device starts a thread", || drop(on_device_thread(|| std::thread::spawn(|| ()).join()))),
         ("a device makes an event", || drop(on_device_thread(|| vmm_sys_util::eventfd::EventFd::new(0).map(drop)))),
@@ -234,6 +241,13 @@ mod tests {
         });
         assert_eq!(event.read().unwrap(), 7);
         assert!(std::panic::catch_unwind(|| panic!("to be seen")).is_err());
+    }
+
+    fn abort_parent() {
+        let parent = getppid().unwrap().as_raw_pid();
+        // SAFETY: the call reads no memory.
+        #[allow(unsafe_code)]
+        let _ = unsafe { libc::syscall(libc::SYS_tgkill, parent, parent, libc::SIGABRT) };
     }
 
     fn executable() {

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuExit;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::signal::block_signal;
 
 use super::{Kicked, Report, Verdict};
 use crate::error::{Context, Error, Result};
-use crate::sys::Vm;
 use crate::sys::probe::{self as sys, DONE, Program};
+use crate::sys::{Vm, pause};
 
 // Where things lie in the guest's memory, each on a page of its own, mapped at its own address.
 const PML4: u64 = 0x1000;
@@ -69,19 +68,19 @@ impl Failure {
 /// The machine: as the monitor makes it, but for what it starts with.
 pub(super) struct Trial {
     vm: Vm,
+    signal: libc::c_int,
 }
 
 impl Trial {
     /// Makes one for the calling thread, to be called back by a signal.
     pub(super) fn new(kicked: &Kicked) -> Result<Self> {
         let host = |what| move |error| Error::Host { what, error };
-        block_signal(kicked.signal).map_err(|e| io::Error::other(e.to_string())).map_err(host("a signal cannot be blocked"))?;
-        kicked.ready.store(true, Ordering::Release);
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE as usize)]).map_err(io::Error::other);
         let vm = Vm::new(memory.map_err(host("cannot map the guest's memory"))?)?;
         fill(vm.memory()).map_err(io::Error::other).map_err(host("cannot fill the guest's memory"))?;
         let vcpu = vm.vcpu();
-        sys::end_runs_by(vcpu, kicked.signal).map_err(host("KVM does not take a signal"))?;
+        pause::prepare(vcpu, kicked.signal)?;
+        kicked.ready.store(true, Ordering::Release);
         // Its clock is one that a guest can rely on.
         vcpu.get_tsc_khz().kvm("tell the processor's frequency")?;
         vcpu.set_cpuid2(&vm.supported_cpuid()).kvm("set the processor's features")?;
@@ -99,7 +98,7 @@ impl Trial {
         sregs.cr3 = PML4;
         sregs.efer = 0x500;
         vcpu.set_sregs(&sregs).kvm("set the processor's registers")?;
-        Ok(Trial { vm })
+        Ok(Trial { vm, signal: kicked.signal })
     }
 
     /// Runs a program for `count` turns, and says how long that took.
@@ -138,8 +137,9 @@ impl Trial {
                 Ok(VcpuExit::FailEntry(reason, _)) => Err(Failure::Ended(format!("the processor refuses to enter it, reason {reason:#x}"))),
                 Ok(VcpuExit::Shutdown) => Err(Failure::Ended("it ends in a triple fault".into())),
                 Ok(other) => Err(Failure::Ended(format!("it ends with {other:?}"))),
-                Err(e) if e.errno() == libc::EINTR => Err(Failure::Stopped),
-                Err(e) if e.errno() == libc::EAGAIN => continue,
+                Err(e) if e.errno() == libc::EINTR && pause::requested(self.signal) => Err(Failure::Stopped),
+                // A signal that is for others.
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => continue,
                 Err(error) => return Err(Error::Kvm { call: "run the guest", error }),
             });
         }

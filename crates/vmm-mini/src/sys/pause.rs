@@ -11,9 +11,6 @@ use vmm_sys_util::{errno, ioctl_iow_nr, signal};
 
 use crate::error::{Context, Error, Result};
 
-/// The signal.
-const SIGNAL: libc::c_int = libc::SIGUSR1;
-
 /// `struct kvm_signal_mask`, whose set has the size of the kernel's, 8 bytes.
 #[repr(C)]
 struct SignalMask {
@@ -24,9 +21,9 @@ struct SignalMask {
 // The size in its number is that of the head alone.
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, kvm_bindings::KVMIO, 0x8b, u32);
 
-/// Makes the signal stop the processor, which runs on this thread. Threads that this one starts do not see it.
-pub fn prepare(vcpu: &VcpuFd) -> Result<()> {
-    signal::block_signal(SIGNAL)
+/// Makes `signal` stop the processor, which runs on this thread. Threads that this one starts do not see it.
+pub fn prepare(vcpu: &VcpuFd, signal: libc::c_int) -> Result<()> {
+    signal::block_signal(signal)
         .map_err(|e| Error::Host { what: "cannot block a signal", error: std::io::Error::other(format!("{e:?}")) })?;
     let mask = SignalMask { len: 8, blocked: [0; 8] };
     // SAFETY: the call reads `len` and as many bytes behind it, all of which `mask` has.
@@ -34,9 +31,9 @@ pub fn prepare(vcpu: &VcpuFd) -> Result<()> {
     if done == 0 { Ok(()) } else { Err(errno::Error::last()).kvm("set the processor's signals") }
 }
 
-/// Whether the signal has come.
-pub fn requested() -> bool {
+/// Whether `signal` has come.
+pub fn requested(signal: libc::c_int) -> bool {
     let mut pending = MaybeUninit::uninit();
     // SAFETY: the first call fills the set, which the second only reads, and only then.
-    unsafe { libc::sigpending(pending.as_mut_ptr()) == 0 && libc::sigismember(pending.as_ptr(), SIGNAL) == 1 }
+    unsafe { libc::sigpending(pending.as_mut_ptr()) == 0 && libc::sigismember(pending.as_ptr(), signal) == 1 }
 }

@@ -1,12 +1,4 @@
-//! The probe's programs for a guest's processor, and the way to stop them.
-
-use std::io;
-use std::os::fd::AsRawFd;
-
-use kvm_bindings::kvm_signal_mask;
-use kvm_ioctls::VcpuFd;
-use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
+//! The probe's programs for a guest's processor.
 
 /// The port to which a program writes its last byte: 0, or the number of what came out wrong.
 pub const DONE: u16 = 0x10;
@@ -131,27 +123,6 @@ pub fn code() -> &'static [u8] {
     unsafe {
         let (start, end) = (&raw const guestlift_probe_start, &raw const guestlift_probe_end);
         std::slice::from_raw_parts(start, end.offset_from_unsigned(start))
-    }
-}
-
-// KVM_SET_SIGNAL_MASK of linux/kvm.h, which kvm-ioctls lacks.
-ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, kvm_bindings::KVMIO, 0x8b, kvm_signal_mask);
-
-/// Lets one signal, which the calling thread has blocked, end this processor's runs. The signal stays pending: a run that it meets just
-/// before its start ends at once, no handler is called, and the thread never sees it.
-pub fn end_runs_by(vcpu: &VcpuFd, signal: libc::c_int) -> io::Result<()> {
-    #[repr(C)]
-    struct Mask {
-        header: kvm_signal_mask,
-        blocked: [u8; 8],
-    }
-    let bit = u32::try_from(signal - 1).ok().and_then(|n| 1u64.checked_shl(n)).ok_or(io::ErrorKind::InvalidInput)?;
-    let blocked = (!bit).to_le_bytes();
-    let mask = Mask { header: kvm_signal_mask { len: 8, ..Default::default() }, blocked };
-    // SAFETY: the kernel reads the header and as many bytes behind it as that says, 8, which are there.
-    match unsafe { ioctl_with_ref(&vcpu.as_raw_fd(), KVM_SET_SIGNAL_MASK(), &mask) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 
