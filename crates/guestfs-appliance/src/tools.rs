@@ -40,7 +40,11 @@ struct Package {
 }
 
 const PACKAGES: [Package; 8] = [
-    Package { name: "e2fsprogs", programs: &["e2fsck", "mke2fs", "mkfs.ext", "resize2fs", "tune2fs", "debugfs"], purpose: "ext2, ext3, ext4" },
+    Package {
+        name: "e2fsprogs",
+        programs: &["e2fsck", "mke2fs", "mkfs.ext", "resize2fs", "tune2fs", "debugfs"],
+        purpose: "ext2, ext3, ext4",
+    },
     Package { name: "xfsprogs", programs: &["xfs_repair", "xfs_", "mkfs.xfs"], purpose: "XFS" },
     Package { name: "btrfs-progs", programs: &["btrfs", "mkfs.btrfs"], purpose: "btrfs" },
     Package { name: "dosfstools", programs: &["fsck.vfat", "mkfs.vfat"], purpose: "FAT, which UEFI starts from" },

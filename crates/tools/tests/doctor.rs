@@ -40,7 +40,13 @@ impl Host {
     }
 
     fn doctor(&self, arguments: &[&str]) -> Report {
-        let output = Command::new(self.dir.path().join("virt")).args(["doctor", "--json"]).args(arguments).env_clear().envs(&self.variables).output().unwrap();
+        let output = Command::new(self.dir.path().join("virt"))
+            .args(["doctor", "--json"])
+            .args(arguments)
+            .env_clear()
+            .envs(&self.variables)
+            .output()
+            .unwrap();
         let json: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|e| panic!("{e}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)));
         let report = Report(json);

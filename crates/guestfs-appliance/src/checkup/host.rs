@@ -17,14 +17,18 @@ pub(super) fn temporary() -> Finding {
     let dir = std::env::temp_dir();
     let fix = "export TMPDIR=/a/folder/with/room";
     match room(&dir) {
-        Ok(Room { detail, free }) if free < LEAST_ROOM => Finding::bad("temporary files", State::Warning, format!("little room: {detail}"), fix),
+        Ok(Room { detail, free }) if free < LEAST_ROOM => {
+            Finding::bad("temporary files", State::Warning, format!("little room: {detail}"), fix)
+        }
         Ok(Room { detail, .. }) => Finding::ok("temporary files", detail),
         Err(e) => Finding::bad("temporary files", State::Missing, e, fix),
     }
 }
 
 pub(super) fn cache() -> Finding {
-    let bad = |detail| Finding::bad("cache", State::Warning, format!("{detail}: every start is a slow one"), "export XDG_CACHE_HOME=/a/folder/of/yours");
+    let bad = |detail| {
+        Finding::bad("cache", State::Warning, format!("{detail}: every start is a slow one"), "export XDG_CACHE_HOME=/a/folder/of/yours")
+    };
     let Some(dir) = locate::cache() else { return bad("neither HOME nor XDG_CACHE_HOME is set".into()) };
     // It is made with its first use, in the folder above that is there.
     match dir.ancestors().find(|d| d.exists()).map_or(Err("no folder is there".into()), room) {
@@ -84,12 +88,18 @@ pub(super) fn sandbox() -> Finding {
     let landlock = ruleset.and_then(Ruleset::create).is_ok();
     let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     let seccomp = actions.split_whitespace().any(|action| action == "kill_process");
-    let lacking: Vec<&str> = [(seccomp, "seccomp"), (landlock, "landlock")].into_iter().filter(|(has, _)| !has).map(|(_, name)| name).collect();
+    let lacking: Vec<&str> =
+        [(seccomp, "seccomp"), (landlock, "landlock")].into_iter().filter(|(has, _)| !has).map(|(_, name)| name).collect();
     if lacking.is_empty() {
         return Finding::ok("sandbox", "seccomp and landlock");
     }
     let detail = format!("the kernel lacks {}: a guest that breaks out of its machine finds less in its way", lacking.join(" and "));
-    Finding::bad("sandbox", State::Warning, detail, "use a kernel of 5.13 or later with both, and name landlock in its lsm= if that is given")
+    Finding::bad(
+        "sandbox",
+        State::Warning,
+        detail,
+        "use a kernel of 5.13 or later with both, and name landlock in its lsm= if that is given",
+    )
 }
 
 #[cfg(test)]

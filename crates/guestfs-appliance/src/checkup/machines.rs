@@ -38,7 +38,8 @@ const REINSTALL: &str = "install the guestlift package, or run scripts/build-age
 /// `spare`: the appliance runs without it here.
 pub(super) fn qemu(spare: bool) -> Finding {
     let state = if spare { State::Warning } else { State::Missing };
-    let use_ = if spare { "only the boot check of v2v and a distribution's kernel need it" } else { "the appliance cannot run without it here" };
+    let use_ =
+        if spare { "only the boot check of v2v and a distribution's kernel need it" } else { "the appliance cannot run without it here" };
     let Ok(program) = qemu::find() else {
         let name = qemu::program();
         return Finding::bad("QEMU", state, format!("{} is not installed: {use_}", name.display()), install(qemu::PACKAGE));

@@ -15,7 +15,8 @@ use super::show::Out;
 use crate::common::{Failure, json};
 
 /// This command's line in the table.
-pub(super) const ENTRY: Entry = Entry { name: "doctor", arguments: Doctor::augment_args, run: |matches| run(&Doctor::from_arg_matches(matches)?) };
+pub(super) const ENTRY: Entry =
+    Entry { name: "doctor", arguments: Doctor::augment_args, run: |matches| run(&Doctor::from_arg_matches(matches)?) };
 
 /// Check what this host has and lacks, and say what to do about it.
 ///
@@ -81,7 +82,9 @@ fn boot() -> Finding {
             let (answered, ended) = (answered.as_secs_f64(), ended.as_secs_f64());
             Finding::ok("appliance", format!("answers after {answered:.2} s, ends after {ended:.2} s"))
         }
-        Err(e) => Finding::bad("appliance", State::Missing, e.to_string(), "mend what is missing above; else its console's last lines tell more"),
+        Err(e) => {
+            Finding::bad("appliance", State::Missing, e.to_string(), "mend what is missing above; else its console's last lines tell more")
+        }
     }
 }
 
@@ -114,7 +117,12 @@ mod tests {
     fn the_table_has_a_fix_beneath_what_is_not_well() {
         let findings = [
             Finding::ok("KVM", "guests' kernels run on the processor"),
-            Finding::bad("QEMU", State::Warning, "qemu-system-x86_64 is not installed: only the boot check needs it", "sudo apt-get install it"),
+            Finding::bad(
+                "QEMU",
+                State::Warning,
+                "qemu-system-x86_64 is not installed: only the boot check needs it",
+                "sudo apt-get install it",
+            ),
             Finding::bad("appliance", State::Missing, "QEMU ended\nits console:\nKernel panic", "look above"),
         ];
         let expected = "\

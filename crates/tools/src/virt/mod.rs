@@ -33,7 +33,8 @@ pub(crate) struct Entry {
     run: fn(&ArgMatches) -> Result<ExitCode, Failure>,
 }
 
-const COMMANDS: &[Entry] = &[cat::ENTRY, copy_in::ENTRY, copy_out::ENTRY, doctor::ENTRY, edit::ENTRY, filesystems::ENTRY, inspector::ENTRY, ls::ENTRY];
+const COMMANDS: &[Entry] =
+    &[cat::ENTRY, copy_in::ENTRY, copy_out::ENTRY, doctor::ENTRY, edit::ENTRY, filesystems::ENTRY, inspector::ENTRY, ls::ENTRY];
 
 /// The program's command line.
 pub fn command() -> Command {
