@@ -4,21 +4,12 @@
 #[path = "../../../tests/kvm-host/host.rs"]
 mod host;
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::mpsc::{self, Receiver};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-use imgcore::raw::Raw;
-use imgcore::storage::MemStorage;
-use vmm_mini::virtio::blk::Block;
-use vmm_mini::virtio::console::Console;
-use vmm_mini::virtio::rng::Rng;
-use vmm_mini::{Config, Devices, Ending, Error, Machine};
 
 /// Names the guest's file to the test on the other host.
 const GUEST: &str = "GUESTLIFT_ATTACK_GUEST";
@@ -65,92 +56,75 @@ fn compile(folder: &Path) -> PathBuf {
 /// On the host with KVM.
 fn attack(guest: &Path) {
     let since = Instant::now();
-    let mut boot = Boot::new(guest, &format!("attack=1 seed=7 rounds={ROUNDS}"));
+    let mut monitor = Monitor::start(guest, &format!("attack=1 seed=7 rounds={ROUNDS}"));
     // A host that reads, and says things, while its guest does anything to the channel.
-    let mut stream = boot.stream.try_clone().unwrap();
+    let mut stream = monitor.stream.try_clone().unwrap();
     std::thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
-    let mut stream = boot.stream.try_clone().unwrap();
+    let mut stream = monitor.stream.try_clone().unwrap();
     std::thread::spawn(move || while stream.write_all(&[0x5a; 3000]).is_ok() {});
-    let ending = boot.ending();
-    let said = boot.said();
-    assert!(matches!(ending, Ok(Ending::PowerOff)), "{ending:?}\n{said}");
+    assert_eq!(monitor.ending(), (Some(0), String::new()), "{}", monitor.said());
     for device in [2, 3, 4] {
-        assert!(said.contains(&format!("attack: device {device} is well")), "{said}");
+        assert!(monitor.said().contains(&format!("attack: device {device} is well")), "{}", monitor.said());
     }
-    assert!(said.contains(&format!("attack: {RINGS} rings survived")), "{said}");
+    assert!(monitor.said().contains(&format!("attack: {RINGS} rings survived")), "{}", monitor.said());
     println!("{RINGS} rings in {:?}", since.elapsed());
 
-    let mut boot = Boot::new(guest, "attack=2");
-    let ending = boot.ending();
-    assert!(matches!(ending, Err(Error::Crashed { .. })), "{ending:?}");
-    assert!(boot.said().contains("about to crash"));
-    println!("a triple fault: {}", ending.unwrap_err());
+    let mut monitor = Monitor::start(guest, "attack=2");
+    let (code, error) = monitor.ending();
+    assert!(code == Some(1) && error.contains("triple fault"), "{code:?}: {error}");
+    assert!(monitor.said().contains("about to crash"));
+    println!("a triple fault: {error}");
 
     // Nobody reads: the guest waits, and the monitor keeps nothing.
-    let mut boot = Boot::new(guest, "attack=3");
-    boot.wait_for("attack: floods");
-    let before = resident();
+    let mut monitor = Monitor::start(guest, "attack=3");
+    monitor.wait_for("attack: floods");
+    let before = monitor.resident();
     std::thread::sleep(Duration::from_secs(1));
     let mut bytes = vec![0; 1 << 20];
     for _ in 0..64 {
-        boot.stream.read_exact(&mut bytes).unwrap();
+        monitor.stream.read_exact(&mut bytes).unwrap();
     }
-    let grown = resident().saturating_sub(before);
-    assert!(grown < 8 << 20, "a flood made the monitor grow by {grown} bytes");
-    // Nobody is there: the guest talks to itself, and has not ended.
-    boot.stream.shutdown(std::net::Shutdown::Both).unwrap();
-    assert!(boot.ended.recv_timeout(Duration::from_millis(300)).is_err());
+    let grown = monitor.resident().saturating_sub(before);
+    assert!(grown < 4 << 20, "a flood made the monitor grow by {grown} bytes");
+    // Nobody is there: the guest talks to itself, and the monitor has not ended.
+    monitor.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(monitor.process.try_wait().unwrap(), None);
     println!("a flood of 64 MiB: {grown} bytes of memory");
 }
 
-/// Bytes of this process's own memory, the guest's not counted where it has not touched it.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
-/// A machine with all kinds of devices, running the guest.
-struct Boot {
+/// The program, in its sandbox, with all kinds of devices.
+struct Monitor {
+    process: Child,
     stream: UnixStream,
     serial: Arc<Mutex<Vec<u8>>>,
-    ended: Receiver<Result<Ending, Error>>,
+    _files: tempfile::TempDir,
 }
 
-struct Serial(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Serial {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Boot {
-    fn new(guest: &Path, command_line: &str) -> Self {
-        let (stream, port) = UnixStream::pair().unwrap();
+impl Monitor {
+    fn start(guest: &Path, command_line: &str) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let (disk, port) = (files.path().join("disk"), files.path().join("port"));
+        std::fs::write(&disk, [0; 64 << 10]).unwrap();
+        let listener = UnixListener::bind(&port).unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_vmm-mini"))
+            .args(["--memory", "64", "--places", "3", "--initramfs", "/dev/null", "--append", command_line])
+            .args(["--kernel".as_ref(), guest, "--disk".as_ref(), &disk, "--port".as_ref(), &port])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let image = Arc::new(Raw::create(Arc::new(MemStorage::new("disk", 0)), 64 << 10).unwrap());
-        let serial = Arc::default();
-        let devices = Devices {
-            places: vec![Some(Box::new(Block::new(image, "attacked"))), Some(Box::new(Console::new(port))), Some(Box::new(Rng::new()))],
-            serial: Box::new(Serial(Arc::clone(&serial))),
-        };
-        let config = Config {
-            kernel: File::open(guest).unwrap(),
-            initramfs: File::open("/dev/null").unwrap(),
-            command_line: command_line.into(),
-            memory_mib: 64,
-            devices,
-        };
-        let mut machine = Machine::new(config).unwrap();
-        let (end, ended) = mpsc::channel();
-        std::thread::spawn(move || end.send(machine.run()));
-        Boot { stream, serial, ended }
+        let serial = Arc::<Mutex<Vec<u8>>>::default();
+        let (mut output, kept) = (process.stdout.take().unwrap(), serial.clone());
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(len @ 1..) = output.read(&mut bytes) {
+                kept.lock().unwrap().extend(&bytes[..len]);
+            }
+        });
+        Monitor { process, stream, serial, _files: files }
     }
 
     fn said(&self) -> String {
@@ -160,12 +134,39 @@ impl Boot {
     fn wait_for(&self, words: &str) {
         let since = Instant::now();
         while !self.said().contains(words) {
-            assert!(since.elapsed() < DEADLINE, "{}", self.said());
+            assert!(since.elapsed() < DEADLINE, "no {words:?} in {}", self.said());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    fn ending(&mut self) -> Result<Ending, Error> {
-        self.ended.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("the guest has not ended; it said:\n{}", self.said()))
+    /// Waits for its exit code (none by a signal) and what it had to complain about.
+    fn ending(&mut self) -> (Option<i32>, String) {
+        let since = Instant::now();
+        let status = loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                break status;
+            }
+            assert!(since.elapsed() < DEADLINE, "it hangs; the guest said:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let mut error = String::new();
+        self.process.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+        // The last of the output is on its way.
+        std::thread::sleep(Duration::from_millis(100));
+        (status.code(), error)
+    }
+
+    /// Bytes of its memory, and of the guest's as far as that has touched it.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
