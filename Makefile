@@ -31,6 +31,8 @@ test: setup
 	scripts/build-agent
 	scripts/make-guest --all >/dev/null
 	$(CARGO) test --workspace --no-fail-fast
+	# Above, appliances continued a template; here the same ones boot.
+	GUESTLIFT_TEMPLATES=off $(CARGO) test -p guestfs-appliance --test commands --test files --test trouble
 
 # Side by side with qemu-img, libguestfs and virt-v2v.
 bench: setup build

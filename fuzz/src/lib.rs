@@ -32,6 +32,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "xva-legacy", run: archive::run, mend: mend::tar },
     Target { name: "partitions", run: partitions::run, mend: mend::gpt },
     Target { name: "nbd", run: nbd::run, mend: |_| {} },
+    Target { name: "appliance-host", run: guestfs_appliance::fuzzing::host, mend: |_| {} },
+    Target { name: "appliance-agent", run: guestfs_appliance::fuzzing::agent, mend: |_| {} },
 ];
 
 /// The target called `name`.

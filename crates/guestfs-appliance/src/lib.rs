@@ -14,6 +14,8 @@ mod appliance;
 pub mod checkup;
 mod connection;
 pub mod distro_kernel;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod initramfs;
 pub mod locate;
 mod machine;

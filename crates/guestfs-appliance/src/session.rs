@@ -237,7 +237,8 @@ fn collector<'v, M: serde::de::DeserializeOwned, T>(
     }
 }
 
-fn entry(entry: WireEntry) -> io::Result<DirEntry> {
+/// An entry of a directory, if files can have its name.
+pub(crate) fn entry(entry: WireEntry) -> io::Result<DirEntry> {
     let name = entry.name.as_slice();
     if name.is_empty() || name.len() > 255 || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
         return Err(protocol::broken("a name that no file can have"));

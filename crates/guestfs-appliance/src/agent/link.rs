@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ struct Out {
 pub struct Link {
     port: Box<dyn Read>,
     out: Arc<Mutex<Out>>,
+    /// Ends the thread that says so when it goes.
+    alive: Option<Sender<()>>,
     payload: Vec<u8>,
 }
 
@@ -36,11 +39,15 @@ impl Link {
     /// Speaks over these two halves.
     pub fn new(port: Box<dyn Read>, out: Box<dyn Write + Send>) -> Self {
         let out = Arc::new(Mutex::new(Out { port: out, working: None }));
-        let watched = Arc::downgrade(&out);
+        Link { port, out, alive: None, payload: Vec::new() }
+    }
+
+    /// Starts to say now and then that a request is worked on.
+    fn stay_alive(&mut self) {
+        let (alive, gone) = channel::<()>();
+        let out = self.out.clone();
         std::thread::spawn(move || {
-            loop {
-                std::thread::sleep(ALIVE_EVERY);
-                let Some(out) = watched.upgrade() else { return };
+            while let Err(RecvTimeoutError::Timeout) = gone.recv_timeout(ALIVE_EVERY) {
                 let mut out = lock(&out);
                 if let Some(id) = out.working
                     && protocol::send(&mut out.port, id, Kind::Alive, &[]).is_err()
@@ -49,7 +56,7 @@ impl Link {
                 }
             }
         });
-        Link { port, out, payload: Vec::new() }
+        self.alive = Some(alive);
     }
 
     /// Waits for a request, hands it to `handle`, and answers. An error means that the host is gone or talks nonsense.
@@ -66,7 +73,13 @@ impl Link {
         let reply = reply.unwrap_or_else(Reply::Failed);
         let mut out = lock(&self.out);
         out.working = None;
-        protocol::send_message(&mut out.port, id, Kind::Reply, &reply)
+        protocol::send_message(&mut out.port, id, Kind::Reply, &reply)?;
+        drop(out);
+        // The first request is answered at once; while the host thinks of the second there is time for this.
+        if self.alive.is_none() {
+            self.stay_alive();
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 mod devices;
 mod exec;
 mod failure;
-mod link;
+pub(crate) mod link;
 mod modules;
 mod mounts;
 mod sys;
@@ -78,12 +78,10 @@ fn serve() -> io::Result<()> {
 fn open_port() -> io::Result<File> {
     let until = Instant::now() + PORT_DEADLINE;
     loop {
-        let ports = fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten();
-        for port in ports {
-            let name = fs::read_to_string(port.path().join("name")).unwrap_or_default();
-            if name.trim_end() == PORT_NAME {
-                return OpenOptions::new().read(true).write(true).open(Path::new("/dev").join(port.file_name()));
-            }
+        // The first port that is no console, of the only adapter.
+        let name = fs::read_to_string("/sys/class/virtio-ports/vport0p1/name").unwrap_or_default();
+        if name.trim_end() == PORT_NAME {
+            return OpenOptions::new().read(true).write(true).open("/dev/vport0p1");
         }
         if Instant::now() > until {
             return Err(io::Error::other("no port to the host"));

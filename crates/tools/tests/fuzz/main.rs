@@ -153,6 +153,8 @@ targets! {
     xva_legacy "xva-legacy",
     partitions "partitions",
     nbd "nbd",
+    appliance_host "appliance-host",
+    appliance_agent "appliance-agent",
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub fn make(target: &str, folder: &Path) -> bool {
             sessions(folder);
             true
         }
+        "appliance-host" => spoken(folder, guestfs_appliance::fuzzing::conversations().unwrap().0),
+        "appliance-agent" => spoken(folder, guestfs_appliance::fuzzing::conversations().unwrap().1),
         other => panic!("no seeds for {other}"),
     }
 }
@@ -38,6 +40,12 @@ const QCOW2: [&str; 9] = [
     "cluster_size=16384,backing_file=below.raw,backing_fmt=raw",
     "cluster_size=8192,data_file=data.raw",
 ];
+
+/// What one end of the appliance's port says: nobody but us speaks that protocol.
+fn spoken(folder: &Path, words: Vec<u8>) -> bool {
+    std::fs::write(folder.join("words"), words).unwrap();
+    true
+}
 
 fn found(tool: &str) -> bool {
     let there = Command::new(tool).arg("--version").output().is_ok();
