@@ -63,7 +63,7 @@ fn each_has_the_hosts_clock_and_its_own_randomness_and_disks() {
         }
         let sizes: Vec<(String, u64)> = session.devices().unwrap();
         let letters = ('a'..='g').take(count).zip(1..);
-        assert_eq!(sizes, letters.map(|(l, n)| (format!("/dev/vd{l}"), n * 8 << 20)).collect::<Vec<_>>());
+        assert_eq!(sizes, letters.map(|(l, n)| (format!("/dev/vd{l}"), (8 * n) << 20)).collect::<Vec<_>>());
         for (disk, (device, _)) in disks.iter().zip(sizes) {
             session.mount(&device, b"/", "ext4", "").unwrap();
             let name = format!("/{count}");
@@ -99,17 +99,22 @@ fn several_at_once_make_one_and_nobody_waits_for_it() {
     assert!(note_about("another process is making the template").is_some());
 }
 
+type Damage = fn(&Path);
+
+fn resize(path: PathBuf, len: u64) {
+    std::fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
+}
+
 #[test]
 fn a_damaged_template_is_discarded_by_the_command_that_meets_it() {
     let dir = scratch();
-    let resize = |path: PathBuf, len| std::fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
-    let damages: [(&str, &dyn Fn(&Path)); 6] = [
-        ("cut-state", &|t| resize(t.join("state"), t.join("state").metadata().unwrap().len() / 2)),
-        ("empty-state", &|t| resize(t.join("state"), 0)),
-        ("cut-memory", &|t| resize(t.join("memory"), 1 << 20)),
-        ("no-memory", &|t| std::fs::remove_file(t.join("memory")).unwrap()),
-        ("other-key", &|t| std::fs::write(t.join("key"), "boot before\n").unwrap()),
-        ("open-to-all", &|t| std::fs::set_permissions(t, std::fs::Permissions::from_mode(0o755)).unwrap()),
+    let damages: [(&str, Damage); 6] = [
+        ("cut-state", |t| resize(t.join("state"), t.join("state").metadata().unwrap().len() / 2)),
+        ("empty-state", |t| resize(t.join("state"), 0)),
+        ("cut-memory", |t| resize(t.join("memory"), 1 << 20)),
+        ("no-memory", |t| std::fs::remove_file(t.join("memory")).unwrap()),
+        ("other-key", |t| std::fs::write(t.join("key"), "boot before\n").unwrap()),
+        ("open-to-all", |t| std::fs::set_permissions(t, std::fs::Permissions::from_mode(0o755)).unwrap()),
     ];
     let folder = dir.path().join("damaged");
     drop(booting(&folder).boot(Vec::new()).unwrap());
