@@ -17,6 +17,9 @@ use crate::virtio::rng::Rng;
 /// A reset waits for the request at hand, and for no more.
 const RESET_WITHIN: Duration = Duration::from_secs(10);
 
+/// How often a device is set up anew, with four rings in each of its queues. GUESTLIFT_FUZZ_SECONDS makes it more.
+const ROUNDS: u32 = 3000;
+
 fn disk() -> Block {
     Block::new(Arc::new(Raw::create(Arc::new(MemStorage::new("disk", 0)), 1 << 20).unwrap()), "hostile")
 }
@@ -252,10 +255,17 @@ impl Spoiler {
     }
 }
 
-/// Does `rounds` rounds to a device, some of them with memory that changes all the time; `works` proves that it is well.
-fn torment(seed: u64, rounds: u32, mut guest: Guest, mut works: impl FnMut(&mut Guest)) {
+/// A number from the environment, as docs/fuzzing.md has it.
+fn setting(name: &str) -> u64 {
+    std::env::var(name).map_or(0, |value| value.parse().unwrap())
+}
+
+/// Does rounds to a device, some of them with memory that changes all the time; `works` proves that it is well.
+fn torment(seed: u64, mut guest: Guest, mut works: impl FnMut(&mut Guest)) {
+    let seed = seed ^ setting("GUESTLIFT_FUZZ_SEED") << 32;
+    let end = Instant::now() + Duration::from_secs(setting("GUESTLIFT_FUZZ_SECONDS"));
     let mut spoiler = Spoiler(Random(seed));
-    for round in 0..rounds {
+    for round in (0u32..).take_while(|&round| round < ROUNDS || Instant::now() < end) {
         spoiler.set_up(&mut guest);
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -285,12 +295,12 @@ fn torment(seed: u64, rounds: u32, mut guest: Guest, mut works: impl FnMut(&mut 
 
 #[test]
 fn a_disk_survives_any_ring() {
-    torment(1, 3000, Guest::new(disk()), works);
+    torment(1, Guest::new(disk()), works);
 }
 
 #[test]
 fn entropy_survives_any_ring() {
-    torment(2, 3000, Guest::new(Rng::new()), |guest| {
+    torment(2, Guest::new(Rng::new()), |guest| {
         guest.start();
         assert_eq!(guest.ask(0, &[], &[32]).1, 32);
     });
@@ -306,7 +316,7 @@ fn a_channel_survives_any_ring() {
         // Full when the guest has not read for long.
         let _ = host.write(then);
     };
-    torment(3, 3000, Guest::new(Console::new(port)), |guest| {
+    torment(3, Guest::new(Console::new(port)), |guest| {
         drain(b"something");
         guest.open_port();
         assert!(!guest.hears().is_empty());
