@@ -3,15 +3,16 @@
 mod common;
 
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use common::*;
-use guestfs::engine::Engine;
-use guestfs::{Error, GuestFs};
+use guestfs::engine::{Engine, Session};
+use guestfs::{Error, GuestFs, GuestFsMut};
 use guestfs_appliance::{Appliance, Limits, initramfs, locate};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process, test_kill_process_group};
 
 fn impatient() -> Appliance {
     let limits = Limits { silence: Duration::from_secs(4), boot: Duration::from_secs(40), ..Limits::default() };
@@ -99,8 +100,10 @@ fn an_agent_that_talks_nonsense_is_an_error() {
             let dev = b"devtmpfs\0".as_ptr() as *const i8;
             unsafe { mount(dev, b"/dev\0".as_ptr() as *const i8, dev, 0, std::ptr::null()) };
             loop {
-                if let Ok(mut port) = std::fs::OpenOptions::new().write(true).open("/dev/vport0p1") {
-                    loop { let _ = port.write_all(&[0xff; 4096]); }
+                for name in ["/dev/vport0p0", "/dev/vport0p1"] {
+                    if let Ok(mut port) = std::fs::OpenOptions::new().write(true).open(name) {
+                        loop { let _ = port.write_all(&[0xff; 4096]); }
+                    }
                 }
             }
         }"#;
@@ -170,6 +173,66 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
         found.push(entry.path());
     }
     found
+}
+
+/// Run again by the test below as the parent that gets killed at work.
+#[test]
+fn parent_that_works() {
+    let Some(disk) = std::env::var_os("GUESTLIFT_TEST_DISK").map(PathBuf::from) else { return };
+    let work = || {
+        let mut session = Appliance::new().boot(vec![writable(&disk), read_only(&disk)]).unwrap();
+        session.mount("/dev/vda", b"/", "", "").unwrap();
+        for _ in 0..20 {
+            session.write(b"/file", &mut [7; 100_000].as_slice(), None).unwrap();
+        }
+        Session::shutdown(Box::new(session)).unwrap();
+    };
+    loop {
+        work();
+        std::fs::write(disk.with_extension("worked"), "").unwrap();
+    }
+}
+
+#[test]
+fn a_parent_killed_at_any_moment_leaves_nothing() {
+    let dir = scratch();
+    let tmp = dir.path().join("tmp");
+    std::fs::create_dir(&tmp).unwrap();
+    let disk = ext4(dir.path(), "disk", 16);
+    // Moments from before the machine starts until it works, and those in between that nobody thought of.
+    let mut random = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+    const ROUNDS: u64 = 16;
+    for round in 0..ROUNDS {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let moment = Duration::from_micros(u64::from(random % 100_000) * (round + 1));
+        let mut parent = Process::new(std::env::current_exe().unwrap())
+            .args(["--exact", "parent_that_works"])
+            .env("GUESTLIFT_TEST_DISK", &disk)
+            .env("TMPDIR", &tmp)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let group = Pid::from_child(&parent);
+        let until = Instant::now() + Duration::from_secs(60);
+        // Killing those that would never have worked tells nothing.
+        while round + 1 == ROUNDS && !disk.with_extension("worked").exists() {
+            assert!(Instant::now() < until && parent.try_wait().unwrap().is_none(), "it does not work");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(moment);
+        assert!(parent.try_wait().unwrap().is_none(), "it ended by itself before {moment:?}");
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while test_kill_process_group(group).is_ok() {
+            assert!(Instant::now() < until, "a process outlived its parent, killed after {moment:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let left = walk(&tmp);
+        assert!(left.is_empty(), "killed after {moment:?}: {left:?}");
+    }
 }
 
 #[test]
