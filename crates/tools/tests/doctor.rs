@@ -1,5 +1,8 @@
 //! `virt doctor` on hosts that lack this or that.
 
+#[path = "../../../tests/kvm-host/host.rs"]
+mod host;
+
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -138,6 +141,31 @@ fn the_appliance_is_really_started() {
     let appliance = host.dir.path().join("appliance");
     let report = host.set("GUESTLIFT_APPLIANCE", appliance).set("GUESTLIFT_KERNEL", locate_kernel()).doctor(&["--boot"]);
     assert_eq!((report.state("agent"), report.state("appliance")), ("ok", "missing"));
+}
+
+#[test]
+fn without_qemu_a_true_kvm_does_it() {
+    if let Err(e) = guestfs_appliance::locate::files().and_then(|_| guestfs_appliance::locate::monitor()) {
+        assert!(std::env::var_os("CI").is_none(), "{e}");
+        eprintln!("skipped: {e}");
+        return;
+    }
+    let mut on_kvm = host::host();
+    on_kvm.args(["--user", "--deadline", "200"]).arg(env!("CARGO_BIN_EXE_virt")).args(["doctor", "--boot", "--json"]);
+    let done = on_kvm.env("GUESTLIFT_QEMU", "/nowhere/qemu").env_remove("GUESTLIFT_ACCEL").output().unwrap();
+    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    let report = Report(serde_json::from_slice(&done.stdout).unwrap());
+    assert_eq!(["KVM", "monitor", "QEMU", "appliance"].map(|name| report.state(name)), ["ok", "ok", "warning", "ok"], "{said}");
+    assert!(report.0["appliance"].as_str().unwrap().contains("KVM"), "{said}");
+}
+
+#[test]
+fn a_wish_that_cannot_be_is_told() {
+    let output = Command::new(env!("CARGO_BIN_EXE_virt")).arg("doctor").env("GUESTLIFT_ACCEL", "magic").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    // Where something is missing besides, that comes first.
+    assert!(!output.status.success() && (text.contains("'magic' is none of") || guestfs_appliance::locate::files().is_err()), "{text}");
 }
 
 fn locate_kernel() -> PathBuf {

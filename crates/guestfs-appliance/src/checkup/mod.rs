@@ -2,9 +2,12 @@
 //!
 //! Every check looks at the very thing that the appliance would use, found the way in which it finds it.
 
+use guestfs::engine::Engine;
 use serde::Serialize;
 use vmm_mini::probe::{Report, Verdict, probe};
 
+use crate::Appliance;
+use crate::accel::{self, Accel};
 use crate::locate;
 
 mod host;
@@ -71,7 +74,8 @@ pub fn checkup() -> Checkup {
     let kernel = locate::kernel();
     let monitor = locate::monitor();
     // Our monitor starts our kernel only: a distribution's looks for its devices over PCI.
-    let own = kvm.verdict == Verdict::Works && monitor.is_ok() && kernel.as_ref().is_ok_and(|k| k.modules.is_none());
+    let wanted = accel::wish(None).is_ok_and(|wish| wish != Accel::Tcg);
+    let own = wanted && kvm.verdict == Verdict::Works && monitor.is_ok() && kernel.as_ref().is_ok_and(|k| k.modules.is_none());
     let mut findings = vec![
         machines::kvm(&kvm),
         machines::monitor(&monitor),
@@ -85,6 +89,12 @@ pub fn checkup() -> Checkup {
         machines::firmware(),
     ];
     findings.extend(crate::tools::findings());
+    // All is there, so that only the wish can be what cannot be.
+    if findings.iter().all(|f| f.state != State::Missing)
+        && let Err(e) = Appliance::new().check()
+    {
+        findings.push(Finding::bad(accel::VARIABLE, State::Missing, e.to_string(), format!("unset {}", accel::VARIABLE)));
+    }
     Checkup { kvm, findings }
 }
 
