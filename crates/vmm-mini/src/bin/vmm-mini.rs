@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use imgcore::{Formats, LocalGate, OpenOptions, nbd};
 use vmm_mini::virtio::VirtioDevice;
-use vmm_mini::virtio::blk::Block;
+use vmm_mini::virtio::blk::{Block, FirstError};
 use vmm_mini::virtio::console::Console;
 use vmm_mini::virtio::rng::Rng;
 use vmm_mini::{Config, Devices, Ending, Files, Machine, sandbox};
@@ -71,7 +71,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let devices = Devices { places: places(&arguments)?, serial: Box::new(io::stdout()) };
+    let mut errors = Vec::new();
+    let devices = Devices { places: places(&arguments, &mut errors)?, serial: Box::new(io::stdout()) };
     let mut machine = match (&arguments.restore, &arguments.kernel, &arguments.initramfs) {
         (Some(folder), ..) => Machine::restore(saved(folder, |file| File::open(file))?, devices),
         (None, Some(kernel), Some(initramfs)) => Machine::new(Config {
@@ -91,7 +92,10 @@ fn run(arguments: Arguments) -> Result<()> {
             let walls = if landlocked { "landlock and seccomp" } else { "seccomp alone: this host's kernel has no landlock" };
             eprintln!("vmm-mini: locked in by {walls}");
         }
-        return machine.run().map(drop).map_err(|e| e.to_string());
+        let ended = machine.run().map(drop).map_err(|e| e.to_string());
+        // The guest knows of them only that there were some.
+        errors.iter().filter_map(|error| error.get()).for_each(|error| eprintln!("vmm-mini: {error}"));
+        return ended;
     };
     // Outside of the sandbox, whose walls keep from saving. A guest that is saved as a template has met nobody yet.
     let files = saved(&folder, |file| File::create_new(file))?;
@@ -111,20 +115,22 @@ fn saved(folder: &Path, open: impl Fn(&Path) -> io::Result<File>) -> Result<File
     Ok(Files { memory: open("memory")?, state: open("state")? })
 }
 
-/// The agent's port, the disks, empty places, and a source of entropy in the last.
-fn places(arguments: &Arguments) -> Result<Vec<Option<Box<dyn VirtioDevice>>>> {
+/// The agent's port, the disks, empty places, and a source of entropy in the last. What goes wrong with the disks will be in `errors`.
+fn places(arguments: &Arguments, errors: &mut Vec<FirstError>) -> Result<Vec<Option<Box<dyn VirtioDevice>>>> {
     let port = match (&arguments.port, arguments.port_fd) {
         (Some(socket), _) => Some(UnixStream::connect(socket).map_err(|e| format!("{}: {e}", socket.display()))?),
         (None, Some(number)) => Some(inherited(number)?.into()),
         (None, None) => None,
     };
-    let mut places: Vec<Option<Box<dyn VirtioDevice>>> = vec![port.map(|port| Box::new(Console::new(port)) as _)];
-    for disk in &arguments.disks {
-        places.push(Some(Box::new(open_disk(disk)?)));
-    }
+    let mut disks = arguments.disks.iter().map(|disk| open_disk(disk)).collect::<Result<Vec<_>>>()?;
     for &number in &arguments.disk_fds {
         let client = nbd::Client::new(inherited(number)?, "", "disk").map_err(|e| e.to_string())?;
-        places.push(Some(Box::new(Block::new(std::sync::Arc::new(client), ""))));
+        disks.push(Block::new(std::sync::Arc::new(client), ""));
+    }
+    let mut places: Vec<Option<Box<dyn VirtioDevice>>> = vec![port.map(|port| Box::new(Console::new(port)) as _)];
+    for disk in disks {
+        errors.push(disk.first_error());
+        places.push(Some(Box::new(disk)));
     }
     places.resize_with((places.len() + 1).max(arguments.places) - 1, || None);
     places.push(Some(Box::new(Rng::new())));
