@@ -84,7 +84,10 @@ impl Appliance {
     /// How appliances run here, and why so, in words for `-v`.
     pub fn describe(&self) -> String {
         let Ok(files) = self.files() else { return "QEMU or on KVM".into() };
-        let Ok(choice) = accel::wish(self.accel).and_then(|wish| accel::choose(wish, &files, 0)) else { return "vain".into() };
+        let choice = match accel::wish(self.accel).and_then(|wish| accel::choose(wish, &files, 0)) {
+            Ok(choice) => choice,
+            Err(e) => return format!("no machine: {e}"),
+        };
         let how = if choice.monitor.is_some() { "vmm-mini on KVM" } else { "QEMU with its own translator (TCG)" };
         let kernel = match &files.modules {
             None => format!("the kernel is {}", files.kernel.display()),
