@@ -78,10 +78,12 @@ fn serve() -> io::Result<()> {
 fn open_port() -> io::Result<File> {
     let until = Instant::now() + PORT_DEADLINE;
     loop {
-        // The first port that is no console, of the only adapter.
-        let name = fs::read_to_string("/sys/class/virtio-ports/vport0p1/name").unwrap_or_default();
-        if name.trim_end() == PORT_NAME {
-            return OpenOptions::new().read(true).write(true).open("/dev/vport0p1");
+        // The first port of the only adapter that is no console: QEMU keeps number 0 for a console, vmm-mini does not.
+        for port in ["vport0p1", "vport0p0"] {
+            let name = fs::read_to_string(format!("/sys/class/virtio-ports/{port}/name")).unwrap_or_default();
+            if name.trim_end() == PORT_NAME {
+                return OpenOptions::new().read(true).write(true).open(Path::new("/dev").join(port));
+            }
         }
         if Instant::now() > until {
             return Err(io::Error::other("no port to the host"));
