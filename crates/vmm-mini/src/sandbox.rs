@@ -18,6 +18,7 @@ use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 
 use crate::error::{Error, Result};
+use crate::sys::heap;
 
 /// The newest rules that are asked for; an older kernel keeps those that it knows.
 const LANDLOCK: ABI = ABI::V6;
@@ -111,6 +112,7 @@ pub fn enter(disks: Disks) -> Result<bool> {
         let error = io::Error::other(format!("{threads} threads run already"));
         return Err(Error::Host { what: "cannot enter the sandbox", error });
     }
+    heap::one_for_all();
     no_privileges()?;
     no_core()?;
     let landlocked = no_files()?;
