@@ -20,7 +20,7 @@ use crate::on_qemu::{self, saved};
 use crate::protocol::{Request, VERSION, WireTime};
 use crate::qemu;
 use crate::session::ApplianceSession;
-use crate::template::{self, Cache, Template};
+use crate::template::{self, Cache, Draft, Key, Template};
 
 /// Targets that the SCSI adapter is given at most.
 const MAX_DISKS: usize = 255;
@@ -125,6 +125,11 @@ impl Appliance {
         let choice = accel::choose(wish, &wanted.files, wanted.disks.len())?;
         if let Some(program) = &choice.monitor {
             let patience = if wish == Accel::Kvm { self.limits.boot } else { KVM_PATIENCE.min(self.limits.boot) };
+            let save = |draft: &Draft| on_kvm::save(program, &wanted, draft, patience);
+            let restore = |template: &Template| on_kvm::restore(program, &wanted, template);
+            if let Some(session) = self.restore(&writable, on_kvm::key(program, &wanted), save, restore) {
+                return Ok(session);
+            }
             match on_kvm::start(program, &wanted).and_then(|started| self.begin(started, writable.clone(), patience)) {
                 Err(why) if wish == Accel::Auto && qemu::find().is_ok() => {
                     (self.note)(&format!("The appliance runs in QEMU: on KVM {why}."))
@@ -134,22 +139,29 @@ impl Appliance {
         } else {
             accel::check(&choice, wish)?;
         }
-        if let Some(session) = self.restore(&wanted, &writable) {
+        let restore = |template: &Template| saved::restore(&wanted, template);
+        if let Some(session) = self.restore(&writable, saved::key(&wanted), |draft| saved::save(&wanted, draft), restore) {
             return Ok(session);
         }
         self.begin(on_qemu::start(&wanted)?, writable, self.limits.boot)
     }
 
     /// An appliance that continues a template, which is made if there is none yet. When that does not work it must boot.
-    fn restore(&self, wanted: &Wanted, writable: &[Arc<dyn ImageMut>]) -> Option<ApplianceSession> {
+    fn restore(
+        &self,
+        writable: &[Arc<dyn ImageMut>],
+        key: Result<Option<Key>>,
+        save: impl FnOnce(&Draft) -> Result<()>,
+        restore: impl FnOnce(&Template) -> Result<Started>,
+    ) -> Option<ApplianceSession> {
         let boots = |why: Error| (self.note)(&format!("The appliance boots: {why}."));
         let folder = self.templates.as_deref()?;
         let find = || -> Result<Option<Template>> {
-            let Some(key) = saved::key(wanted)? else { return Ok(None) };
-            Cache::open(folder)?.get(&key, |draft| saved::save(wanted, draft)).map(Some)
+            let Some(key) = key? else { return Ok(None) };
+            Cache::open(folder)?.get(&key, save).map(Some)
         };
         let template = find().map_err(boots).ok()??;
-        let restored = saved::restore(wanted, &template);
+        let restored = restore(&template);
         match restored.and_then(|started| self.begin(started, writable.to_vec(), saved::PATIENCE.min(self.limits.boot))) {
             Ok(session) => Some(session),
             Err(why) => {

@@ -79,7 +79,7 @@ fn add_control(builder: &mut Builder) -> Result<UnixStream> {
 }
 
 /// Lets the agent answer something: then all that comes before has happened. Gives its port back, which must stay open.
-fn wait_for_agent(port: UnixStream, patience: Duration) -> io::Result<Connection> {
+pub fn wait_for_agent(port: UnixStream, patience: Duration) -> io::Result<Connection> {
     let mut connection = Connection::new(port, patience)?;
     let none = &mut |_: &[u8]| Err(io::ErrorKind::InvalidData.into());
     match connection.exchange(&Request::Devices, &mut io::empty(), none, patience) {
