@@ -26,11 +26,11 @@ check: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-# Every test, those that boot converted guests included.
+# Every test, those that boot converted guests included. The appliance runs in QEMU here, and on KVM in tests/kvm-host.
 test: setup
 	scripts/build-agent
 	scripts/make-guest --all >/dev/null
-	$(CARGO) test --workspace --no-fail-fast
+	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast
 	# Above, appliances continued a template; here the same ones boot.
 	GUESTLIFT_TEMPLATES=off $(CARGO) test -p guestfs-appliance --test commands --test files --test trouble
 

@@ -1,5 +1,4 @@
 //! What the tests of the appliance share: disks made by the filesystems' own tools.
-#![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,18 +1,17 @@
 //! An appliance that hangs, dies, or is lied about; and a parent that is killed. Every one ends, soon, and leaves nothing.
 
-mod common;
-
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
-use common::*;
 use guestfs::engine::{Engine, Session};
 use guestfs::{Error, GuestFs, GuestFsMut};
 use guestfs_appliance::{Appliance, Limits, initramfs, locate};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process, test_kill_process_group};
+
+use crate::common::*;
 
 fn impatient() -> Appliance {
     let limits = Limits { silence: Duration::from_secs(4), boot: Duration::from_secs(40), ..Limits::default() };
@@ -77,11 +76,8 @@ fn a_panic_of_its_kernel_is_an_error_with_the_consoles_last_lines() {
 #[test]
 fn an_agent_that_never_speaks_is_an_error_within_the_deadline() {
     let dir = scratch();
-    let source = dir.path().join("silent.rs");
-    std::fs::write(&source, "fn main() { loop { std::thread::sleep(std::time::Duration::from_secs(9)) } }").unwrap();
-    let init = compile(&source);
     let began = Instant::now();
-    let error = message(boot_with(dir.path(), &init, Duration::from_secs(5)));
+    let error = message(boot_with(dir.path(), &program(dir.path(), SILENT), Duration::from_secs(5)));
     assert!(error.contains("does not answer"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(30));
 }
@@ -89,9 +85,19 @@ fn an_agent_that_never_speaks_is_an_error_within_the_deadline() {
 #[test]
 fn an_agent_that_talks_nonsense_is_an_error() {
     let dir = scratch();
-    let source = dir.path().join("liar.rs");
-    // Without /dev mounted the port is made by hand: its numbers are in sysfs, which this liar does not bother with.
-    let program = r#"
+    let error = message(boot_with(dir.path(), &program(dir.path(), LIAR), Duration::from_secs(40)));
+    assert!(error.contains("nonsense") && error.contains("no frame"), "{error}");
+}
+
+/// The name and the source of a bad agent.
+type Source = (&'static str, &'static str);
+
+const SILENT: Source = ("silent", "fn main() { loop { std::thread::sleep(std::time::Duration::from_secs(9)) } }");
+
+/// It mounts /dev itself, and guesses the port's name there.
+const LIAR: Source = (
+    "liar",
+    r#"
         use std::io::Write;
         fn main() {
             let dir = |d: &str| std::fs::create_dir_all(d).unwrap();
@@ -106,18 +112,31 @@ fn an_agent_that_talks_nonsense_is_an_error() {
                     }
                 }
             }
-        }"#;
-    std::fs::write(&source, program).unwrap();
-    let error = message(boot_with(dir.path(), &compile(&source), Duration::from_secs(40)));
-    assert!(error.contains("nonsense") && error.contains("no frame"), "{error}");
+        }"#,
+);
+
+/// A static program of one file: one of [`compile_all`], if that was done before.
+fn program(dir: &Path, source: Source) -> Vec<u8> {
+    let program = std::env::var_os(PROGRAMS).map_or_else(|| compile(dir, source), |folder| Path::new(&folder).join(source.0));
+    std::fs::read(program).unwrap()
 }
 
-/// A static program of one file.
-fn compile(source: &Path) -> Vec<u8> {
-    let program = source.with_extension("");
-    let (from, to) = (source.to_str().unwrap(), program.to_str().unwrap());
-    tool(&["rustc", "--edition", "2021", "-A", "warnings", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o", to, from]);
-    std::fs::read(program).unwrap()
+/// Names the folder of [`compile_all`].
+pub const PROGRAMS: &str = "GUESTLIFT_TEST_PROGRAMS";
+
+/// Compiles the agents that these tests need, for where a compiler is slow.
+pub fn compile_all(dir: &Path) {
+    for source in [SILENT, LIAR] {
+        compile(dir, source);
+    }
+}
+
+fn compile(dir: &Path, (name, text): Source) -> PathBuf {
+    let (from, to) = (dir.join(format!("{name}.rs")), dir.join(name));
+    std::fs::write(&from, text).unwrap();
+    let flags = ["--edition", "2021", "-A", "warnings", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"];
+    tool(&[&["rustc"], &flags[..], &[to.to_str().unwrap(), from.to_str().unwrap()]].concat());
+    to
 }
 
 #[test]
@@ -142,7 +161,7 @@ fn parent_that_waits() {
 fn a_killed_parent_leaves_no_process_and_no_socket() {
     let dir = scratch();
     let mut parent = Process::new(std::env::current_exe().unwrap())
-        .args(["--exact", "parent_that_waits"])
+        .args(["--exact", "trouble::parent_that_waits"])
         .env("GUESTLIFT_TEST_PARENT", dir.path())
         .env("TMPDIR", dir.path())
         .stdout(Stdio::null())
@@ -206,7 +225,7 @@ fn a_parent_killed_at_any_moment_leaves_nothing() {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let moment = Duration::from_micros(u64::from(random % 100_000) * (round + 1));
         let mut parent = Process::new(std::env::current_exe().unwrap())
-            .args(["--exact", "parent_that_works"])
+            .args(["--exact", "trouble::parent_that_works"])
             .env("GUESTLIFT_TEST_DISK", &disk)
             .env("TMPDIR", &tmp)
             .stdout(Stdio::null())

@@ -1,14 +1,13 @@
 //! Logical volumes: made by LVM's own tools and the kernel's device mapper in an appliance, read in this process and in another appliance.
 
-mod common;
-
 use std::path::Path;
 
-use common::*;
 use guestfs::engine::{Command, Engine, Session};
 use guestfs::{Attributes, EngineChoice, Ext, Guest, GuestDisk, GuestFs, MountRequest, OpenOptions, Volumes, lvm};
 use guestfs_appliance::Appliance;
 use imgcore::formats::{Formats, OpenOptions as ImageOptions};
+
+use crate::common::*;
 
 /// Runs a program in the appliance that must succeed.
 fn run(session: &mut dyn Session, argv: &[&str]) {

@@ -1,14 +1,13 @@
 //! Commands in a guest's root, borrowed tools, and block devices.
 
-mod common;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::*;
 use guestfs::engine::{Command, Disk, Engine, Session};
 use guestfs::{Error, Ext};
 use guestfs_appliance::{Appliance, Limits};
+
+use crate::common::*;
 
 fn start(disks: Vec<Disk>) -> Box<dyn Session> {
     Engine::start(&Appliance::new(), disks, true).unwrap_or_else(|e| panic!("{e}"))

@@ -1,11 +1,10 @@
 //! Every operation on files, on real filesystems; then the filesystem's own checker.
 
-mod common;
-
-use common::*;
 use guestfs::engine::{Engine, Session};
 use guestfs::{Attributes, Error, Ext, FileType, Time};
 use guestfs_appliance::Appliance;
+
+use crate::common::*;
 
 fn start(disks: Vec<guestfs::engine::Disk>) -> Box<dyn Session> {
     Engine::start(&Appliance::new(), disks, false).unwrap_or_else(|e| panic!("{e}"))

@@ -1,13 +1,12 @@
 //! The appliance with the kernel that this host's distribution has, instead of our own.
 
-mod common;
-
 use std::process::Command;
 
-use common::*;
 use guestfs::Ext;
 use guestfs::engine::{Engine, Session};
 use guestfs_appliance::{Appliance, distro_kernel, locate};
+
+use crate::common::*;
 
 /// The appliance with the distribution's kernel. Hosts need none, so that this test may find none.
 fn appliance() -> Option<Appliance> {

@@ -1,8 +1,6 @@
 //! Appliances that continue a template: like booted ones, but for the time; and a template that is of no use is never more
 //! than a reason to boot.
 
-mod common;
-
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,9 +8,10 @@ use std::process::{Command as Process, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::*;
 use guestfs::engine::{Command, Session};
 use guestfs_appliance::{Appliance, ApplianceSession, template};
+
+use crate::common::*;
 
 /// Appliances that must continue a template below `dir`.
 fn continuing(dir: &Path) -> Appliance {
@@ -179,7 +178,7 @@ fn a_killed_maker_leaves_nothing_that_the_next_one_does_not_clear() {
     let dir = scratch();
     let folder = dir.path().join("killed");
     let mut maker = Process::new(std::env::current_exe().unwrap())
-        .args(["--exact", "maker_that_is_killed"])
+        .args(["--exact", "templates::maker_that_is_killed"])
         .env("GUESTLIFT_TEST_MAKER", "1")
         .env(template::VARIABLE, &folder)
         .env("TMPDIR", dir.path())

@@ -1,16 +1,15 @@
 //! A whole machine: its firmware starts the first disk, and the serial port carries both ways.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::*;
 use guestfs::machine::{Machine, MachineRunner, MachineSpec};
 use guestfs_appliance::Appliance;
 use imgcore::ImageMut;
 use imgcore::raw::Raw;
 use imgcore::storage::FileStorage;
+
+use crate::common::*;
 
 /// A boot sector in real mode. It says "boot" on COM1 and answers every byte by the next one, 'a' by 'b':
 /// `mov al,'b'; call put; …; again: wait for bit 0 of 3fdh; in al,3f8h; inc al; call put; jmp again;
