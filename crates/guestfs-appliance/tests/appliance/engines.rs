@@ -38,7 +38,10 @@ fn every_test_that_is_not_for_qemu_alone_passes_on_kvm() {
         .unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     println!("{text}");
-    assert!(done.status.success() && text.contains(&format!(" {wanted} passed; 0 failed; 0 ignored")), "not all of {wanted} tests passed there");
+    assert!(
+        done.status.success() && text.contains(&format!(" {wanted} passed; 0 failed; 0 ignored")),
+        "not all of {wanted} tests passed there"
+    );
 }
 
 #[test]
