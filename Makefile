@@ -37,6 +37,7 @@ test: setup
 # Side by side with qemu-img, libguestfs and virt-v2v.
 bench: setup build
 	@scripts/bench --install
+	@scripts/bench-appliance
 	@scripts/bench-img
 
 install: build
