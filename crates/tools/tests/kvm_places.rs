@@ -76,7 +76,8 @@ fn the_answer_is_the_same_wherever_it_is_given() {
 
     let read = |name: String| std::fs::read_to_string(path(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let answer = "edit ended with 0\nafter\nvirt-edit: /missing: no such file or directory\na missing file ended with 1\n";
-    let reasons = [("here", "The appliance runs "), ("real", "vmm-mini on KVM: "), ("forbidden", "may not open"), ("absent", "no /dev/kvm")];
+    let reasons =
+        [("here", "The appliance runs "), ("real", "vmm-mini on KVM: "), ("forbidden", "may not open"), ("absent", "no /dev/kvm")];
     for (place, why) in reasons {
         let said = read(format!("{place}.why"));
         assert_eq!(read(format!("{place}.answer")), answer, "{place}: {said}");
