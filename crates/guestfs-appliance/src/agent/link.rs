@@ -14,6 +14,8 @@ use crate::protocol::{self, CHUNK, Kind, Reply, Request};
 
 /// How often the agent says that it is at work.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// The stack of the thread that does, in bytes.
+const STACK: usize = 128 << 10;
 
 /// What the agent and its sign of life share.
 struct Out {
@@ -43,10 +45,10 @@ impl Link {
     }
 
     /// Starts to say now and then that a request is worked on.
-    fn stay_alive(&mut self) {
+    fn stay_alive(&mut self) -> io::Result<()> {
         let (alive, gone) = channel::<()>();
         let out = self.out.clone();
-        std::thread::spawn(move || {
+        std::thread::Builder::new().stack_size(STACK).spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = gone.recv_timeout(ALIVE_EVERY) {
                 let mut out = lock(&out);
                 if let Some(id) = out.working
@@ -55,8 +57,9 @@ impl Link {
                     return;
                 }
             }
-        });
+        })?;
         self.alive = Some(alive);
+        Ok(())
     }
 
     /// Waits for a request, hands it to `handle`, and answers. An error means that the host is gone or talks nonsense.
@@ -77,7 +80,7 @@ impl Link {
         drop(out);
         // The first request is answered at once; while the host thinks of the second there is time for this.
         if self.alive.is_none() {
-            self.stay_alive();
+            self.stay_alive()?;
         }
         Ok(())
     }
