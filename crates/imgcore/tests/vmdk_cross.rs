@@ -446,3 +446,28 @@ fn damage_is_survived() {
         }
     }
 }
+
+/// A damaged entry that points at the image's own tables has neither data nor zeroes written over them.
+#[test]
+fn metadata_is_never_written_over() {
+    let storage = Arc::new(MemStorage::new("over.vmdk", 0));
+    let image = create(storage.clone(), 1 << 20, &[]).unwrap();
+    image.write_at(&[7; 512], 0).unwrap();
+    image.flush().unwrap();
+    // The first entry of the first table of the directory whose sector stands at byte 56.
+    let sector = |at: u64| {
+        let mut bytes = [0; 4];
+        storage.read_at(&mut bytes, at).unwrap();
+        u64::from(u32::from_le_bytes(bytes))
+    };
+    let table = sector(sector(56) * 512) * 512;
+    assert!(sector(table) > 0);
+    storage.write_at(&((table / 512) as u32).to_le_bytes(), table).unwrap();
+    let damaged = storage.to_vec();
+    let image = Formats::new().open_storage_mut(storage.clone(), &OpenOptions::new(&NoGate).format("vmdk")).unwrap();
+    for outcome in [image.write_at(&[9; 512], 0), image.zero_at(0, 512), image.discard(0, 4096)] {
+        assert!(outcome.unwrap_err().to_string().contains("over metadata"));
+    }
+    image.flush().unwrap();
+    assert!(storage.to_vec()[table as usize..] == damaged[table as usize..]);
+}

@@ -86,14 +86,21 @@ impl Vmdk {
         let sparse = self.sparse()?;
         loop {
             match sparse.lookup(guest, len)? {
-                (Mapping::Data(host), _) if host < sparse.header.overhead => {
-                    let what = format!("the grain of byte {guest:#x} lies over metadata");
-                    return Err(Error::corrupt(&self.file, FORMAT, host, what));
+                (Mapping::Data(host), run) => {
+                    self.check_place(sparse, guest, host)?;
+                    return Ok((host, run));
                 }
-                (Mapping::Data(host), run) => return Ok((host, run)),
                 _ => self.allocate(sparse, guest, len)?,
             }
         }
+    }
+
+    /// A damaged table's entry must not have metadata overwritten.
+    fn check_place(&self, sparse: &Sparse, guest: u64, host: u64) -> Result<()> {
+        if host >= sparse.header.overhead {
+            return Ok(());
+        }
+        Err(Error::corrupt(&self.file, FORMAT, host, format!("the grain of byte {guest:#x} lies over metadata")))
     }
 
     /// Gives the grains of `len` bytes at `guest` a place, as far as they are alike and no other thread did meanwhile.
@@ -155,6 +162,7 @@ impl ImageMut for Vmdk {
         while at < end {
             let (mapping, run) = sparse.lookup(at, end - at)?;
             if let Mapping::Data(host) = mapping {
+                self.check_place(sparse, at, host)?;
                 self.announce()?;
                 self.storage.zero_at(host, run)?;
             }
