@@ -162,7 +162,7 @@ impl Appliance {
         };
         let template = find().map_err(boots).ok()??;
         let restored = restore(&template);
-        match restored.and_then(|started| self.begin(started, writable.to_vec(), saved::PATIENCE.min(self.limits.boot))) {
+        match restored.and_then(|started| self.begin(started, writable.to_vec(), template::PATIENCE.min(self.limits.boot))) {
             Ok(session) => Some(session),
             Err(why) => {
                 template.discard(&why);

@@ -61,6 +61,17 @@ impl Connection {
         Ok(Connection { reader: BufReader::with_capacity(CHUNK, patient), writer: stream, payload: Vec::new(), next: 1 })
     }
 
+    /// Lets the agent answer something: then all that comes before that has happened in its machine.
+    pub fn once_answered(stream: UnixStream, patience: Duration) -> io::Result<Self> {
+        let mut connection = Connection::new(stream, patience)?;
+        let none = &mut |_: &[u8]| Err(io::ErrorKind::InvalidData.into());
+        match connection.exchange(&Request::Devices, &mut io::empty(), none, patience) {
+            Ok(Reply::Devices(_)) => Ok(connection),
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(Trouble::Lost(e) | Trouble::Source(e)) => Err(e),
+        }
+    }
+
     /// How long the agent may be silent from now on.
     pub fn set_silence(&mut self, silence: Duration) -> io::Result<()> {
         self.reader.get_mut().silence = silence;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use guestfs::machine::{Machine, MachineRunner, MachineSpec};
 use guestfs::{Error, Result};
-use imgcore::nbd::Content;
 
 use crate::Appliance;
 use crate::monitor::{Monitor, failure};
@@ -19,7 +18,7 @@ use crate::qemu::{self, Builder};
 const QUEUE: usize = 256;
 
 /// UEFI's code and the template of its variables, as Debian's package `ovmf` and others install them.
-pub const FIRMWARE: [(&str, &str); 4] = [
+const FIRMWARE: [(&str, &str); 4] = [
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
@@ -38,7 +37,7 @@ impl MachineRunner for Appliance {
         }
         // Disks and NICs in fixed places, in order: the firmware starts the first disk.
         for (number, image) in spec.disks.iter().enumerate() {
-            let node = builder.disk(Content::Writable(image.clone()))?;
+            let node = builder.disk(image.clone())?;
             let boot = if number == 0 { ",bootindex=1" } else { "" };
             builder.args(["-device".into(), format!("virtio-blk-pci,drive={node}{boot}")]);
         }
@@ -66,12 +65,14 @@ impl MachineRunner for Appliance {
     }
 }
 
+/// The code and the template that are here.
+pub fn firmware() -> Option<(&'static str, &'static str)> {
+    FIRMWARE.into_iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file())
+}
+
 /// UEFI from two flash chips; the second holds the variables and is a copy that goes with the machine.
 fn add_uefi(builder: &mut Builder) -> Result<()> {
-    let there = |(code, variables): &(&str, &str)| Path::new(code).is_file() && Path::new(variables).is_file();
-    let (code, template) = FIRMWARE
-        .into_iter()
-        .find(there)
+    let (code, template) = firmware()
         .ok_or_else(|| Error::Missing("the guest starts by UEFI, whose firmware is not here: install the package ovmf".into()))?;
     let variables = std::fs::read(template).map_err(|e| Error::Invalid(format!("{template}: {e}")))?;
     let variables = builder.file(&variables)?;

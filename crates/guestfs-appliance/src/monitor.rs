@@ -3,10 +3,11 @@
 //! Nothing of it outlives the [`Monitor`]: the process dies with the thread that keeps it (which dies with us, even of
 //! SIGKILL), its disks are served by us, and neither its sockets nor its files have names.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,7 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use guestfs::{Error, Result};
-use imgcore::nbd;
+use imgcore::ImageMut;
+use imgcore::nbd::{self, Content, Export};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::sys;
@@ -44,6 +46,27 @@ pub struct Launch {
 }
 
 impl Launch {
+    /// A process of this program, which works on nothing yet.
+    pub fn new(name: &'static str, package: &'static str, program: impl AsRef<OsStr>) -> Self {
+        Launch { name, package, command: Command::new(program), inherited: Vec::new(), servers: Vec::new() }
+    }
+
+    /// A pair of sockets: our end, and the number that the other has in the process.
+    pub fn socket(&mut self) -> Result<(UnixStream, RawFd)> {
+        let (ours, theirs) = UnixStream::pair().map_err(|e| failure(format!("a pair of sockets: {e}")))?;
+        let number = theirs.as_raw_fd();
+        self.inherited.push(theirs.into());
+        Ok((ours, number))
+    }
+
+    /// Serves a disk as the export `disk0`, `disk1`, …; returns that name, and the number of the socket to it.
+    pub fn disk(&mut self, image: Arc<dyn ImageMut>) -> Result<(String, RawFd)> {
+        let name = format!("disk{}", self.servers.len());
+        let (ours, number) = self.socket()?;
+        self.servers.push(nbd::serve_connected(ours, Export::new(name.as_str(), Content::Writable(image)))?);
+        Ok((name, number))
+    }
+
     /// Starts it; what it writes to its standard output is kept for messages.
     pub fn start(self) -> Result<Monitor> {
         let (monitor, stdin, stdout) = self.start_with_console()?;

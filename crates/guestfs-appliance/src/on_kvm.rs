@@ -1,22 +1,18 @@
 //! The appliance on KVM: our own monitor, a process that gets its disks and the agent's port as sockets and opens no file of the user's.
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use guestfs::Result;
 use imgcore::ImageMut;
-use imgcore::nbd::{self, Content, Export};
 use rustix::process::{Signal, kill_process};
 
 use crate::appliance::{Started, Wanted};
+use crate::connection::Connection;
 use crate::locate::Files;
-use crate::monitor::{Launch, failure};
-use crate::on_qemu;
+use crate::monitor::Launch;
 use crate::template::{Draft, Key, Template};
 
 /// The kernel's command line has room for the names of so many.
@@ -38,10 +34,7 @@ pub fn key(program: &Path, wanted: &Wanted) -> Result<Option<Key>> {
     if wanted.disks.len() > SAVED_PLACES - 2 {
         return Ok(None);
     }
-    let mut key = Key::new("kvm")?;
-    key.add_file("program", program)?;
-    key.add_file("kernel", &wanted.files.kernel)?;
-    key.add_file("initramfs", &wanted.files.initramfs)?;
+    let mut key = Key::new("kvm", program, &wanted.files)?;
     key.add("machine", &format!("{} MiB, {SAVED_PLACES} places", wanted.memory_mib));
     key.add("command line", COMMAND_LINE);
     Ok(Some(key))
@@ -51,7 +44,7 @@ pub fn key(program: &Path, wanted: &Wanted) -> Result<Option<Key>> {
 pub fn save(program: &Path, wanted: &Wanted, draft: &Draft, patience: Duration) -> Result<()> {
     let arguments = [boot(wanted), vec!["--save".into(), folder(&draft.memory)]].concat();
     let Started { mut monitor, port, .. } = launch(program, arguments, &[], 0)?;
-    let port = on_qemu::saved::wait_for_agent(port, patience).map_err(|e| monitor.error(&format!("a template cannot be saved: {e}")))?;
+    let port = Connection::once_answered(port, patience).map_err(|e| monitor.error(&format!("a template cannot be saved: {e}")))?;
     // The monitor has set itself up for this signal, or its guest had not answered.
     let _ = kill_process(monitor.pid(), Signal::USR1);
     let saved = monitor.wait(patience).is_some_and(|status| status.success());
@@ -87,23 +80,14 @@ fn absolute(path: &Path) -> OsString {
 }
 
 fn launch(program: &Path, arguments: Vec<OsString>, disks: &[Arc<dyn ImageMut>], late_disks: usize) -> Result<Started> {
-    let mut command = Command::new(program);
+    let mut launch = Launch::new("vmm-mini", "guestlift", program);
     // It needs nothing of ours, and panics without a backtrace, for which its sandbox would end it.
-    command.env_clear().current_dir("/").args(arguments).arg("--places").arg(SAVED_PLACES.to_string());
-    let mut inherited = Vec::new();
-    let mut give = |option: &str| -> Result<UnixStream> {
-        let (ours, theirs) = UnixStream::pair().map_err(|e| failure(format!("a pair of sockets: {e}")))?;
-        let theirs = OwnedFd::from(theirs);
-        command.arg(option).arg(theirs.as_raw_fd().to_string());
-        inherited.push(theirs);
-        Ok(ours)
-    };
-    let port = give("--port-fd")?;
-    let mut servers = Vec::new();
-    for (number, image) in disks.iter().enumerate() {
-        let export = Export::new(format!("disk{number}"), Content::Writable(image.clone()));
-        servers.push(nbd::serve_connected(give("--disk-fd")?, export)?);
+    launch.command.env_clear().current_dir("/").args(arguments).arg("--places").arg(SAVED_PLACES.to_string());
+    let (port, number) = launch.socket()?;
+    launch.command.arg("--port-fd").arg(number.to_string());
+    for image in disks {
+        let (_, number) = launch.disk(image.clone())?;
+        launch.command.arg("--disk-fd").arg(number.to_string());
     }
-    let launch = Launch { name: "vmm-mini", package: "guestlift", command, inherited, servers };
     Ok(Started { monitor: launch.start()?, port, scsi: false, late_disks })
 }

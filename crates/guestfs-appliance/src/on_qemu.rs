@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use guestfs::{Error, Result};
 use imgcore::ImageMut;
-use imgcore::nbd::Content;
 
 use crate::appliance::{Started, Wanted};
 use crate::distro_kernel;
@@ -79,7 +78,7 @@ fn add_port(builder: &mut Builder, bus: &str) -> Result<UnixStream> {
 
 /// A disk on a device.
 fn add_disk(builder: &mut Builder, image: &Arc<dyn ImageMut>, device: &str) -> Result<()> {
-    let node = builder.disk(Content::Writable(image.clone()))?;
+    let node = builder.disk(image.clone())?;
     builder.args(["-device".into(), format!("{device},drive={node}")]);
     Ok(())
 }

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Command};
+use std::process::{ChildStdin, ChildStdout};
+use std::sync::Arc;
 
 use guestfs::Result;
-use imgcore::nbd;
+use imgcore::ImageMut;
 
 use crate::monitor::{Launch, Monitor, cannot_start, failure};
 
@@ -17,16 +18,12 @@ const PROGRAM: &str = "qemu-system-x86_64";
 pub const PACKAGE: &str = "qemu-system-x86";
 
 /// What a machine is made of, collected before it starts.
-pub struct Builder {
-    arguments: Vec<OsString>,
-    inherited: Vec<OwnedFd>,
-    servers: Vec<nbd::Server>,
-}
+pub struct Builder(Launch);
 
 impl Builder {
     /// A machine without any default device.
     pub fn new() -> Self {
-        let mut builder = Builder { arguments: Vec::new(), inherited: Vec::new(), servers: Vec::new() };
+        let mut builder = Builder(Launch::new("QEMU", PACKAGE, program()));
         builder.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "guestlift"]);
         // Once started it needs no new process, no other identity and no obsolete call.
         builder.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
@@ -37,7 +34,7 @@ impl Builder {
 
     /// Adds arguments.
     pub fn args<A: Into<OsString>>(&mut self, arguments: impl IntoIterator<Item = A>) -> &mut Self {
-        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self.0.command.args(arguments.into_iter().map(Into::into));
         self
     }
 
@@ -47,7 +44,7 @@ impl Builder {
         let mut file = tempfile::tempfile().map_err(failed)?;
         file.write_all(content).map_err(failed)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
-        self.inherited.push(file.into());
+        self.0.inherited.push(file.into());
         Ok(path)
     }
 
@@ -60,20 +57,14 @@ impl Builder {
 
     /// A pair of sockets: our end, and the number that the other has in QEMU.
     pub fn inherited_socket(&mut self) -> Result<(UnixStream, RawFd)> {
-        let (ours, theirs) = UnixStream::pair().map_err(|e| failure(format!("a pair of sockets: {e}")))?;
-        let number = theirs.as_raw_fd();
-        self.inherited.push(theirs.into());
-        Ok((ours, number))
+        self.0.socket()
     }
 
     /// Serves a disk and adds it as the block node `disk0`, `disk1`, …; returns the node's name.
-    pub fn disk(&mut self, content: nbd::Content) -> Result<String> {
-        let node = format!("disk{}", self.servers.len());
-        let read_only = if matches!(content, nbd::Content::ReadOnly(_)) { "on" } else { "off" };
-        let (ours, number) = self.inherited_socket()?;
-        self.servers.push(nbd::serve_connected(ours, nbd::Export::new(node.as_str(), content))?);
+    pub fn disk(&mut self, image: Arc<dyn ImageMut>) -> Result<String> {
+        let (node, number) = self.0.disk(image)?;
         let options = format!(
-            "driver=nbd,node-name={node},export={node},read-only={read_only},discard=unmap,detect-zeroes=off,server.type=fd,server.str={number}"
+            "driver=nbd,node-name={node},export={node},read-only=off,discard=unmap,detect-zeroes=off,server.type=fd,server.str={number}"
         );
         self.args(["-blockdev", &options]);
         Ok(node)
@@ -81,18 +72,12 @@ impl Builder {
 
     /// Starts the machine; its console is kept for messages.
     pub fn start(self) -> Result<Monitor> {
-        self.launch().start()
+        self.0.start()
     }
 
     /// Starts the machine; the caller gets both ends of its console.
     pub fn start_with_console(self) -> Result<(Monitor, ChildStdin, ChildStdout)> {
-        self.launch().start_with_console()
-    }
-
-    fn launch(self) -> Launch {
-        let mut command = Command::new(program());
-        command.args(self.arguments);
-        Launch { name: "QEMU", package: PACKAGE, command, inherited: self.inherited, servers: self.servers }
+        self.0.start_with_console()
     }
 }
 

@@ -30,7 +30,7 @@ use guestfs::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
-use crate::locate;
+use crate::locate::{self, Files};
 use crate::monitor::failure;
 
 /// Says where templates are kept instead of in the cache, or with `off` that there are to be none.
@@ -38,6 +38,9 @@ pub const VARIABLE: &str = "GUESTLIFT_TEMPLATES";
 
 /// Templates of this boot that are kept besides a new one.
 const KEPT: usize = 3;
+/// How long a template may take from the start to the agent's first answer, which it does in a tenth of a second.
+/// Then the machine is booted.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a machine that cannot be saved, or not restored, is left alone.
 const BAD_FOR: Duration = Duration::from_secs(3600);
 
@@ -61,12 +64,15 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key of a template of `monitor`'s, which depends on the host's boot to begin with.
-    pub fn new(monitor: &'static str) -> Result<Self> {
+    /// The key of a template of `monitor`'s. Every one depends on the host's boot, on the monitor's program, and on what it boots.
+    pub fn new(monitor: &'static str, program: &Path, files: &Files) -> Result<Self> {
         let mut key = Key { monitor, lines: String::new() };
         let boot = "/proc/sys/kernel/random/boot_id";
         let id = fs::read_to_string(boot).map_err(|e| failure(format!("{boot}: {e}")))?;
         key.add("boot", id.trim_end());
+        key.add_file("program", program)?;
+        key.add_file("kernel", &files.kernel)?;
+        key.add_file("initramfs", &files.initramfs)?;
         Ok(key)
     }
 
@@ -76,7 +82,7 @@ impl Key {
     }
 
     /// Adds a file by what changes whenever its content does.
-    pub fn add_file(&mut self, name: &str, path: &Path) -> Result<()> {
+    fn add_file(&mut self, name: &str, path: &Path) -> Result<()> {
         let meta = fs::metadata(path).map_err(|e| failure(format!("{}: {e}", path.display())))?;
         let (changed, modified) = ((meta.ctime(), meta.ctime_nsec()), (meta.mtime(), meta.mtime_nsec()));
         let identity = format!("{} {} {} {changed:?} {modified:?}", meta.dev(), meta.ino(), meta.len());

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, inspect, is_root};
-use crate::lvm;
 use crate::volume::{GuestDisk, GuestDiskMut, Volumes};
 use crate::{Error, GuestFs, Result, Tree, reader};
 
@@ -292,9 +291,7 @@ fn find(volumes: &Volumes, device: &str) -> Result<usize> {
 fn start(volumes: &Volumes, disks: Vec<Disk>, options: &OpenOptions<'_>) -> Result<Box<dyn Session>> {
     let engine = options.appliance.ok_or_else(|| Error::Invalid("this needs the appliance, and there is none".into()))?;
     let mut session = engine.start(disks, false)?;
-    if !volumes.groups.is_empty() {
-        lvm::activate(session.as_mut())?;
-    }
+    volumes.activate(session.as_mut())?;
     Ok(session)
 }
 

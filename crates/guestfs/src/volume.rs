@@ -5,6 +5,7 @@ use std::sync::Arc;
 use imgcore::partition::{self, Partition, Table};
 use imgcore::{Image, ImageMut, Slice};
 
+use crate::engine::Session;
 use crate::lvm::{self, Group};
 use crate::probe::{Content, Usage, probe};
 use crate::{Error, Result};
@@ -179,6 +180,11 @@ impl Volumes {
                 logical.image.clone().map_err(|what| unsupported(&what))
             }
         }
+    }
+
+    /// Makes the volumes that are no part of one disk appear in an appliance that has these disks.
+    pub fn activate(&self, session: &mut dyn Session) -> Result<()> {
+        if self.groups.is_empty() { Ok(()) } else { lvm::activate(session) }
     }
 
     /// The volume that a device name, `UUID=…` and the like mean to this guest.

@@ -279,9 +279,7 @@ impl Prepared {
             return Ok(Vec::new());
         }
         let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), false)?;
-        if !self.volumes.groups.is_empty() {
-            guestfs::lvm::activate(session.as_mut())?;
-        }
+        self.volumes.activate(session.as_mut())?;
         for mount in &self.inspection.mounts {
             let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
             let device = match volume.place {

@@ -1,6 +1,6 @@
 //! What a machine is made of: KVM, the monitors, the kernel, the agent, firmware.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,7 @@ use vmm_mini::probe::{Report, Verdict};
 
 use super::{Finding, State, install};
 use crate::distro_kernel::Kernel;
-use crate::machine::FIRMWARE;
-use crate::qemu;
+use crate::{machine, qemu};
 
 /// A program that has not told its version by then is no working one.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -105,8 +104,8 @@ fn lacking(name: &'static str, error: &Error) -> Finding {
 }
 
 pub(super) fn firmware() -> Finding {
-    match FIRMWARE.iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file()) {
-        Some((code, _)) => Finding::ok("UEFI", *code),
+    match machine::firmware() {
+        Some((code, _)) => Finding::ok("UEFI", code),
         None => {
             let detail = "no firmware is here: the boot check of v2v cannot start guests that use UEFI";
             Finding::bad("UEFI", State::Warning, detail, install("ovmf"))

@@ -11,23 +11,17 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use guestfs::Result;
 use serde_json::json;
 
 use super::{MAX_VIRTIO_BLK, MICROVM, PORT_PLACE, add_disk, add_kernel, add_port, command_line, in_place};
 use crate::appliance::{Started, Wanted};
-use crate::connection::{Connection, Trouble};
+use crate::connection::Connection;
 use crate::monitor::failure;
-use crate::protocol::{Reply, Request};
 use crate::qemu::{self, Builder};
 use crate::qmp::Qmp;
-use crate::template::{Draft, Key, Template};
-
-/// How long a template may take from the start to the agent's first answer, which it does in a tenth of a second.
-/// Then the machine is booted.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+use crate::template::{Draft, Key, PATIENCE, Template};
 
 /// Largest state of processor and devices, in bytes.
 const STATE_LIMIT: u64 = 16 << 20;
@@ -38,11 +32,8 @@ pub fn key(wanted: &Wanted) -> Result<Option<Key>> {
     if wanted.files.modules.is_some() || wanted.disks.len() > MAX_VIRTIO_BLK {
         return Ok(None);
     }
-    let mut key = Key::new("qemu")?;
+    let mut key = Key::new("qemu", &qemu::find()?, &wanted.files)?;
     key.add("version", env!("CARGO_PKG_VERSION"));
-    key.add_file("program", &qemu::find()?)?;
-    key.add_file("kernel", &wanted.files.kernel)?;
-    key.add_file("initramfs", &wanted.files.initramfs)?;
     key.add("machine", &format!("{MICROVM} {} MiB", wanted.memory_mib));
     // The frequency is that of the host's boot.
     key.add("command line", &command_line(0));
@@ -64,7 +55,7 @@ pub fn save(wanted: &Wanted, draft: &Draft) -> Result<()> {
     let port = add_port(&mut builder, PORT_PLACE)?;
     let control = add_control(&mut builder)?;
     let mut monitor = builder.start()?;
-    let saved = wait_for_agent(port, wanted.limits.boot).and_then(|_port| migrate(control));
+    let saved = Connection::once_answered(port, wanted.limits.boot).and_then(|_port| migrate(control));
     // Nothing may change its memory from now on.
     let state = saved.map_err(|e| monitor.error(&format!("a template cannot be saved: {e}")))?;
     monitor.kill();
@@ -76,17 +67,6 @@ fn add_control(builder: &mut Builder) -> Result<UnixStream> {
     let control = builder.socket("control")?;
     builder.args(["-mon", "chardev=control,mode=control"]);
     Ok(control)
-}
-
-/// Lets the agent answer something: then all that comes before has happened. Gives its port back, which must stay open.
-pub fn wait_for_agent(port: UnixStream, patience: Duration) -> io::Result<Connection> {
-    let mut connection = Connection::new(port, patience)?;
-    let none = &mut |_: &[u8]| Err(io::ErrorKind::InvalidData.into());
-    match connection.exchange(&Request::Devices, &mut io::empty(), none, patience) {
-        Ok(Reply::Devices(_)) => Ok(connection),
-        Ok(_) => Err(io::ErrorKind::InvalidData.into()),
-        Err(Trouble::Lost(e) | Trouble::Source(e)) => Err(e),
-    }
 }
 
 /// Takes the state of a running machine, which is stopped then.

@@ -50,7 +50,7 @@ pub fn mapper_name(group: &str, volume: &str) -> String {
 }
 
 /// Makes the logical volumes of an appliance's disks appear as `/dev/GROUP/VOLUME` in it.
-pub fn activate(session: &mut dyn Session) -> Result<()> {
+pub(crate) fn activate(session: &mut dyn Session) -> Result<()> {
     // There is no udev, and nobody else uses these disks.
     const SETTINGS: &str = "activation{udev_sync=0 udev_rules=0 monitoring=0 verify_udev_operations=0} backup{backup=0 archive=0} \
                             devices{use_devicesfile=0 obtain_device_list_from_udev=0} global{locking_dir=\"/tmp/lvm\" event_activation=0}";

@@ -102,10 +102,8 @@ fn run(args: &Filesystems) -> Result<ExitCode, Failure> {
         let wanted = volumes.volumes.iter().filter(|v| v.is_filesystem() || extra && !part(v));
         rows.extend(wanted.map(|v| filesystem(&volumes, v)));
     }
-    for group in &volumes.groups {
-        if args.all || args.logical_volumes {
-            rows.extend(group.volumes.iter().map(|volume| logical(group, volume)));
-        }
+    if args.all || args.logical_volumes {
+        rows.extend(volumes.groups.iter().flat_map(|group| group.volumes.iter().map(|volume| logical(group, volume))));
     }
     if args.all || args.volume_groups {
         rows.extend(volumes.groups.iter().map(|group| volume_group(&volumes, group)));

@@ -9,6 +9,11 @@ use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::ptr::{read_volatile, write_volatile};
 
+#[path = "../../src/virtio/tests/random.rs"]
+mod random;
+
+use random::Random;
+
 global_asm!(include_str!("boot.s"), options(att_syntax));
 
 /// The machine's memory, which is in one piece.
@@ -130,22 +135,7 @@ fn triple_fault() {
     unsafe { asm!("lidt [{}]", "int3", in(reg) &none) }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }

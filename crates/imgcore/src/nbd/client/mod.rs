@@ -95,13 +95,7 @@ impl Client {
     /// Sends a request and waits for all of its reply.
     fn request(&self, kind: u16, offset: u64, len: u32, payload: &[u8], mut wanted: Wanted<'_>) -> io::Result<()> {
         let cookie = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut head = Vec::with_capacity(28);
-        head.extend(REQUEST_MAGIC.to_be_bytes());
-        head.extend(0u16.to_be_bytes());
-        head.extend(kind.to_be_bytes());
-        head.extend(cookie.to_be_bytes());
-        head.extend(offset.to_be_bytes());
-        head.extend(len.to_be_bytes());
+        let head = request_head(kind, cookie, offset, len);
         lock(&self.open).insert(cookie);
         let sent = {
             let _turn = lock(&self.sending);
@@ -173,11 +167,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
-        bytes.extend(0u16.to_be_bytes());
-        bytes.extend(NBD_CMD_DISC.to_be_bytes());
-        bytes.resize(28, 0);
-        let _ = self.socket.send(&mut [IoSlice::new(&bytes)]);
+        let _ = self.socket.send(&mut [IoSlice::new(&request_head(NBD_CMD_DISC, 0, 0, 0))]);
         self.socket.shut_down();
     }
 }
@@ -287,6 +277,12 @@ impl ImageMut for Client {
         }
         Err(Error::unsupported(&self.file, "NBD", "the server has no command to put on stable storage what was written"))
     }
+}
+
+/// A request without its payload and without command flags.
+fn request_head(kind: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let (magic, flags) = (REQUEST_MAGIC.to_be_bytes(), 0u16.to_be_bytes());
+    [&magic[..], &flags, &kind.to_be_bytes(), &cookie.to_be_bytes(), &offset.to_be_bytes(), &len.to_be_bytes()].concat()
 }
 
 fn broken(what: impl Into<String>) -> io::Error {

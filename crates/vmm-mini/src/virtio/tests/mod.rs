@@ -5,6 +5,7 @@ mod blk;
 mod console;
 mod hostile;
 mod mmio;
+mod random;
 mod rng;
 
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use self::random::Random;
 use super::mmio::{State, Transport};
 use super::{Memory, VirtioDevice};
 use crate::bus::BusDevice;
@@ -270,22 +272,5 @@ impl Guest {
     fn ask(&mut self, queue: usize, read: &[&[u8]], write: &[usize]) -> (Vec<u8>, u32) {
         self.offer(queue, read, write);
         self.answer(queue)
-    }
-}
-
-/// Numbers that are the same at each run (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
     }
 }
