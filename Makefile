@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
-.PHONY: all build setup demo test check bench install deb clean
+.PHONY: all build setup demo test fuzz check bench install deb clean
 
 all: build
 
@@ -33,6 +33,11 @@ test: setup
 	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast
 	# Above, appliances continued a template; here the same ones boot.
 	GUESTLIFT_TEMPLATES=off $(CARGO) test -p guestfs-appliance --test commands --test files --test trouble
+
+# Every fuzz target for SECONDS, from a seed of its own each time; `make test` gives them moments.
+SECONDS ?= 300
+fuzz: setup
+	GUESTLIFT_FUZZ_SECONDS=$(SECONDS) GUESTLIFT_FUZZ_SEED=$$(date +%s) $(CARGO) test -p tools --test fuzz
 
 # Side by side with qemu-img, libguestfs and virt-v2v.
 bench: setup build

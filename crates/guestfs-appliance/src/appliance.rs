@@ -10,7 +10,7 @@ use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{Error, Result};
 use imgcore::{ImageMut, Overlay};
 
-use crate::accel::{self, Accel};
+use crate::accel::{self, Accel, Choice};
 use crate::connection::{Connection, Limits};
 use crate::distro_kernel;
 use crate::locate::{self, Files};
@@ -123,27 +123,32 @@ impl Appliance {
         let wanted = Wanted { files: self.files()?, memory_mib: self.memory_mib, limits: self.limits, disks };
         let wish = accel::wish(self.accel)?;
         let choice = accel::choose(wish, &wanted.files, wanted.disks.len())?;
+        self.boot_as(wish, &choice, &wanted, writable)
+    }
+
+    /// Boots as chosen; where the user leaves it open, QEMU does what KVM failed to do after all.
+    fn boot_as(&self, wish: Accel, choice: &Choice, wanted: &Wanted, writable: Vec<Arc<dyn ImageMut>>) -> Result<ApplianceSession> {
         if let Some(program) = &choice.monitor {
             let patience = if wish == Accel::Kvm { self.limits.boot } else { KVM_PATIENCE.min(self.limits.boot) };
-            let save = |draft: &Draft| on_kvm::save(program, &wanted, draft, patience);
-            let restore = |template: &Template| on_kvm::restore(program, &wanted, template);
-            if let Some(session) = self.restore(&writable, on_kvm::key(program, &wanted), save, restore) {
+            let save = |draft: &Draft| on_kvm::save(program, wanted, draft, patience);
+            let restore = |template: &Template| on_kvm::restore(program, wanted, template);
+            if let Some(session) = self.restore(&writable, on_kvm::key(program, wanted), save, restore) {
                 return Ok(session);
             }
-            match on_kvm::start(program, &wanted).and_then(|started| self.begin(started, writable.clone(), patience)) {
+            match on_kvm::start(program, wanted).and_then(|started| self.begin(started, writable.clone(), patience)) {
                 Err(why) if wish == Accel::Auto && qemu::find().is_ok() => {
                     (self.note)(&format!("The appliance runs in QEMU: on KVM {why}."))
                 }
                 ended => return ended,
             }
         } else {
-            accel::check(&choice, wish)?;
+            accel::check(choice, wish)?;
         }
-        let restore = |template: &Template| saved::restore(&wanted, template);
-        if let Some(session) = self.restore(&writable, saved::key(&wanted), |draft| saved::save(&wanted, draft), restore) {
+        let restore = |template: &Template| saved::restore(wanted, template);
+        if let Some(session) = self.restore(&writable, saved::key(wanted), |draft| saved::save(wanted, draft), restore) {
             return Ok(session);
         }
-        self.begin(on_qemu::start(&wanted)?, writable, self.limits.boot)
+        self.begin(on_qemu::start(wanted)?, writable, self.limits.boot)
     }
 
     /// An appliance that continues a template, which is made if there is none yet. When that does not work it must boot.
@@ -207,5 +212,25 @@ impl Engine for Appliance {
     fn check(&self) -> Result<()> {
         let wish = accel::wish(self.accel)?;
         accel::check(&accel::choose(wish, &self.files()?, 0)?, wish)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemu_takes_over_where_kvm_fails_after_all_unless_kvm_was_asked_for() {
+        let wanted = || Wanted {
+            files: locate::files().unwrap(),
+            memory_mib: Appliance::new().memory_mib,
+            limits: Limits::default(),
+            disks: Vec::new(),
+        };
+        let choice = Choice { monitor: Some("/bin/false".into()), why: "the probe says so".into() };
+        let mut session = Appliance::new().boot_as(Accel::Auto, &choice, &wanted(), Vec::new()).unwrap();
+        assert!(session.devices().is_ok());
+        let error = Appliance::new().boot_as(Accel::Kvm, &choice, &wanted(), Vec::new()).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Appliance { .. }), "{error}");
     }
 }
