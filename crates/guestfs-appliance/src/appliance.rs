@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{Error, Result};
-use imgcore::{ImageMut, Overlay};
+use imgcore::overlay::{self, Overlay};
+use imgcore::ImageMut;
 
 use crate::accel::{self, Accel, Choice};
 use crate::connection::{Connection, Limits};
@@ -112,7 +113,7 @@ impl Appliance {
         let mut writable: Vec<Arc<dyn ImageMut>> = Vec::new();
         let images = disks.into_iter().map(|disk| -> Result<Arc<dyn ImageMut>> {
             Ok(match disk {
-                Disk::ReadOnly(image) => Arc::new(Overlay::in_folder(image, std::env::temp_dir())?),
+                Disk::ReadOnly(image) => Arc::new(Overlay::in_folder(image, overlay::folder())?),
                 Disk::Writable(image) => {
                     writable.push(image.clone());
                     image

@@ -1,6 +1,11 @@
 //! A guest from its disks to its tree in one call: volumes, inspection, mounts, and the choice of who reads them.
 
+use std::path::Path;
 use std::sync::Arc;
+
+use imgcore::overlay::{self, Overlay};
+use imgcore::size::human;
+use imgcore::ImageMut;
 
 use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, inspect, is_root};
@@ -72,6 +77,20 @@ pub struct Guest {
     /// What is installed; `None` where the caller said what to mount.
     pub inspection: Option<Inspection>,
     access: Access,
+    /// Changes that are not on its disks yet.
+    pending: Vec<Pending>,
+}
+
+/// Changes of one disk, beside it.
+struct Pending {
+    overlay: Arc<Overlay>,
+    image: Arc<dyn ImageMut>,
+}
+
+impl Pending {
+    fn new(image: Arc<dyn ImageMut>, folder: &Path) -> Result<Self> {
+        Ok(Pending { overlay: Arc::new(Overlay::in_folder(image.clone(), folder)?), image })
+    }
 }
 
 impl Guest {
@@ -88,7 +107,7 @@ impl Guest {
             match outcome {
                 Ok((tree, inspection)) => {
                     (options.log)("The guest is read in this process.");
-                    return Ok(Guest { volumes, inspection: Some(inspection), access: Access::Direct(tree) });
+                    return Ok(Guest { volumes, inspection: Some(inspection), access: Access::Direct(tree), pending: Vec::new() });
                 }
                 Err(e) if needs_appliance(&e, &roots) => explain(&e, options)?,
                 Err(e) => return Err(e),
@@ -96,7 +115,7 @@ impl Guest {
         }
         let disks = read_only(&volumes);
         let (session, inspection) = mount_in_appliance(&volumes, disks, options, "ro")?;
-        Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session) })
+        Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session), pending: Vec::new() })
     }
 
     /// Mounts what the caller asks for, without inspection, for reading.
@@ -104,33 +123,38 @@ impl Guest {
         let volumes = Volumes::open(disks)?;
         if options.engine != EngineChoice::Appliance {
             match requested_tree(&volumes, mounts) {
-                Ok(tree) => return Ok(Guest { volumes, inspection: None, access: Access::Direct(tree) }),
+                Ok(tree) => return Ok(Guest { volumes, inspection: None, access: Access::Direct(tree), pending: Vec::new() }),
                 Err(e @ Error::Unsupported { .. }) => explain(&e, options)?,
                 Err(e) => return Err(e),
             }
         }
         let session = mount_requests(&volumes, read_only(&volumes), mounts, options, "ro")?;
-        Ok(Guest { volumes, inspection: None, access: Access::Appliance(session) })
+        Ok(Guest { volumes, inspection: None, access: Access::Appliance(session), pending: Vec::new() })
     }
 
-    /// Opens the guest in an appliance that writes to its disks; `mounts` as in
+    /// Opens the guest in an appliance that changes it; `mounts` as in
     /// [`open_with_mounts`](Guest::open_with_mounts), or what inspection finds if there are none.
     ///
-    /// Nothing is surely on the disks before [`shutdown`](Guest::shutdown) returned.
+    /// The disks stay as they are until [`shutdown`](Guest::shutdown): so long all changes lie in overlays, and dropping
+    /// the guest forgets them.
     pub fn open_writable(disks: Vec<GuestDiskMut>, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
         if options.engine == EngineChoice::Direct {
             return Err(Error::Invalid("a guest is changed in the appliance only: leave --engine direct away".into()));
         }
-        (options.log)("The guest is changed in the appliance.");
+        let folder = overlay::folder();
+        let room = overlay::free_space(&folder).map_or(String::new(), |free| format!(", where {} are free", human(free)));
+        (options.log)(&format!("The guest is changed in the appliance. Until all is done the changes are kept in {}{room}.", folder.display()));
         let readable = disks.iter().map(|d| GuestDisk { name: d.name.clone(), image: d.image.clone() });
         let volumes = Volumes::open(readable.collect())?;
-        let disks: Vec<Disk> = disks.into_iter().map(|d| Disk::Writable(d.image)).collect();
-        if mounts.is_empty() {
+        let pending = disks.into_iter().map(|d| Pending::new(d.image, &folder)).collect::<Result<Vec<_>>>()?;
+        let disks: Vec<Disk> = pending.iter().map(|p| Disk::Writable(p.overlay.clone())).collect();
+        let (session, inspection) = if mounts.is_empty() {
             let (session, inspection) = mount_in_appliance(&volumes, disks, options, "rw")?;
-            return Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session) });
-        }
-        let session = mount_requests(&volumes, disks, mounts, options, "rw")?;
-        Ok(Guest { volumes, inspection: None, access: Access::Appliance(session) })
+            (session, Some(inspection))
+        } else {
+            (mount_requests(&volumes, disks, mounts, options, "rw")?, None)
+        };
+        Ok(Guest { volumes, inspection, access: Access::Appliance(session), pending })
     }
 
     /// The guest's tree.
@@ -149,12 +173,15 @@ impl Guest {
         }
     }
 
-    /// Ends the work; what was written is on the disks afterwards.
+    /// Ends the work; what was written is on the disks afterwards. Up to an error before that they are as they were.
     pub fn shutdown(self) -> Result<()> {
-        match self.access {
-            Access::Direct(_) => Ok(()),
-            Access::Appliance(session) => session.shutdown(),
+        if let Access::Appliance(session) = self.access {
+            session.shutdown()?;
         }
+        for Pending { overlay, image } in self.pending {
+            overlay.commit(image.as_ref())?;
+        }
+        Ok(())
     }
 }
 

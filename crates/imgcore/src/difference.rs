@@ -13,9 +13,8 @@ const BLOCK: u64 = 4096;
 /// Makes `target`, which reads as `old`, read as `new`. All that is equal stays as it is, so that it is shared with
 /// snapshots. Where `new` ends before `old`, the rest of the target is left alone.
 pub fn apply(old: &dyn Image, new: &dyn Image, target: &dyn ImageMut, progress: &dyn Progress) -> Result<()> {
-    let block = target.info().cluster_size.unwrap_or(BLOCK).max(BLOCK);
     let end = new.size().min(target.size());
-    let mut work = Work { old, new, target, block, buffers: [Vec::new(), Vec::new()] };
+    let mut work = Work::new(old, new, target);
     let (mut before, mut after) = (Cursor::new(old), Cursor::new(new));
     let mut at = 0;
     while at < end {
@@ -28,7 +27,7 @@ pub fn apply(old: &dyn Image, new: &dyn Image, target: &dyn ImageMut, progress: 
             if is.kind.reads_zero() {
                 target.zero_at(at, len)?;
             } else {
-                len = len.min(PIECE.max(block) - at % PIECE.max(block));
+                len = len.min(work.longest(at));
                 work.piece(at..at + len)?;
             }
         }
@@ -40,7 +39,8 @@ pub fn apply(old: &dyn Image, new: &dyn Image, target: &dyn ImageMut, progress: 
     Ok(())
 }
 
-struct Work<'a> {
+/// Writes what differs, a piece at a time.
+pub(crate) struct Work<'a> {
     old: &'a dyn Image,
     new: &'a dyn Image,
     target: &'a dyn ImageMut,
@@ -48,8 +48,20 @@ struct Work<'a> {
     buffers: [Vec<u8>; 2],
 }
 
-impl Work<'_> {
-    fn piece(&mut self, range: Range<u64>) -> Result<()> {
+impl<'a> Work<'a> {
+    pub(crate) fn new(old: &'a dyn Image, new: &'a dyn Image, target: &'a dyn ImageMut) -> Self {
+        let block = target.info().cluster_size.unwrap_or(BLOCK).max(BLOCK);
+        Work { old, new, target, block, buffers: [Vec::new(), Vec::new()] }
+    }
+
+    /// Bytes from `at` on that are compared at once at most.
+    pub(crate) fn longest(&self, at: u64) -> u64 {
+        let piece = PIECE.max(self.block);
+        piece - at % piece
+    }
+
+    /// Writes the blocks of a range that differ.
+    pub(crate) fn piece(&mut self, range: Range<u64>) -> Result<()> {
         let len = (range.end - range.start) as usize;
         let [was, is] = &mut self.buffers;
         was.resize(len, 0);

@@ -1,11 +1,14 @@
-//! A throw-away copy-on-write layer: writes stay here, the image below is never changed.
+//! A copy-on-write layer: writes stay here, and the image below is changed by [`commit`](Overlay::commit) only.
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
-use std::sync::{Arc, Mutex, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
+use crate::cursor::Cursor;
+use crate::difference::Work;
 use crate::image::check_range;
+use crate::size::human;
 use crate::storage::{FileStorage, MemStorage};
 use crate::{Error, Extent, ExtentKind, Image, ImageInfo, ImageMut, Result, Storage};
 
@@ -25,7 +28,31 @@ enum State {
     Zero,
 }
 
-/// A writable layer over any image; what is written is gone when it is dropped.
+/// Held while an image is being committed to.
+static COMMITTING: Mutex<()> = Mutex::new(());
+
+/// Waits until no commit is under way, and keeps others from beginning as long as what it returns lives. For whoever is about
+/// to end the program.
+pub fn between_commits() -> MutexGuard<'static, ()> {
+    COMMITTING.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Where layers that may grow large belong: `$TMPDIR`, or else a folder that is on a disk.
+pub fn folder() -> PathBuf {
+    let set = std::env::var_os("TMPDIR").map(PathBuf::from);
+    set.filter(|f| !f.as_os_str().is_empty()).unwrap_or_else(|| {
+        let on_disk = PathBuf::from("/var/tmp");
+        if on_disk.is_dir() { on_disk } else { std::env::temp_dir() }
+    })
+}
+
+/// Bytes that are free for us in the filesystem of `path`, where that can be told.
+pub fn free_space(path: impl AsRef<Path>) -> Option<u64> {
+    let found = rustix::fs::statvfs(path.as_ref()).ok()?;
+    found.f_bavail.checked_mul(found.f_frsize)
+}
+
+/// A writable layer over any image; what is written is gone when it is dropped, unless it was committed.
 ///
 /// Written clusters (64 KiB) lie in memory or in a nameless temporary file at the same offset as in the image, so
 /// the layer's own memory is one byte per 64 KiB of what was touched.
@@ -58,6 +85,75 @@ impl Overlay {
     fn new(base: Arc<dyn Image>, storage: Box<dyn Storage>) -> Self {
         let name = base.info().file.into();
         Overlay { base, storage, states: RwLock::default(), copying: std::array::from_fn(|_| Mutex::new(())), name }
+    }
+
+    /// Makes `target`, the image below opened for writing, read as this layer does: writes what differs and makes it durable.
+    ///
+    /// # Errors
+    /// When the target's filesystem has too little room, that is said before anything is written.
+    pub fn commit(&self, target: &dyn ImageMut) -> Result<()> {
+        let _committing = between_commits();
+        self.check_room(target)?;
+        let mut work = Work::new(target, self, target);
+        self.own(&mut |state, run| {
+            if state == State::Zero {
+                return target.zero_at(run.start, run.end - run.start);
+            }
+            let mut at = run.start;
+            while at < run.end {
+                let end = run.end.min(at + work.longest(at));
+                work.piece(at..end)?;
+                at = end;
+            }
+            Ok(())
+        })?;
+        target.flush()
+    }
+
+    /// Whether the target's filesystem has room for all that the target has no place for yet.
+    fn check_room(&self, target: &dyn ImageMut) -> Result<()> {
+        let info = target.info();
+        // What a snapshot shares is copied before it is written.
+        let shared = !info.snapshots.is_empty();
+        let mut cursor = Cursor::new(target);
+        let (mut at, mut needed) = (0, 0u64);
+        self.own(&mut |state, run| {
+            while state == State::Stored && at < run.end {
+                let extent = cursor.peek()?;
+                let len = extent.len.min(if at < run.start { run.start } else { run.end } - at);
+                let there = extent.kind == ExtentKind::Data && extent.depth == 0 && !shared;
+                if at >= run.start && !there {
+                    needed = needed.saturating_add(len);
+                }
+                cursor.advance(len);
+                at += len;
+            }
+            Ok(())
+        })?;
+        match free_space(&info.file) {
+            Some(free) if free < needed => {
+                let what = format!("the changes need {} more there, and {} are free", human(needed), human(free));
+                Err(Error::io(&info.file, "write", None, std::io::Error::new(std::io::ErrorKind::StorageFull, what)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The runs of clusters that this layer has a state for, ascending, in bytes.
+    fn own(&self, visit: &mut dyn FnMut(State, Range<u64>) -> Result<()>) -> Result<()> {
+        let mut groups: Vec<u64> = self.states.read().unwrap_or_else(|e| e.into_inner()).keys().copied().collect();
+        groups.sort_unstable();
+        for group in groups {
+            let (mut at, end) = (group * GROUP * CLUSTER, self.size().min((group + 1) * GROUP * CLUSTER));
+            while at < end {
+                let (state, run) = self.run(at, end);
+                at = run.end;
+                if state != State::Below {
+                    visit(state, run)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn state(&self, cluster: u64) -> State {
@@ -264,6 +360,22 @@ mod tests {
         let (storage, image, bytes) = base(5 * CLUSTER + 1024);
         exercise(&Overlay::in_memory(image.clone()), bytes.clone());
         exercise(&Overlay::in_folder(image, std::env::temp_dir()).unwrap(), bytes.clone());
+        assert!(storage.to_vec() == bytes);
+    }
+
+    #[test]
+    fn a_commit_writes_what_differs() {
+        let (storage, image, mut bytes) = base(3 * CLUSTER + 1024);
+        let target = Raw::open(storage.clone()).unwrap();
+        let overlay = Overlay::in_memory(image);
+        overlay.write_at(&[9; 5], CLUSTER - 2).unwrap();
+        overlay.write_at(&bytes[100..200], 100).unwrap();
+        overlay.zero_at(2 * CLUSTER, CLUSTER).unwrap();
+        overlay.write_at(&[8; 24], 3 * CLUSTER + 1000).unwrap();
+        bytes[CLUSTER as usize - 2..CLUSTER as usize + 3].fill(9);
+        bytes[2 * CLUSTER as usize..3 * CLUSTER as usize].fill(0);
+        bytes[3 * CLUSTER as usize + 1000..].fill(8);
+        overlay.commit(&target).unwrap();
         assert!(storage.to_vec() == bytes);
     }
 

@@ -9,7 +9,7 @@ use guestfs::{EngineChoice, Guest, GuestDisk, GuestDiskMut, MountRequest};
 use guestfs_appliance::{Accel, Appliance};
 use imgcore::{Image, TreeGate};
 
-use crate::common::{Failure, formats};
+use crate::common::{Failure, formats, signals};
 
 /// Which guest, and how to open it.
 #[derive(Args)]
@@ -114,8 +114,10 @@ impl GuestArgs {
         Ok(if mounts.is_empty() { Guest::open(disks, &options)? } else { Guest::open_with_mounts(disks, &mounts, &options)? })
     }
 
-    /// The guest in an appliance that writes to its disks.
+    /// The guest in an appliance that changes it: its disks are as they were until it is shut down, and a signal that comes
+    /// while they are written waits for the end of that.
     pub(super) fn open_writable(&self) -> Result<Guest, Failure> {
+        signals::clean_up();
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
         let options = self.options(&appliance, &log);
         Ok(Guest::open_writable(self.disks_mut()?, &self.mounts()?, &options)?)
