@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{Error, Result};
-use imgcore::overlay::{self, Overlay};
 use imgcore::ImageMut;
+use imgcore::overlay::{self, Overlay};
 
 use crate::accel::{self, Accel, Choice};
 use crate::connection::{Connection, Limits};

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use imgcore::ImageMut;
 use imgcore::overlay::{self, Overlay};
 use imgcore::size::human;
-use imgcore::ImageMut;
 
 use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, inspect, is_root};
@@ -143,7 +143,10 @@ impl Guest {
         }
         let folder = overlay::folder();
         let room = overlay::free_space(&folder).map_or(String::new(), |free| format!(", where {} are free", human(free)));
-        (options.log)(&format!("The guest is changed in the appliance. Until all is done the changes are kept in {}{room}.", folder.display()));
+        (options.log)(&format!(
+            "The guest is changed in the appliance. Until all is done the changes are kept in {}{room}.",
+            folder.display()
+        ));
         let readable = disks.iter().map(|d| GuestDisk { name: d.name.clone(), image: d.image.clone() });
         let volumes = Volumes::open(readable.collect())?;
         let pending = disks.into_iter().map(|d| Pending::new(d.image, &folder)).collect::<Result<Vec<_>>>()?;
