@@ -414,6 +414,10 @@ impl Session for ApplianceSession {
         Ok(())
     }
 
+    fn name_inside(&self, device: &str) -> String {
+        self.inside(device)
+    }
+
     fn as_fs(&self) -> &dyn GuestFs {
         self
     }

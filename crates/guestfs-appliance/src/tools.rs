@@ -39,7 +39,7 @@ struct Package {
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 8] = [
+const PACKAGES: [Package; 9] = [
     Package {
         name: "e2fsprogs",
         programs: &["e2fsck", "mke2fs", "mkfs.ext", "resize2fs", "tune2fs", "debugfs"],
@@ -49,7 +49,8 @@ const PACKAGES: [Package; 8] = [
     Package { name: "btrfs-progs", programs: &["btrfs", "mkfs.btrfs"], purpose: "btrfs" },
     Package { name: "dosfstools", programs: &["fsck.vfat", "mkfs.vfat"], purpose: "FAT, which UEFI starts from" },
     Package { name: "lvm2", programs: &["lvm"], purpose: "logical volumes" },
-    Package { name: "cryptsetup-bin", programs: &["cryptsetup"], purpose: "encrypted volumes" },
+    Package { name: "dmsetup", programs: &["dmsetup"], purpose: "encrypted volumes" },
+    Package { name: "cryptsetup-bin", programs: &["cryptsetup"], purpose: "headers of encrypted volumes" },
     Package { name: "mdadm", programs: &["mdadm"], purpose: "software RAID" },
     Package { name: "grub-common", programs: &["grub-mkimage", "grub-"], purpose: "boot loaders" },
 ];

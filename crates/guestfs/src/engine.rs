@@ -79,6 +79,8 @@ pub trait Session: GuestFsMut + GuestExec {
     fn devices(&mut self) -> Result<Vec<(String, u64)>>;
     /// Unmounts, writes everything out and powers off. Only after `Ok` is what was written surely on the images.
     fn shutdown(self: Box<Self>) -> Result<()>;
+    /// What a device that is called `/dev/vda1` here is called by programs inside.
+    fn name_inside(&self, device: &str) -> String;
     /// As a [`crate::GuestFs`], where a shared reference is wanted.
     fn as_fs(&self) -> &dyn crate::GuestFs;
 }

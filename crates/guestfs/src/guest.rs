@@ -9,6 +9,7 @@ use imgcore::size::human;
 
 use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, inspect, is_root};
+use crate::keys::KeyRing;
 use crate::volume::{GuestDisk, GuestDiskMut, Volumes};
 use crate::{Error, GuestFs, Result, Tree, reader};
 
@@ -46,13 +47,15 @@ pub struct OpenOptions<'a> {
     pub appliance: Option<&'a dyn Engine>,
     /// The root to take where there are several: `/dev/xvda2` or `UUID=…`.
     pub root: Option<&'a str>,
+    /// Keys of encrypted volumes.
+    pub keys: Option<&'a dyn KeyRing>,
     /// Hears what was chosen and why, in whole sentences.
     pub log: &'a dyn Fn(&str),
 }
 
 impl Default for OpenOptions<'_> {
     fn default() -> Self {
-        OpenOptions { engine: EngineChoice::Auto, appliance: None, root: None, log: &|_| {} }
+        OpenOptions { engine: EngineChoice::Auto, appliance: None, root: None, keys: None, log: &|_| {} }
     }
 }
 
@@ -99,7 +102,7 @@ impl Guest {
     /// # Errors
     /// [`Error::Invalid`] when there is no operating system, or several and none was chosen.
     pub fn open(disks: Vec<GuestDisk>, options: &OpenOptions<'_>) -> Result<Self> {
-        let volumes = Volumes::open(disks)?;
+        let volumes = open_volumes(disks, options)?;
         if options.engine != EngineChoice::Appliance {
             let roots = Roots::direct(&volumes);
             let outcome =
@@ -120,7 +123,7 @@ impl Guest {
 
     /// Mounts what the caller asks for, without inspection, for reading.
     pub fn open_with_mounts(disks: Vec<GuestDisk>, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
-        let volumes = Volumes::open(disks)?;
+        let volumes = open_volumes(disks, options)?;
         if options.engine != EngineChoice::Appliance {
             match requested_tree(&volumes, mounts) {
                 Ok(tree) => return Ok(Guest { volumes, inspection: None, access: Access::Direct(tree), pending: Vec::new() }),
@@ -148,7 +151,7 @@ impl Guest {
             folder.display()
         ));
         let readable = disks.iter().map(|d| GuestDisk { name: d.name.clone(), image: d.image.clone() });
-        let volumes = Volumes::open(readable.collect())?;
+        let volumes = open_volumes(readable.collect(), options)?;
         let pending = disks.into_iter().map(|d| Pending::new(d.image, &folder)).collect::<Result<Vec<_>>>()?;
         let disks: Vec<Disk> = pending.iter().map(|p| Disk::Writable(p.overlay.clone())).collect();
         let (session, inspection) = if mounts.is_empty() {
@@ -253,9 +256,12 @@ impl Roots {
                     .iter()
                     .enumerate()
                     .map(|(i, v)| {
-                        let why = self.unreadable.iter().find(|(u, _)| *u == i).map(|(_, why)| format!(": {why}")).unwrap_or_default();
+                        let locked = volumes.locked.contains(&i).then(|| ": locked, give its passphrase with --key".to_string());
+                        let why = self.unreadable.iter().find(|(u, _)| *u == i).map(|(_, why)| format!(": {why}"));
+                        let why = why.or(locked).unwrap_or_default();
                         format!("  {} {}{why}", v.device, if v.kind().is_empty() { "(unknown content)" } else { v.kind() })
                     })
+                    .chain(volumes.complaints.iter().map(|complaint| format!("  {complaint}")))
                     .collect();
                 Err(Error::Invalid(format!("no operating system was found; the guest's volumes are:\n{}", seen.join("\n"))))
             }
@@ -276,6 +282,12 @@ fn explain(why: &Error, options: &OpenOptions<'_>) -> Result<()> {
     }
     (options.log)(&format!("The guest is read in the appliance, since in this process it can't be: {why}"));
     Ok(())
+}
+
+fn open_volumes(disks: Vec<GuestDisk>, options: &OpenOptions<'_>) -> Result<Volumes> {
+    let volumes = Volumes::open_with(disks, options.keys)?;
+    volumes.complaints.iter().for_each(|complaint| (options.log)(complaint));
+    Ok(volumes)
 }
 
 fn open_reader(volumes: &Volumes, index: usize) -> Result<Arc<dyn crate::FsReader>> {

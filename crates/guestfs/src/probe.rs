@@ -89,7 +89,16 @@ fn md(w: &Window<'_>) -> Option<Content> {
         }
     }
     let b = w.read((w.len & !0xffff).checked_sub(0x10000)?, 256).filter(|b| le32(b, 0) == MAGIC && le32(b, 4) == 0)?;
-    Some(member().uuid(&[cut(&b, 20, 4), cut(&b, 52, 12)].concat()))
+    Some(member().uuid(&uuid_of_090(&b)))
+}
+
+/// Version 0.90 has the UUID as four numbers, which are shown as such: the first apart from the others.
+pub(crate) fn uuid_of_090(superblock: &[u8]) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    for (word, at) in uuid.chunks_exact_mut(4).zip([20, 52, 56, 60]) {
+        word.copy_from_slice(&le32(superblock, at).to_be_bytes());
+    }
+    uuid
 }
 
 fn lvm2(w: &Window<'_>) -> Option<Content> {

@@ -293,6 +293,10 @@ impl Session for MemFs {
         Ok(())
     }
 
+    fn name_inside(&self, device: &str) -> String {
+        device.into()
+    }
+
     fn as_fs(&self) -> &dyn GuestFs {
         self
     }

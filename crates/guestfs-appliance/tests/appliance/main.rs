@@ -11,3 +11,4 @@ mod lvm;
 mod machine;
 mod templates;
 mod trouble;
+mod volumes;

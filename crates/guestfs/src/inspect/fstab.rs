@@ -1,8 +1,7 @@
 //! /etc/fstab: its entries, and which volume each of them means.
 
 use crate::Volumes;
-use crate::lvm::mapper_name;
-use crate::volume::{Place, Volume};
+use crate::volume::Volume;
 
 /// One entry of /etc/fstab.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,15 +87,8 @@ pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
         });
     }
     let name = spec.strip_prefix("/dev/")?;
-    if let Some(exact) = position(&|v| v.device == spec) {
+    if let Some(exact) = position(&|v| v.device == spec).or_else(|| position(&|v| v.aliases.iter().any(|alias| alias == spec))) {
         return Some(exact);
-    }
-    if let Some(mapped) = name.strip_prefix("mapper/") {
-        let names = |group: usize, volume: usize| {
-            let group = volumes.groups.get(group)?;
-            Some(mapper_name(&group.name, &group.volumes.get(volume)?.name))
-        };
-        return position(&|v| matches!(v.place, Place::Logical { group, volume } if names(group, volume).as_deref() == Some(mapped)));
     }
     if let Some(rest) = name.strip_prefix("disk/by-id/").or_else(|| name.strip_prefix("disk/by-path/")) {
         // The host's serial numbers are not known: only a single disk can be meant for sure.

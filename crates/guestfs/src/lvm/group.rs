@@ -6,8 +6,8 @@ use std::sync::Arc;
 use imgcore::{Image, Joined, Slice};
 
 use super::pv::Label;
-use super::stripes::Stripes;
 use super::text::{Section, Value};
+use crate::stripes::Stripes;
 
 const SECTOR: u64 = 512;
 
@@ -24,6 +24,8 @@ pub struct Group {
     pub extent_size: u64,
     /// The physical volumes that are there.
     pub physical: Vec<PhysicalVolume>,
+    /// How many of them are not there.
+    pub missing: usize,
     /// The volumes that are to be seen.
     pub volumes: Vec<LogicalVolume>,
 }
@@ -78,6 +80,7 @@ impl Group {
             uuid: vg.text("id")?.to_string(),
             seqno: vg.number("seqno")?,
             extent_size,
+            missing: physical.len().saturating_sub(present.len()),
             physical: present,
             volumes: Vec::new(),
         };

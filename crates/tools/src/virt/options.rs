@@ -129,7 +129,7 @@ impl GuestArgs {
             EngineArg::Direct => EngineChoice::Direct,
             EngineArg::Appliance => EngineChoice::Appliance,
         };
-        guestfs::OpenOptions { engine, appliance: Some(appliance), root: self.root.as_deref(), log }
+        guestfs::OpenOptions { engine, appliance: Some(appliance), root: self.root.as_deref(), log, ..guestfs::OpenOptions::default() }
     }
 
     /// Tells the user with `-v` or `-x`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use imgcore::{Error, Extent, Image, ImageInfo, Result};
 
 /// Several images, of which each has every n-th stripe.
-pub(super) struct Stripes {
+pub(crate) struct Stripes {
     areas: Vec<Arc<dyn Image>>,
     /// Bytes of a stripe.
     unit: u64,
