@@ -38,8 +38,8 @@ impl Keys {
         let secret = match kind {
             "key" => Zeroizing::new(value.as_bytes().to_vec()),
             "file" => first_line(Path::new(value))?,
-            // What stands here may be a passphrase with its ID left out.
-            _ => return Err(Error::Invalid(format!("the key for {id}: what follows must be 'key' or 'file'"))),
+            // Any part of it may be a passphrase with something left out: none is told.
+            _ => return Err(Error::Invalid("a key's ID must be followed by 'key' or 'file'".into())),
         };
         self.0.push((id.to_string(), secret));
         Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use guestfs::engine::Disk;
 use guestfs::inspect::Inspection;
 use guestfs::machine::MachineSpec;
-use guestfs::volume::{GuestDisk, Place, Volumes};
+use guestfs::volume::{GuestDisk, Place, Volume, Volumes};
 use guestfs::{Guest, OpenOptions};
 use imgcore::formats::CreateOptions;
 use imgcore::storage::FileStorage;
@@ -279,18 +279,18 @@ impl Prepared {
             return Ok(Vec::new());
         }
         let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), false)?;
-        self.volumes.activate(session.as_mut())?;
+        let on_target = |volume: &Volume| match volume.place {
+            Place::Disk { disk, start } => {
+                let place = self.layout.volumes().find(|v| v.disk == disk && v.source_offset == start);
+                place.map(|place| format!("/dev/{}", place.target_device))
+            }
+            // What lies on other volumes is found wherever they are.
+            _ => Some(volume.device.clone()),
+        };
+        self.volumes.activate_on(session.as_mut(), &on_target)?;
         for mount in &self.inspection.mounts {
             let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
-            let device = match volume.place {
-                // LVM finds its volumes wherever the physical ones are.
-                Place::Logical { .. } => Some(volume.device.clone()),
-                Place::Disk { disk, start } => {
-                    let place = self.layout.volumes().find(|v| v.disk == disk && v.source_offset == start);
-                    place.map(|place| format!("/dev/{}", place.target_device))
-                }
-            };
-            let Some(device) = device else {
+            let Some(device) = on_target(volume) else {
                 return Err(Error::Invalid(format!("{}: {} has no place on the new disks", source.name, volume.device)));
             };
             let subvolume = mount.options.split(|b| *b == b',').find(|o| o.starts_with(b"subvol"));
