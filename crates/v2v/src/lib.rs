@@ -9,6 +9,7 @@ pub mod disk_build;
 mod error;
 pub mod guest;
 mod health;
+pub mod initrd;
 pub mod input;
 pub mod layout;
 pub mod options;

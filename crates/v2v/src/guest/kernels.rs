@@ -22,24 +22,29 @@ pub struct Kernel {
     pub pending: bool,
 }
 
+/// How kernels' names begin. A release follows, or with Alpine and Arch the name of a package: `vmlinuz-virt`, `vmlinuz-linux-lts`.
+const NAMES: [&str; 4] = ["vmlinuz-", "vmlinux-", "kernel-", "bzImage-"];
+/// The release in a bzImage's header lies before this.
+const HEAD: usize = 0x1_0300;
+
 /// All kernels in /boot, the best first: those that start on KVM, release before debug builds, newer before older.
 pub fn find(fs: &dyn GuestFs) -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::new();
     for entry in fs.read_dir(b"/boot").unwrap_or_default() {
         let Ok(name) = String::from_utf8(entry.name) else { continue };
-        let version = ["vmlinuz-", "vmlinux-", "kernel-", "bzImage-"].iter().find_map(|p| name.strip_prefix(p));
-        let Some(version) = version.filter(|v| v.starts_with(|c: char| c.is_ascii_digit()) && !is_leftover(v)) else { continue };
+        let Some(suffix) = NAMES.iter().find_map(|p| name.strip_prefix(p)).filter(|v| !is_leftover(v)) else { continue };
         let image = format!("/boot/{name}");
         if !matches!(entry.kind, FileType::Regular | FileType::Symlink) || !fs.is_file(image.as_bytes()) {
             continue;
         }
-        kernels.push(Kernel {
-            initrd: initrd_of(fs, version),
-            unfit: why_unfit(fs, version, &image),
-            version: version.into(),
-            image,
-            pending: false,
-        });
+        let (version, initrd) = if suffix.starts_with(|c: char| c.is_ascii_digit()) {
+            (suffix.to_string(), initrd_of(fs, suffix))
+        } else {
+            // Links are other names of kernels that are found anyway.
+            let Some(version) = (entry.kind == FileType::Regular).then(|| version_of(fs, &image)).flatten() else { continue };
+            (version, initrd_by_name(fs, suffix))
+        };
+        kernels.push(Kernel { unfit: why_unfit(fs, &version, &image), initrd, version, image, pending: false });
     }
     kernels.sort_by(|a, b| {
         let rank = |k: &Kernel| (k.unfit.is_some(), is_debug(&k.version), !has_modules(fs, &k.version));
@@ -66,6 +71,25 @@ pub fn initrd_of(fs: &dyn GuestFs, version: &str) -> Option<String> {
     let names =
         [format!("initrd.img-{version}"), format!("initramfs-{version}.img"), format!("initrd-{version}"), format!("initrd-{version}.img")];
     names.into_iter().map(|n| format!("/boot/{n}")).find(|p| fs.is_file(p.as_bytes()))
+}
+
+/// The initrd of a kernel that is called by its package: `initramfs-virt`, `initramfs-linux.img`.
+fn initrd_by_name(fs: &dyn GuestFs, package: &str) -> Option<String> {
+    let names = [format!("/boot/initramfs-{package}"), format!("/boot/initramfs-{package}.img")];
+    names.into_iter().find(|path| fs.is_file(path.as_bytes()))
+}
+
+/// The release that an image says it is.
+fn version_of(fs: &dyn GuestFs, image: &str) -> Option<String> {
+    let mut head = vec![0; HEAD];
+    let mut len = 0;
+    while len < HEAD {
+        match fs.read_at(image.as_bytes(), len as u64, &mut head[len..]).ok()? {
+            0 => break,
+            n => len += n,
+        }
+    }
+    bzimage_version(&head[..len])
 }
 
 /// Why a kernel can't start on KVM; `None` when it can as far as can be seen.
@@ -232,6 +256,22 @@ mod tests {
         assert!(found[3].unfit.as_ref().unwrap().contains("CONFIG_VIRTIO_BLK is not set"));
         assert!(found[4].unfit.as_ref().unwrap().contains("no boot header"));
         assert!(found[5].unfit.as_ref().unwrap().contains("CONFIG_X86_XEN"));
+    }
+
+    #[test]
+    fn kernels_called_by_their_package_tell_their_release() {
+        let fs = MemFs::new()
+            .file("/boot/vmlinuz-virt", bzimage("6.6.14-0-virt"))
+            .file("/boot/initramfs-virt", "x")
+            .file("/boot/vmlinuz-linux-lts", bzimage("6.9.1-1-lts"))
+            .file("/boot/initramfs-linux-lts.img", "x")
+            .file("/boot/vmlinuz-6.1", bzimage("6.1"))
+            .link_to("/boot/vmlinuz-default", "vmlinuz-6.1")
+            .file("/boot/vmlinuz-nothing", "x");
+        let found = find(&fs);
+        let seen: Vec<_> = found.iter().map(|k| (k.version.as_str(), k.initrd.as_deref())).collect();
+        let alpine = ("6.6.14-0-virt", Some("/boot/initramfs-virt"));
+        assert_eq!(seen, [("6.9.1-1-lts", Some("/boot/initramfs-linux-lts.img")), alpine, ("6.1", None)]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod cpio;
 pub mod deb;
 pub mod devices;
 pub mod dpkg;
+pub mod drivers;
 pub mod grub;
 pub mod kernels;
 pub mod mounts;

@@ -98,6 +98,45 @@ pub fn replaced(line: &str, range: std::ops::Range<usize>, new: &str) -> String 
     format!("{}{new}{}", &line[..range.start], &line[range.end..])
 }
 
+/// A line of shell that sets a list of words: `NAME="a b"`, `NAME+=' a '`, `NAME=(a b)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WordList<'a> {
+    /// The variable.
+    pub name: &'a str,
+    /// The words.
+    pub words: Vec<&'a str>,
+    line: &'a str,
+    /// Where the words stand, between the quotes or parentheses.
+    inner: std::ops::Range<usize>,
+}
+
+/// The list that a line sets; `None` for all that is not as plain as that.
+pub fn word_list(line: &str) -> Option<WordList<'_>> {
+    let (left, value) = line.split_once('=')?;
+    let name = left.strip_suffix('+').unwrap_or(left).trim_start();
+    let close = match value.chars().next()? {
+        '"' => '"',
+        '\'' => '\'',
+        '(' => ')',
+        _ => return None,
+    };
+    let start = left.len() + 2;
+    let inner = start..start + value[1..].find(close)?;
+    let words = line[inner.clone()].split_ascii_whitespace().collect();
+    (!name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')).then_some(WordList { name, words, line, inner })
+}
+
+impl WordList<'_> {
+    /// The line with these words instead. A blank at either end stays: lists are made of parts.
+    pub fn with(&self, words: &[&str]) -> String {
+        let old = &self.line[self.inner.clone()];
+        let end = |is: bool| if is { " " } else { "" };
+        let blank = |c: char| c.is_ascii_whitespace();
+        let new = format!("{}{}{}", end(old.starts_with(blank)), words.join(" "), end(old.ends_with(blank)));
+        replaced(self.line, self.inner.clone(), &new)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,5 +162,21 @@ mod tests {
         assert_eq!(add_line("x", "y"), "x\ny\n");
         assert_eq!(fields(" a\tbc  d").iter().map(|f| (f.0.clone(), f.1)).collect::<Vec<_>>(), [(1..2, "a"), (3..5, "bc"), (7..8, "d")]);
         assert!(fields("  ").is_empty());
+    }
+
+    #[test]
+    fn lists_of_words() {
+        for (line, name, words, new) in [
+            ("A=\"x  y\" # z", "A", vec!["x", "y"], "A=\"n\" # z"),
+            (" A_2+=' x '", "A_2", vec!["x"], " A_2+=' n '"),
+            ("A=()", "A", vec![], "A=(n)"),
+        ] {
+            let list = word_list(line).unwrap();
+            assert_eq!((list.name, &list.words), (name, &words));
+            assert_eq!(list.with(&["n"]), new);
+        }
+        for line in ["# A=\"x\"", "A=x", "A=\"x", "", "=\"x\"", "A"] {
+            assert_eq!(word_list(line), None, "{line}");
+        }
     }
 }

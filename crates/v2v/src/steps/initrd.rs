@@ -6,6 +6,7 @@ use guestfs::{Ext, GuestFs, GuestFsMut};
 use crate::Result;
 use crate::guest::cpio::{self, Contents, Writer};
 use crate::guest::kernels::{self, Kernel, module_name};
+use crate::initrd;
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step =
@@ -19,7 +20,7 @@ const LIMIT: u64 = 512 << 20;
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let Some(kernel) = cx.facts.kernel.clone() else { return Ok(()) };
     if kernel.pending {
-        cx.note("the packages' hooks build it, with virtio in /etc/initramfs-tools/modules");
+        cx.note("the packages' hooks build it, with virtio in their settings");
         return Ok(());
     }
     let modular: Vec<&str> = NEEDED.into_iter().filter(|m| !kernels::is_builtin(&cx.fs, &kernel.version, m)).collect();
@@ -44,7 +45,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             modular
         }
     };
-    if let Some(command) = builder(cx, &kernel) {
+    if let Some(command) = rebuild(cx, &kernel, path) {
         // The tool updates only what it made itself, and creates only what is not there.
         if command.argv.iter().any(|w| w == b"-c") {
             cx.fs.remove(path.as_bytes())?;
@@ -62,22 +63,10 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The guest's own tool that builds an initrd.
-fn builder(cx: &Context<'_>, kernel: &Kernel) -> Option<Command> {
-    if !kernels::has_modules(&cx.fs, &kernel.version) {
-        return None;
-    }
-    let has = |program: &str| {
-        ["/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"].iter().any(|dir| cx.fs.is_file(format!("{dir}{program}").as_bytes()))
-    };
-    let initrd = kernel.initrd.as_deref()?;
-    if has("update-initramfs") && initrd == format!("/boot/initrd.img-{}", kernel.version) {
-        let flag = if cx.fs.exists(format!("/var/lib/initramfs-tools/{}", kernel.version).as_bytes()) { "-u" } else { "-c" };
-        return Some(Command::new(["update-initramfs", flag, "-k", &kernel.version]));
-    }
-    has("dracut").then(|| {
-        Command::new(["dracut", "--force", "--add-drivers", "virtio_pci virtio_blk virtio_scsi virtio_net", initrd, &kernel.version])
-    })
+/// How the guest's own tool builds this initrd; `None` where it has none, or no modules to put there.
+fn rebuild(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
+    let builder = initrd::of_guest(cx).filter(|_| kernels::has_modules(&cx.fs, &kernel.version))?;
+    (builder.build)(cx, kernel, initrd)
 }
 
 fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
@@ -88,12 +77,12 @@ fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
         ));
         return Ok(());
     }
-    let image = format!("/boot/initrd.img-{}", kernel.version);
+    let image = initrd::of_guest(cx).map(|builder| (builder.path)(kernel)).unwrap_or_default();
     let with_initrd = Kernel { initrd: Some(image.clone()), ..kernel.clone() };
-    let Some(command) = builder(cx, &with_initrd) else {
+    let Some(command) = rebuild(cx, kernel, &image) else {
         return Err(cx.fail(format!(
-            "{} has virtio only as modules, there is no initrd for it, and the guest has no tool to make one: give it a kernel with initramfs-tools \
-             by --kernel-package FILE.deb",
+            "{} has virtio only as modules, there is no initrd for it, and the guest has no tool to make one: give it a kernel with such a tool \
+             by --kernel-package FILE",
             kernel.image
         )));
     };

@@ -1,7 +1,9 @@
 //! Lists of kernel modules name virtio's drivers instead of Xen's.
 
 use crate::Result;
-use crate::guest::text::{Line, add_line, fields, map_lines};
+use crate::guest::drivers::is_xens;
+use crate::guest::text::{Line, fields};
+use crate::initrd;
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step = Step {
@@ -10,27 +12,12 @@ pub(super) const STEP: Step = Step {
     run,
 };
 
-/// What an initrd needs for its root and its network.
-pub(super) const VIRTIO: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net"];
-
-/// Whether a module is of use only on Xen.
-fn is_xens(module: &str) -> bool {
-    let name = module.replace('-', "_");
-    name.starts_with("xen_")
-        || matches!(name.as_str(), "xenblk" | "xennet" | "xenfs" | "xenbus" | "evtchn" | "gntdev" | "blktap" | "netbk" | "netloop")
-}
-
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let mut lists: Vec<Vec<u8>> = vec![b"/etc/modules".to_vec()];
     lists.extend(cx.names("/etc/modules-load.d").into_iter().map(|n| [b"/etc/modules-load.d/", &n[..]].concat()));
     for list in lists {
         cx.edit_lines(list, without_xens)?;
     }
-    cx.edit("/etc/initramfs-tools/modules", |text| {
-        let text = map_lines(text, without_xens);
-        let listed = |m: &str| text.lines().any(|l| fields(l).first().is_some_and(|w| w.1.replace('-', "_") == m));
-        VIRTIO.iter().filter(|m| !listed(m)).fold(text.clone(), |text, module| add_line(&text, module))
-    })?;
     let mut aliases: Vec<Vec<u8>> = vec![b"/etc/modprobe.conf".to_vec(), b"/etc/modules.conf".to_vec()];
     aliases.extend(cx.names("/etc/modprobe.d").into_iter().map(|n| [b"/etc/modprobe.d/", &n[..]].concat()));
     for path in aliases {
@@ -45,7 +32,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             Line::Become(crate::guest::text::replaced(line, range.clone(), new))
         })?;
     }
-    Ok(())
+    initrd::configure(cx)
 }
 
 fn without_xens(line: &str) -> Line {

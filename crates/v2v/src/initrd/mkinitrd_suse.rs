@@ -1,0 +1,65 @@
+//! SUSE's mkinitrd, until dracut came with 12: its modules are those of INITRD_MODULES, and DOMU_INITRD_MODULES for Xen's kernels.
+
+use guestfs::engine::Command;
+
+use super::{Builder, has_program, modular};
+use crate::Result;
+use crate::guest::drivers::{VIRTIO, for_kvm};
+use crate::guest::kernels::Kernel;
+use crate::guest::text::{Line, word_list};
+use crate::step::Context;
+
+pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-suse", is_there, configure, path, build };
+
+const SETTINGS: &str = "/etc/sysconfig/kernel";
+
+fn is_there(cx: &Context<'_>) -> bool {
+    // Red Hat's has this file too, without that setting.
+    let settings = cx.text(SETTINGS).ok().flatten();
+    has_program(cx, "mkinitrd") && settings.is_some_and(|text| text.lines().any(|line| line.starts_with("INITRD_MODULES=")))
+}
+
+fn configure(cx: &mut Context<'_>) -> Result<()> {
+    let kernel = cx.facts.kernel.clone();
+    let wanted = kernel.map_or_else(|| VIRTIO.to_vec(), |kernel| modular(cx, &kernel, &VIRTIO));
+    cx.edit_lines(SETTINGS, |line| {
+        let Some(list) = word_list(line) else { return Line::Keep };
+        let words = match list.name {
+            "INITRD_MODULES" => for_kvm(list.words.iter().copied(), &wanted),
+            "DOMU_INITRD_MODULES" => for_kvm(list.words.iter().copied(), &[]),
+            _ => return Line::Keep,
+        };
+        Line::of((words != list.words).then(|| list.with(&words)))
+    })?;
+    Ok(())
+}
+
+fn path(kernel: &Kernel) -> String {
+    format!("/boot/initrd-{}", kernel.version)
+}
+
+/// Both names are looked for in /boot.
+fn build(_: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
+    let name = |path: &str| path.trim_start_matches("/boot/").to_string();
+    Some(Command::new(["mkinitrd", "-k", &name(&kernel.image), "-i", &name(initrd)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::Step;
+    use crate::testing::{MemFs, run_step};
+
+    #[test]
+    fn lists_of_sles_10_and_11() {
+        let step = Step { name: "mkinitrd", about: "", run: configure };
+        let old = "## Type: string\nINITRD_MODULES=\"xenblk processor thermal jbd ext3\"\nDOMU_INITRD_MODULES=\"xennet xenblk\"\nMODULES_LOADED_ON_BOOT=\"\"\n";
+        run_step(&MemFs::new().file(SETTINGS, old), &step, |cx| {
+            assert_eq!(
+                cx.show(SETTINGS),
+                "## Type: string\nINITRD_MODULES=\"processor thermal jbd ext3 virtio_pci virtio_blk virtio_scsi virtio_net\"\nDOMU_INITRD_MODULES=\"\"\n\
+                 MODULES_LOADED_ON_BOOT=\"\"\n"
+            );
+        });
+    }
+}
