@@ -8,6 +8,7 @@ pub mod devices;
 pub mod dpkg;
 pub mod drivers;
 pub mod grub;
+pub mod grubenv;
 pub mod kernels;
 pub mod mounts;
 pub mod text;

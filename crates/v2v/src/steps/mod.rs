@@ -1,6 +1,7 @@
 //! The steps of a conversion, in order: one file and one line in [`STEPS`] each.
 
 mod agents;
+mod bls;
 mod bootloader;
 mod clock;
 mod console;
@@ -8,6 +9,7 @@ mod crypttab;
 mod extlinux;
 mod fstab;
 mod grub2;
+mod grub2_default;
 mod grub_legacy;
 mod initrd;
 mod kernel;
@@ -33,6 +35,8 @@ pub const STEPS: &[Step] = &[
     network::STEP,
     grub_legacy::STEP,
     grub2::STEP,
+    grub2_default::STEP,
+    bls::STEP,
     extlinux::STEP,
     bootloader::STEP,
     initrd::STEP,

@@ -40,8 +40,18 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
 /// Whether names are given by a file of udev rules, as before systemd's `.link` files or where Debian kept its generator (until 8).
 fn uses_rules(cx: &Context<'_>) -> bool {
     let generator = |dir: &str| cx.fs.exists(format!("{dir}/udev/rules.d/75-persistent-net-generator.rules").as_bytes());
-    let systemd = cx.packages.major("udev").or_else(|| cx.packages.major("systemd"));
-    generator("/lib") || generator("/usr/lib") || systemd.map_or(!cx.fs.is_file(b"/lib/systemd/systemd-udevd"), |v| v < 209)
+    generator("/lib") || generator("/usr/lib") || systemd_version(cx).map_or(!cx.fs.is_file(b"/lib/systemd/systemd-udevd"), |v| v < 209)
+}
+
+/// The version of systemd's udev: its package's, or the one in the name of the library that its programs share.
+fn systemd_version(cx: &Context<'_>) -> Option<u32> {
+    let library = |dir: &str| {
+        let version =
+            |name: Vec<u8>| std::str::from_utf8(&name).ok()?.strip_prefix("libsystemd-shared-")?.split(['.', '-']).next()?.parse().ok();
+        cx.names(dir).into_iter().find_map(version)
+    };
+    let package = cx.packages.major("udev").or_else(|| cx.packages.major("systemd"));
+    package.or_else(|| ["/usr/lib/systemd", "/lib/systemd", "/usr/lib64/systemd"].into_iter().find_map(library))
 }
 
 fn by_link(cx: &mut Context<'_>, mac: &str, name: &str) -> Result<()> {
@@ -76,14 +86,17 @@ fn by_rule(cx: &mut Context<'_>, mac: &str, name: &str) -> Result<()> {
 fn names(cx: &Context<'_>, macs: &[Option<String>]) -> Result<Vec<String>> {
     let configured = configured(cx)?;
     let with = |prefix: &str| configured.iter().any(|n| n.starts_with(prefix));
-    let xen_names = with("enX") || !with("eth") && cx.packages.major("systemd").is_some_and(|v| v >= NAMES_XEN);
+    let xen_names = with("enX") || !with("eth") && systemd_version(cx).is_some_and(|v| v >= NAMES_XEN);
     let mut names = Vec::new();
     for (i, mac) in macs.iter().enumerate() {
-        let ruled = match mac {
-            Some(mac) => ruled(cx, mac)?,
+        let known = match mac {
+            Some(mac) => match ruled(cx, mac)? {
+                Some(name) => Some(name),
+                None => by_ifcfg(cx, mac)?,
+            },
             None => None,
         };
-        names.push(ruled.unwrap_or_else(|| if xen_names { format!("enX{i}") } else { format!("eth{i}") }));
+        names.push(known.unwrap_or_else(|| if xen_names { format!("enX{i}") } else { format!("eth{i}") }));
     }
     Ok(names)
 }
@@ -104,6 +117,26 @@ fn ruled(cx: &Context<'_>, mac: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// Folders of Red Hat's and SUSE's files for an interface each.
+const IFCFG: [&str; 2] = ["/etc/sysconfig/network-scripts", "/etc/sysconfig/network"];
+
+/// The interface whose file names a MAC: Red Hat's scripts rename the NIC with it, whatever it was called.
+fn by_ifcfg(cx: &Context<'_>, mac: &str) -> Result<Option<String>> {
+    for dir in IFCFG {
+        for file in cx.names(dir) {
+            let Some(name) = std::str::from_utf8(&file).ok().and_then(|name| name.strip_prefix("ifcfg-")) else { continue };
+            let Some(text) = cx.text(format!("{dir}/ifcfg-{name}"))? else { continue };
+            let value = |line: &str| Some(line.split_once('=')?.1.trim().trim_matches(['"', '\'']).to_ascii_lowercase());
+            let is_its = |line: &str| ["HWADDR=", "LLADDR="].iter().any(|key| line.starts_with(key)) && value(line).as_deref() == Some(mac);
+            // A backup is no interface, and a VLAN or bridge has the name of one.
+            if is_name(name) && text.lines().any(is_its) {
+                return Ok(Some(name.into()));
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// Names of network interfaces that configuration files mention.
 fn configured(cx: &Context<'_>) -> Result<BTreeSet<String>> {
     let mut files: Vec<Vec<u8>> = vec![b"/etc/network/interfaces".to_vec()];
@@ -114,14 +147,19 @@ fn configured(cx: &Context<'_>) -> Result<BTreeSet<String>> {
     for file in files {
         let Some(text) = cx.text(file)? else { continue };
         for line in text.lines().filter(|l| !l.trim_start().starts_with('#')) {
-            let words = line.split(|c: char| !c.is_ascii_alphanumeric());
-            let is_name = |w: &&str| {
-                ["eth", "enX"].iter().any(|p| w.strip_prefix(p).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())))
-            };
-            names.extend(words.filter(is_name).map(String::from));
+            names.extend(line.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| is_name(word)).map(String::from));
         }
     }
+    for file in IFCFG.into_iter().flat_map(|dir| cx.names(dir)) {
+        let name = std::str::from_utf8(&file).ok().and_then(|name| name.strip_prefix("ifcfg-"));
+        names.extend(name.filter(|name| is_name(name)).map(String::from));
+    }
     Ok(names)
+}
+
+/// Whether the kernel, or systemd for a NIC of Xen's, gives such names: `eth0`, `enX0`.
+fn is_name(word: &str) -> bool {
+    ["eth", "enX"].iter().any(|p| word.strip_prefix(p).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())))
 }
 
 /// Rules and settings that know a NIC by Xen's driver or bus.
@@ -212,6 +250,26 @@ mod tests {
             assert!(cx.fs.is_unchanged());
             assert_eq!(cx.reports[0].notes, ["eth3 is the NIC with 00:16:3e:00:00:01"]);
         });
+    }
+
+    #[test]
+    fn red_hats_and_suses_files_say_the_name() {
+        let mac = "00:16:3E:00:00:01";
+        let centos7 = MemFs::new()
+            .file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nHWADDR=00:16:3E:00:00:09\n")
+            .file("/etc/sysconfig/network-scripts/ifcfg-eth2", format!("DEVICE=eth2\nHWADDR=\"{mac}\"\nIPADDR=10.0.0.2\n"))
+            .file("/lib/systemd/systemd-udevd", "");
+        run_step(&centos7, &STEP, |cx| {
+            assert!(cx.show("/etc/systemd/network/10-eth2.link").ends_with("Name=eth2\n"));
+            assert!(cx.facts.kernel_nic_names);
+        });
+        let centos5 = MemFs::new().file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n");
+        run_step(&centos5, &STEP, |cx| assert!(cx.show(RULES).ends_with("NAME=\"eth0\"\n")));
+        // Where systemd knows Xen's NICs, a configuration for eth0 says that it did not name them.
+        for (file, name) in [("/etc/sysconfig/network/ifcfg-eth0", "eth0"), ("/etc/sysconfig/network/config", "enX0")] {
+            let tumbleweed = MemFs::new().file(file, "BOOTPROTO='dhcp'\n").file("/usr/lib/systemd/libsystemd-shared-257.so", "");
+            run_step(&tumbleweed, &STEP, |cx| assert!(cx.show(&format!("/etc/systemd/network/10-{name}.link")).contains(name)));
+        }
     }
 
     #[test]
