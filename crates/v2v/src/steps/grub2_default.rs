@@ -12,26 +12,44 @@ pub(super) const STEP: Step =
 /// Folders in folders that are followed; people make two.
 const DEPTH: usize = 8;
 
+/// What an entry or a menu is called; a default may use any of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Name {
+    /// The identifier, or the title where it has none.
+    id: String,
+    /// Its place, from 0.
+    number: String,
+    title: String,
+}
+
 /// An entry of a menu.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 struct Entry {
-    /// The names of the menus above it, and its own: its identifier where it has one, else its title.
-    path: Vec<String>,
-    /// The same as numbers from 0, and the titles.
-    numbers: Vec<String>,
-    titles: Vec<String>,
+    /// The menus above it, and itself.
+    path: Vec<Name>,
     /// What its `linux` line names.
     kernel: Option<String>,
 }
 
 impl Entry {
-    /// Whether a default of these words means it: every part may be a number, a title or an identifier.
+    /// Whether a default of these words means it.
     fn is(&self, default: &str) -> bool {
         let parts: Vec<&str> = default.split('>').collect();
-        let all = self.path.iter().zip(&self.numbers).zip(&self.titles);
-        parts.len() == self.path.len()
-            && parts.iter().zip(all).all(|(part, ((id, number), title))| [id, number, title].iter().any(|n| n == part))
+        let fits = |(part, name): (&&str, &Name)| [&name.id, &name.number, &name.title].iter().any(|known| known == part);
+        parts.len() == self.path.len() && parts.iter().zip(&self.path).all(fits)
     }
+
+    /// The words of a default that means it.
+    fn id(&self) -> String {
+        self.path.iter().map(|name| name.id.as_str()).collect::<Vec<_>>().join(">")
+    }
+}
+
+/// A menu that is being read; the outermost has no name.
+#[derive(Default)]
+struct Menu {
+    name: Option<Name>,
+    entries: usize,
 }
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
@@ -51,7 +69,8 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             cx.warn(format!("{path}: the default entry only starts on Xen, and no entry has the kernel that starts on KVM: run grub-mkconfig in the guest"));
             continue;
         };
-        let (id, title) = (chosen.path.join(">"), chosen.titles.join(" > "));
+        let id = chosen.id();
+        let title = chosen.path.last().map(|name| name.title.clone()).unwrap_or_default();
         if remembered {
             remember(cx, &id)?
         } else {
@@ -103,8 +122,7 @@ fn set(cx: &mut Context<'_>, path: &str, id: &str) -> Result<()> {
 
 fn entries(text: &str) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
-    // A menu's names, and how many entries it has so far; the outermost has no name.
-    let mut menus: Vec<(Option<(String, String, String)>, usize)> = vec![(None, 0)];
+    let mut menus = vec![Menu::default()];
     // What the open braces belong to.
     let mut open: Vec<&str> = Vec::new();
     for line in text.lines() {
@@ -113,22 +131,14 @@ fn entries(text: &str) -> Vec<Entry> {
         match keyword {
             "menuentry" | "submenu" if line.trim_end().ends_with('{') && menus.len() < DEPTH => {
                 let Some(menu) = menus.last_mut() else { return entries };
-                let number = menu.1.to_string();
-                menu.1 += 1;
-                let quoted = quoted(line);
-                let title = quoted.first().copied().unwrap_or_default().to_string();
-                let id = id_of(line).unwrap_or_else(|| title.clone());
+                let title = quoted(line).first().copied().unwrap_or_default().to_string();
+                let name = Name { id: id_of(line).unwrap_or_else(|| title.clone()), number: menu.entries.to_string(), title };
+                menu.entries += 1;
                 if keyword == "submenu" {
-                    menus.push((Some((id, number, title)), 0));
+                    menus.push(Menu { name: Some(name), entries: 0 });
                 } else {
-                    let above = menus.iter().filter_map(|m| m.0.clone()).chain([(id, number, title)]);
-                    let mut entry = Entry::default();
-                    for (id, number, title) in above {
-                        entry.path.push(id);
-                        entry.numbers.push(number);
-                        entry.titles.push(title);
-                    }
-                    entries.push(entry);
+                    let path = menus.iter().filter_map(|menu| menu.name.clone()).chain([name]).collect();
+                    entries.push(Entry { path, kernel: None });
                 }
                 open.push(keyword);
             }
@@ -138,11 +148,7 @@ fn entries(text: &str) -> Vec<Entry> {
                     entry.kernel = kernel.or(entry.kernel.take());
                 }
             }
-            "}" => {
-                if open.pop() == Some("submenu") {
-                    menus.pop();
-                }
-            }
+            "}" if open.pop() == Some("submenu") => drop(menus.pop()),
             _ if line.trim_end().ends_with('{') => open.push(""),
             _ => {}
         }
@@ -203,7 +209,8 @@ mod tests {
     #[test]
     fn menus_are_read_as_grub_reads_them() {
         let found = entries(CFG);
-        let of = |i: usize| (found[i].path.join(">"), found[i].numbers.join(">"), found[i].kernel.as_deref());
+        let numbers = |entry: &Entry| entry.path.iter().map(|name| name.number.as_str()).collect::<Vec<_>>().join(">");
+        let of = |i: usize| (found[i].id(), numbers(&found[i]), found[i].kernel.as_deref());
         assert_eq!(of(0), ("xen-gnulinux-simple-1".into(), "0".into(), None));
         assert_eq!(of(1), ("advanced-1>xen-advanced".into(), "1>0".into(), Some("/boot/vmlinuz-3.12-xen")));
         assert_eq!(of(2), ("advanced-1>default-advanced".into(), "1>1".into(), Some("/boot/vmlinuz-3.12-default")));
