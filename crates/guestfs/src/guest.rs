@@ -179,6 +179,11 @@ impl Guest {
         }
     }
 
+    /// Whether an appliance works on the guest, and not this process alone.
+    pub fn is_in_appliance(&self) -> bool {
+        matches!(self.access, Access::Appliance(_))
+    }
+
     /// Ends the work; what was written is on the disks afterwards. Up to an error before that they are as they were.
     pub fn shutdown(self) -> Result<()> {
         if let Access::Appliance(session) = self.access {
@@ -285,9 +290,7 @@ fn explain(why: &Error, options: &OpenOptions<'_>) -> Result<()> {
 }
 
 fn open_volumes(disks: Vec<GuestDisk>, options: &OpenOptions<'_>) -> Result<Volumes> {
-    let volumes = Volumes::open_with(disks, options.keys)?;
-    volumes.complaints.iter().for_each(|complaint| (options.log)(complaint));
-    Ok(volumes)
+    Volumes::open_with(disks, options.keys)
 }
 
 fn open_reader(volumes: &Volumes, index: usize) -> Result<Arc<dyn crate::FsReader>> {
@@ -295,7 +298,7 @@ fn open_reader(volumes: &Volumes, index: usize) -> Result<Arc<dyn crate::FsReade
     reader::open(volume.kind(), volumes.image(volume)?, 0, volume.len)
 }
 
-fn read_only(volumes: &Volumes) -> Vec<Disk> {
+pub(crate) fn read_only(volumes: &Volumes) -> Vec<Disk> {
     volumes.disks.iter().map(|d| Disk::ReadOnly(d.image.clone())).collect()
 }
 
@@ -326,11 +329,12 @@ fn requested_tree(volumes: &Volumes, mounts: &[MountRequest]) -> Result<Tree> {
 fn find(volumes: &Volumes, device: &str) -> Result<usize> {
     volumes.find(device.as_bytes()).ok_or_else(|| {
         let known: Vec<&str> = volumes.volumes.iter().map(|v| v.device.as_str()).collect();
-        Error::Invalid(format!("there is no volume {device}; there are {}", known.join(", ")))
+        let complaints: String = volumes.complaints.iter().map(|complaint| format!("\n  {complaint}")).collect();
+        Error::Invalid(format!("there is no volume {device}; there are {}{complaints}", known.join(", ")))
     })
 }
 
-fn start(volumes: &Volumes, disks: Vec<Disk>, options: &OpenOptions<'_>) -> Result<Box<dyn Session>> {
+pub(crate) fn start(volumes: &Volumes, disks: Vec<Disk>, options: &OpenOptions<'_>) -> Result<Box<dyn Session>> {
     let engine = options.appliance.ok_or_else(|| Error::Invalid("this needs the appliance, and there is none".into()))?;
     let mut session = engine.start(disks, false)?;
     volumes.activate(session.as_mut())?;

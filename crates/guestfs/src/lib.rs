@@ -21,6 +21,7 @@ pub mod machine;
 pub mod md;
 pub mod probe;
 pub mod reader;
+pub mod space;
 mod stripes;
 mod tree;
 pub mod volume;

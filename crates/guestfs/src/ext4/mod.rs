@@ -247,7 +247,7 @@ impl FsReader for Ext4 {
             block_size: u64::from(sb.block_size),
             blocks: sb.blocks.saturating_sub(own),
             blocks_free: sb.free_blocks,
-            blocks_available: sb.free_blocks.saturating_sub(sb.reserved_blocks),
+            blocks_available: sb.free_blocks.saturating_sub(sb.reserved_blocks.saturating_add(sb.kept_back())),
             files: u64::from(sb.inodes),
             files_free: u64::from(sb.free_inodes),
         })

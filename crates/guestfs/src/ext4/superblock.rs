@@ -12,6 +12,7 @@ pub(crate) const INCOMPAT_FILETYPE: u32 = 0x2;
 pub(crate) const INCOMPAT_RECOVER: u32 = 0x4;
 pub(crate) const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 pub(crate) const INCOMPAT_META_BG: u32 = 0x10;
+pub(crate) const INCOMPAT_EXTENTS: u32 = 0x40;
 pub(crate) const INCOMPAT_64BIT: u32 = 0x80;
 pub(crate) const INCOMPAT_DIRDATA: u32 = 0x1000;
 pub(crate) const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
@@ -47,6 +48,8 @@ pub(crate) struct Superblock {
     pub journal_inode: u32,
     /// Blocks of the descriptor table that are kept free for growing.
     pub reserved_gdt_blocks: u32,
+    /// A cluster has as many blocks as 1 shifted by this.
+    pub cluster_bits: u32,
     /// What mke2fs counted as taken by the filesystem's own structures, in blocks; 0 if it did not.
     pub overhead: u64,
 }
@@ -98,6 +101,8 @@ impl Superblock {
         if blocks > 1 << 48 {
             return Err(corrupt(format!("{blocks} blocks, more than 2^48")));
         }
+        let bigalloc = ro_compat & RO_COMPAT_BIGALLOC != 0;
+        let cluster_bits = if bigalloc { le32(b, 0x1c).saturating_sub(log_block_size).min(16) } else { 0 };
         Ok(Superblock {
             inodes: le32(b, 0x0),
             blocks,
@@ -118,8 +123,8 @@ impl Superblock {
             backup_groups: [le32(b, 0x24c), le32(b, 0x250)],
             journal_inode: le32(b, 0xe0),
             reserved_gdt_blocks: u32::from(le16(b, 0xce)),
-            overhead: u64::from(le32(b, 0x248))
-                << if ro_compat & RO_COMPAT_BIGALLOC != 0 { le32(b, 0x1c).saturating_sub(log_block_size).min(16) } else { 0 },
+            cluster_bits,
+            overhead: u64::from(le32(b, 0x248)) << cluster_bits,
         })
     }
 
@@ -145,6 +150,12 @@ impl Superblock {
             }
             power == group
         })
+    }
+
+    /// Blocks that the kernel keeps back beside root's, to have room for splitting extents.
+    pub(crate) fn kept_back(&self) -> u64 {
+        let clusters = if self.has_incompat(INCOMPAT_EXTENTS) { (self.blocks >> self.cluster_bits) / 50 } else { 0 };
+        clusters.min(4096) << self.cluster_bits
     }
 
     /// Blocks that are the filesystem's own, without the journal, as the kernel takes them off.

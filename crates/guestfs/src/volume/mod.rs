@@ -219,6 +219,20 @@ impl Volumes {
         }
     }
 
+    /// The volumes as libguestfs lists them, by position: whole disks, partitions, arrays, what was unlocked, logical volumes.
+    pub fn listed(&self) -> Vec<usize> {
+        let rank = |volume: &Volume| match volume.place {
+            Place::Disk { .. } if volume.partition.is_none() => 0,
+            Place::Disk { .. } => 1,
+            Place::Array { .. } => 2,
+            Place::Unlocked { .. } => 3,
+            Place::Logical { .. } => 4,
+        };
+        let mut listed: Vec<usize> = (0..self.volumes.len()).collect();
+        listed.sort_by_key(|index| self.volumes.get(*index).map(rank));
+        listed
+    }
+
     /// The volume that a device name, `UUID=…` and the like mean to this guest.
     pub fn find(&self, spec: &[u8]) -> Option<usize> {
         crate::inspect::fstab::resolve(self, spec)

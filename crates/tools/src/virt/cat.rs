@@ -28,7 +28,7 @@ struct Cat {
 }
 
 fn run(args: &Cat) -> Result<ExitCode, Failure> {
-    let guest = args.guest.open()?;
+    let guest = args.guest.open_confined()?;
     let mut out = Out::new();
     for file in &args.files {
         read_file(guest.fs(), file.as_bytes(), &mut |piece| out.bytes(piece))?;

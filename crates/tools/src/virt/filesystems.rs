@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 use guestfs::lvm::{Group, LogicalVolume, PhysicalVolume};
-use guestfs::probe::Usage;
+use guestfs::volume::{Place, partition_name};
 use guestfs::{Volume, Volumes};
-use imgcore::partition::PartitionType;
+use imgcore::partition::{Partition, PartitionType};
 
 use super::Entry;
 use super::options::GuestArgs;
@@ -87,8 +87,9 @@ struct Row {
 }
 
 fn run(args: &Filesystems) -> Result<ExitCode, Failure> {
-    let volumes = Volumes::open(args.guest.disks()?)?;
-    volumes.complaints.iter().for_each(|complaint| eprintln!("virt-filesystems: {complaint}"));
+    let (guest, keys) = (args.guest.sources.guest()?, args.guest.keys()?);
+    args.guest.confine([&guest], false)?;
+    let volumes = args.guest.volumes(args.guest.sources.open(&guest)?, &keys)?;
     let lvm = args.logical_volumes || args.volume_groups || args.physical_volumes;
     let nothing = !(args.filesystems || args.extra || args.partitions || args.block_devices || lvm);
     let extra = args.all || args.extra;
@@ -98,8 +99,8 @@ fn run(args: &Filesystems) -> Result<ExitCode, Failure> {
     let mut rows = Vec::new();
     if filesystems {
         // What is a part of something else is no filesystem, whatever is asked for.
-        let part = |v: &Volume| v.content.as_ref().is_some_and(|c| matches!(c.usage, Usage::Member | Usage::Crypto));
-        let wanted = volumes.volumes.iter().filter(|v| v.is_filesystem() || extra && !part(v));
+        let listed = volumes.listed().into_iter().filter_map(|index| volumes.volumes.get(index));
+        let wanted = listed.filter(|v| v.is_filesystem() || extra && !v.is_part());
         rows.extend(wanted.map(|v| filesystem(&volumes, v)));
     }
     if args.all || args.logical_volumes {
@@ -112,7 +113,7 @@ fn run(args: &Filesystems) -> Result<ExitCode, Failure> {
         rows.extend(volumes.groups.iter().flat_map(|group| physical(&volumes, group)));
     }
     if partitions {
-        rows.extend(volumes.volumes.iter().filter_map(|v| partition(&volumes, v)));
+        rows.extend(self::partitions(&volumes));
     }
     if devices {
         rows.extend(volumes.disks.iter().map(|d| Row {
@@ -138,6 +139,8 @@ fn filesystem(volumes: &Volumes, volume: &Volume) -> Row {
         vfs: Some(content.map_or("unknown", |c| c.kind).to_string()),
         label: content.and_then(|c| c.label.clone()),
         size: usable(volumes, volume).unwrap_or(volume.len),
+        // Of what lies on others, libguestfs tells so of arrays alone.
+        parent: matches!(volume.place, Place::Array { .. }).then(|| names(volumes, &volumes.below(volume))),
         uuid: content.and_then(|c| c.uuid.clone()),
         ..Row::default()
     }
@@ -149,18 +152,18 @@ fn logical(group: &Group, volume: &LogicalVolume) -> Row {
         kind: "lv",
         size: volume.len,
         parent: Some(format!("/dev/{}", group.name)),
-        uuid: Some(undashed(&volume.uuid)),
+        uuid: Some(volume.uuid.clone()),
         ..Row::default()
     }
 }
 
 fn volume_group(volumes: &Volumes, group: &Group) -> Row {
-    let parents: Vec<_> = group.physical.iter().filter_map(|pv| volumes.volumes.get(pv.position)).map(|v| v.device.as_str()).collect();
+    let parents: Vec<usize> = group.physical.iter().map(|pv| pv.position).collect();
     Row {
         name: format!("/dev/{}", group.name),
         kind: "vg",
         size: group.physical.iter().map(|pv| pv.len).fold(0, u64::saturating_add),
-        parent: Some(parents.join(",")),
+        parent: Some(names(volumes, &parents)),
         uuid: Some(undashed(&group.uuid)),
         ..Row::default()
     }
@@ -175,7 +178,13 @@ fn physical(volumes: &Volumes, group: &Group) -> Vec<Row> {
     group.physical.iter().filter_map(row).collect()
 }
 
-/// LVM's UUIDs stand here without the dashes of LVM's own tools.
+/// The devices at these positions, in one field.
+fn names(volumes: &Volumes, positions: &[usize]) -> String {
+    let names: Vec<&str> = positions.iter().filter_map(|p| volumes.volumes.get(*p)).map(|v| v.device.as_str()).collect();
+    names.join(",")
+}
+
+/// UUIDs of groups and physical volumes stand here without the dashes of LVM's own tools, those of logical volumes with them.
 fn undashed(uuid: &str) -> String {
     uuid.replace('-', "")
 }
@@ -187,19 +196,32 @@ fn usable(volumes: &Volumes, volume: &Volume) -> Option<u64> {
     statfs.blocks.checked_mul(statfs.block_size)
 }
 
-fn partition(volumes: &Volumes, volume: &Volume) -> Option<Row> {
-    let partition = volume.partition.as_ref()?;
-    Some(Row {
-        name: volume.device.clone(),
+/// All partitions, of disks and of arrays.
+fn partitions(volumes: &Volumes) -> Vec<Row> {
+    let of_disks = volumes.disks.iter().zip(&volumes.tables).flat_map(|(disk, table)| {
+        let partitions = table.iter().flat_map(|table| &table.partitions);
+        partitions.map(|p| partition(&format!("/dev/{}", disk.name), p))
+    });
+    let of_arrays = volumes.volumes.iter().filter_map(|volume| {
+        let Place::Array { array, .. } = volume.place else { return None };
+        Some(partition(&volumes.arrays.get(array)?.device(), volume.partition.as_ref()?))
+    });
+    of_disks.chain(of_arrays).collect()
+}
+
+fn partition(device: &str, partition: &Partition) -> Row {
+    Row {
+        name: partition_name(device, partition.number),
         kind: "partition",
         mbr: match partition.kind {
             PartitionType::Mbr(byte) => Some(format!("{byte:02x}")),
             PartitionType::Gpt(_) => None,
         },
-        size: volume.len,
-        parent: volume.disk().and_then(|disk| volumes.disks.get(disk)).map(|d| format!("/dev/{}", d.name)),
+        // Of one that only holds others, Linux shows the two sectors of their table.
+        size: if partition.kind.is_extended() { partition.len.min(1024) } else { partition.len },
+        parent: Some(device.to_string()),
         ..Row::default()
-    })
+    }
 }
 
 impl Filesystems {

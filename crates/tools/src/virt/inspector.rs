@@ -35,7 +35,7 @@ struct Inspector {
 }
 
 fn run(args: &Inspector) -> Result<ExitCode, Failure> {
-    let guest = args.guest.open()?;
+    let guest = args.guest.open_confined()?;
     let Some(inspection) = &guest.inspection else {
         return Err(Failure::new("with -m nothing is inspected").hint("leave -m away"));
     };

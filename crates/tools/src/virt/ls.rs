@@ -72,7 +72,7 @@ fn run(args: &Ls) -> Result<ExitCode, Failure> {
     if args.csv && args.human_readable {
         return Err(Failure::new("-h and --csv don't go together"));
     }
-    let guest = args.guest.open()?;
+    let guest = args.guest.open_confined()?;
     let mut out = Out::new();
     for directory in &args.directories {
         let path = directory.as_bytes();

@@ -8,10 +8,12 @@ use clap::{ArgMatches, Command};
 
 use crate::common::Failure;
 
+mod alignment_scan;
 mod cat;
 mod checksum;
 mod copy_in;
 mod copy_out;
+mod df;
 mod doctor;
 mod edit;
 mod expression;
@@ -33,8 +35,18 @@ pub(crate) struct Entry {
     run: fn(&ArgMatches) -> Result<ExitCode, Failure>,
 }
 
-const COMMANDS: &[Entry] =
-    &[cat::ENTRY, copy_in::ENTRY, copy_out::ENTRY, doctor::ENTRY, edit::ENTRY, filesystems::ENTRY, inspector::ENTRY, ls::ENTRY];
+const COMMANDS: &[Entry] = &[
+    alignment_scan::ENTRY,
+    cat::ENTRY,
+    copy_in::ENTRY,
+    copy_out::ENTRY,
+    df::ENTRY,
+    doctor::ENTRY,
+    edit::ENTRY,
+    filesystems::ENTRY,
+    inspector::ENTRY,
+    ls::ENTRY,
+];
 
 /// The program's command line.
 pub fn command() -> Command {

@@ -1,28 +1,25 @@
 //! The flags that all these programs share, and the guest that they open.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod confine;
+mod domain;
+mod keys;
+mod nbd;
+mod sources;
 
 use clap::{Args, ValueEnum};
 use guestfs::engine::{Disk, Engine, Session};
-use guestfs::{EngineChoice, Guest, GuestDisk, GuestDiskMut, MountRequest};
+use guestfs::{EngineChoice, Guest, GuestDisk, MountRequest, StatFs, Volumes};
 use guestfs_appliance::{Accel, Appliance};
-use imgcore::{Image, TreeGate};
 
-use crate::common::{Failure, formats, signals};
+use self::keys::{KeyArgs, Ring};
+use self::sources::{Named, Sources};
+use crate::common::{Failure, signals};
 
 /// Which guest, and how to open it.
 #[derive(Args)]
 pub(super) struct GuestArgs {
-    /// Add a disk image of the guest; FILE#DISK for a disk of a container (may be repeated)
-    #[arg(short, long, value_name = "FILE")]
-    add: Vec<PathBuf>,
-    /// Add the disks that a libvirt XML file names
-    #[arg(short, long, value_name = "XMLFILE")]
-    domain: Option<PathBuf>,
-    /// Format of the images, instead of looking
-    #[arg(long, value_name = "FMT", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
-    format: Option<String>,
+    #[command(flatten)]
+    pub(super) sources: Sources,
     /// Mount DEV[:MNT[:OPTS[:FSTYPE]]] instead of what inspection finds (may be repeated)
     #[arg(short, long, value_name = "DEV")]
     mount: Vec<String>,
@@ -35,9 +32,8 @@ pub(super) struct GuestArgs {
     /// What runs the appliance: kvm, tcg (QEMU's translator) or auto; the environment's GUESTLIFT_ACCEL says so, too
     #[arg(long, value_name = "ACCEL")]
     accel: Option<Accel>,
-    /// Let images name files below this folder (may be repeated)
-    #[arg(long, value_name = "DIR")]
-    allow_path: Vec<PathBuf>,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// Say what is done and why
     #[arg(short, long)]
     verbose: bool,
@@ -72,46 +68,71 @@ impl Engine for Announced {
     }
 }
 
-/// A disk that the user named.
-struct DiskArg {
-    /// What the guest calls it.
-    name: String,
-    path: PathBuf,
-    format: Option<String>,
-}
-
 impl GuestArgs {
     /// The guest's disks, opened for reading.
     pub(super) fn disks(&self) -> Result<Vec<GuestDisk>, Failure> {
-        let open = |d: DiskArg| {
-            let gate = self.gate(&d.path);
-            let options = imgcore::OpenOptions::new(&gate).format(d.format.as_deref()).exclusive();
-            let image: Arc<dyn Image> = formats().open(&d.path, &options)?;
-            Ok(GuestDisk { name: d.name, image })
-        };
-        self.list()?.into_iter().map(open).collect()
+        self.sources.disks()
     }
 
-    fn disks_mut(&self) -> Result<Vec<GuestDiskMut>, Failure> {
-        let open = |d: DiskArg| {
-            let gate = self.gate(&d.path);
-            let options = imgcore::OpenOptions::new(&gate).format(d.format.as_deref()).exclusive();
-            Ok(GuestDiskMut { name: d.name, image: formats().open_mut(&d.path, &options)? })
-        };
-        self.list()?.into_iter().map(open).collect()
+    /// The keys that are given, for programs that list what is there and ask nobody.
+    pub(super) fn keys(&self) -> Result<Ring, Failure> {
+        self.keys.ring(false)
     }
 
-    fn gate(&self, path: &Path) -> TreeGate {
-        TreeGate::new(path, self.allow_path.iter().cloned())
+    /// What is on disks, unlocked as far as there are keys.
+    pub(super) fn volumes(&self, disks: Vec<GuestDisk>, keys: &Ring) -> Result<Volumes, Failure> {
+        let volumes = Volumes::open_with(disks, Some(keys))?;
+        warn(&volumes);
+        Ok(volumes)
+    }
+
+    /// How full the filesystems are, by their positions.
+    pub(super) fn statfs(&self, volumes: &Volumes, keys: &Ring) -> Result<Vec<(usize, StatFs)>, Failure> {
+        let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
+        Ok(guestfs::space::statfs(volumes, &self.options(&appliance, keys, &log))?)
     }
 
     /// The guest with its filesystems mounted for reading.
     pub(super) fn open(&self) -> Result<Guest, Failure> {
+        self.open_disks(self.disks()?, &self.mounts()?, &self.keys.ring(true)?)
+    }
+
+    /// The same for a program that only reads, and opens nothing else from here on: it gives up what that does not need.
+    pub(super) fn open_confined(&self) -> Result<Guest, Failure> {
+        // The user may name files with keys and domains.
+        let (keys, guest, mounts) = (self.keys.ring(true)?, self.sources.guest()?, self.mounts()?);
+        let confinement = self.sources.confinement([&guest]);
+        match self.engine {
+            EngineArg::Direct => self.note(confinement.reading()?),
+            EngineArg::Auto | EngineArg::Appliance => self.note(confinement.with_appliance()?),
+        }
+        let opened = self.open_disks(self.sources.open(&guest)?, &mounts, &keys)?;
+        if !opened.is_in_appliance() {
+            confinement.reading()?;
+        }
+        Ok(opened)
+    }
+
+    fn open_disks(&self, disks: Vec<GuestDisk>, mounts: &[MountRequest], keys: &Ring) -> Result<Guest, Failure> {
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
-        let options = self.options(&appliance, &log);
-        let mounts = self.mounts()?;
-        let disks = self.disks()?;
-        Ok(if mounts.is_empty() { Guest::open(disks, &options)? } else { Guest::open_with_mounts(disks, &mounts, &options)? })
+        let options = self.options(&appliance, keys, &log);
+        let guest = if mounts.is_empty() { Guest::open(disks, &options)? } else { Guest::open_with_mounts(disks, mounts, &options)? };
+        warn(&guest.volumes);
+        Ok(guest)
+    }
+
+    /// Gives up what a program does not need that only looks at these guests' volumes, or with an appliance at their filesystems too.
+    pub(super) fn confine<'a>(&self, guests: impl IntoIterator<Item = &'a Named>, appliance: bool) -> Result<(), Failure> {
+        let confinement = self.sources.confinement(guests);
+        let direct = !appliance || matches!(self.engine, EngineArg::Direct);
+        self.note(if direct { confinement.reading()? } else { confinement.with_appliance()? });
+        Ok(())
+    }
+
+    fn note(&self, enforced: bool) {
+        if !enforced {
+            self.say("This host's kernel has no landlock: the program could open other files than the guest's.");
+        }
     }
 
     /// The guest in an appliance that changes it: its disks are as they were until it is shut down, and a signal that comes
@@ -119,17 +140,20 @@ impl GuestArgs {
     pub(super) fn open_writable(&self) -> Result<Guest, Failure> {
         signals::clean_up();
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
-        let options = self.options(&appliance, &log);
-        Ok(Guest::open_writable(self.disks_mut()?, &self.mounts()?, &options)?)
+        let keys = self.keys.ring(true)?;
+        let options = self.options(&appliance, &keys, &log);
+        let guest = Guest::open_writable(self.sources.disks_mut()?, &self.mounts()?, &options)?;
+        warn(&guest.volumes);
+        Ok(guest)
     }
 
-    fn options<'a>(&'a self, appliance: &'a dyn Engine, log: &'a dyn Fn(&str)) -> guestfs::OpenOptions<'a> {
+    fn options<'a>(&'a self, appliance: &'a dyn Engine, keys: &'a Ring, log: &'a dyn Fn(&str)) -> guestfs::OpenOptions<'a> {
         let engine = match self.engine {
             EngineArg::Auto => EngineChoice::Auto,
             EngineArg::Direct => EngineChoice::Direct,
             EngineArg::Appliance => EngineChoice::Appliance,
         };
-        guestfs::OpenOptions { engine, appliance: Some(appliance), root: self.root.as_deref(), log, ..guestfs::OpenOptions::default() }
+        guestfs::OpenOptions { engine, appliance: Some(appliance), root: self.root.as_deref(), keys: Some(keys), log }
     }
 
     /// Tells the user with `-v` or `-x`.
@@ -143,23 +167,6 @@ impl GuestArgs {
         let verbose = self.verbose || self.trace;
         let note = if verbose { |line: &str| eprintln!("{line}") } else { |_: &str| {} };
         Announced { appliance: Appliance { accel: self.accel, note, ..Appliance::new() }, verbose }
-    }
-
-    fn list(&self) -> Result<Vec<DiskArg>, Failure> {
-        let format = self.format.clone().filter(|f| f != "auto");
-        let added = self.add.iter().enumerate().map(|(i, path)| DiskArg {
-            name: format!("sd{}", guestfs::volume::letters(i)),
-            path: path.clone(),
-            format: format.clone(),
-        });
-        let mut disks: Vec<DiskArg> = added.collect();
-        if let Some(xml) = &self.domain {
-            disks.extend(domain_disks(xml)?);
-        }
-        if disks.is_empty() {
-            return Err(Failure::new("no disk was named").hint("add the guest's disk images with -a FILE"));
-        }
-        Ok(disks)
     }
 
     fn mounts(&self) -> Result<Vec<MountRequest>, Failure> {
@@ -177,24 +184,7 @@ impl GuestArgs {
     }
 }
 
-/// The disks of a libvirt domain, with the guest's names for them.
-fn domain_disks(path: &Path) -> Result<Vec<DiskArg>, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|e| Failure::new(format!("{}: cannot read: {e}", path.display())))?;
-    let bad = |what: String| Failure::new(format!("{}: {what}", path.display())).hint("-d takes a file as 'virsh dumpxml' writes it");
-    let document = roxmltree::Document::parse(&text).map_err(|e| bad(e.to_string()))?;
-    let mut disks = Vec::new();
-    let elements = document.descendants().filter(|n| n.has_tag_name("disk") && n.attribute("device").unwrap_or("disk") == "disk");
-    for disk in elements {
-        let child = |name: &str| disk.children().find(|c| c.has_tag_name(name));
-        let source = child("source").and_then(|s| s.attribute("file").or(s.attribute("dev")));
-        let Some(source) = source else { return Err(bad("a disk has neither a file nor a device as its source".into())) };
-        let format = child("driver").and_then(|d| d.attribute("type")).map(|f| if f == "aio" { "raw" } else { f }.to_string());
-        let name = child("target").and_then(|t| t.attribute("dev")).map(str::to_string);
-        disks.push(DiskArg {
-            name: name.unwrap_or_else(|| format!("sd{}", guestfs::volume::letters(disks.len()))),
-            path: path.parent().unwrap_or(Path::new("")).join(source),
-            format,
-        });
-    }
-    if disks.is_empty() { Err(bad("there is no disk in it".into())) } else { Ok(disks) }
+/// Tells of what is damaged or missing.
+fn warn(volumes: &Volumes) {
+    volumes.complaints.iter().for_each(|complaint| eprintln!("warning: {complaint}"));
 }
