@@ -216,19 +216,38 @@ fn encrypted_volumes_open_with_their_keys() {
 #[test]
 fn volumes_lie_on_volumes() {
     let dir = scratch();
-    let paths = images(dir.path(), 3, 80);
+    let paths = images(dir.path(), 5, 80);
     let mut session = start(&paths);
     let s = session.as_mut();
+    run(s, "mdadm --create /dev/md1 --run --quiet --homehost=box --assume-clean --level=1 --raid-devices=2 /dev/vdd /dev/vde");
+    fill(s, "/dev/md1");
+    let scanned = run(s, "mdadm --detail --brief /dev/md1").replace("/dev/md1", "/dev/md/data").replace("/dev/md/1_0", "/dev/md/data");
     // Two logical volumes of a group that spans an encrypted mirror and a disk in the clear.
     run(s, "mdadm --create /dev/md0 --run --quiet --homehost=box --assume-clean --level=1 --raid-devices=2 /dev/vda /dev/vdb");
     run_with(s, "cryptsetup luksFormat -q --type=luks2 --pbkdf=pbkdf2 --pbkdf-force-iterations=1000 /dev/md0 -", PASSPHRASE);
     run_with(s, "cryptsetup open --disable-locks /dev/md0 crypt --key-file=-", PASSPHRASE);
     run(s, "lvm pvcreate -q --config LVM /dev/mapper/crypt /dev/vdc");
     run(s, "lvm vgcreate -q --config LVM vg /dev/vdc /dev/mapper/crypt");
-    run(s, "lvm lvcreate -qq -y -Wn -Zn --config LVM -l 24 -n root vg");
-    run(s, "lvm lvcreate -qq -y -Wn -Zn --config LVM -l 4 -n small vg");
+    run(s, "lvm lvcreate -qq -y -Wn -Zn --config LVM -l 20 -n root vg");
+    run(s, "lvm lvcreate -qq -y -Wn -Zn --config LVM -l 8 -n small vg");
     fill(s, "/dev/vg/root");
     run_with(s, "cryptsetup luksFormat -q --type=luks1 --pbkdf-force-iterations=1000 /dev/vg/small -", PASSPHRASE);
+    run_with(s, "cryptsetup open --disable-locks /dev/vg/small small --key-file=-", PASSPHRASE);
+    fill(s, "/dev/mapper/small");
+    run(s, "cryptsetup close small");
+    // The guest has names of its own for what is encrypted and for arrays.
+    s.mount("/dev/vg/root", b"/", "ext4", "rw").unwrap();
+    for folder in [&b"/bin"[..], b"/srv", b"/data", b"/etc/mdadm"] {
+        s.mkdir(folder, Attributes::root(0o755)).unwrap();
+    }
+    let fstab =
+        "/dev/mapper/vg-root / ext4 defaults 0 1\n/dev/mapper/secrets /srv ext4 defaults 0 2\n/dev/md/data /data ext4 defaults 0 2\n";
+    for (path, content) in
+        [("/etc/fstab", fstab), ("/etc/crypttab", "secrets /dev/vg/small none luks\n"), ("/etc/mdadm/mdadm.conf", &scanned)]
+    {
+        s.write(path.as_bytes(), &mut content.as_bytes(), None).unwrap();
+    }
+    s.unmount_all().unwrap();
     run(s, "lvm vgchange -qq --config LVM -an vg");
     run(s, "cryptsetup close crypt");
     session.shutdown().unwrap();
@@ -243,14 +262,26 @@ fn volumes_lie_on_volumes() {
         ("linux_raid_member", "dev"),
         ("linux_raid_member", "dev"),
         ("LVM2_member", "dev"),
+        ("linux_raid_member", "dev"),
+        ("linux_raid_member", "dev"),
         ("crypto_LUKS", "dev"),
+        ("ext4", "dev"),
         ("LVM2_member", "mapper"),
         ("ext4", "vg"),
         ("crypto_LUKS", "vg"),
-        ("", "mapper"),
+        ("ext4", "mapper"),
     ];
     assert_eq!(kinds, expected);
-    let root = &volumes.volumes[5];
+    let root = &volumes.volumes[8];
     let below: Vec<&str> = volumes.below(root).into_iter().map(|i| volumes.volumes[i].kind()).collect();
     assert_eq!(below, ["LVM2_member", "LVM2_member"]);
+
+    let appliance = Appliance::new();
+    for engine in [EngineChoice::Direct, EngineChoice::Appliance] {
+        let options = OpenOptions { engine, appliance: Some(&appliance), keys: Some(&keys), ..OpenOptions::default() };
+        let guest = Guest::open(disks(&paths), &options).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(guest.fs().read(b"/srv/etc/hosts", 100).unwrap(), b"/dev/mapper/small");
+        assert_eq!(guest.fs().read(b"/data/etc/hosts", 100).unwrap(), b"/dev/md1");
+        guest.shutdown().unwrap();
+    }
 }

@@ -7,6 +7,7 @@ use crate::{Error, Ext, FileType, GuestFs, Result, Volumes};
 mod arch;
 mod distro;
 pub mod fstab;
+mod names;
 pub mod packages;
 
 pub use distro::{Family, Release};
@@ -60,8 +61,9 @@ pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize) -> Result<Inspe
         Err(Error::NotFound(_)) => Vec::new(),
         Err(e) => return Err(e),
     };
+    let names = names::Names::read(fs, volumes);
     for entry in &mut fstab {
-        entry.volume = fstab::resolve(volumes, &entry.spec);
+        entry.volume = names.find(&entry.spec).or_else(|| fstab::resolve(volumes, &entry.spec));
     }
     match_by_content(&mut fstab, volumes, root);
     let mut mounts = BTreeMap::new();
