@@ -2,19 +2,20 @@
 
 use std::ops::Range;
 
-use super::{Guid, NewPartition, Partition, PartitionType, Purpose, Table, TableKind, mbr};
+use super::{Guid, Partition, PartitionType, Purpose, Table, TableKind, mbr};
 use crate::{Error, Image, ImageMut, Result};
 
-/// Entries in a table that we write.
-pub const ENTRIES: u32 = 128;
+/// Entries in a table that we write, at least.
+const ENTRIES: u64 = 128;
+/// The highest number of a partition that is read and written.
+pub const MAX_NUMBER: u32 = (MAX_ARRAY / ENTRY_SIZE as u64) as u32;
+/// Bytes before the first usable one in a new table.
+pub const HEAD: u64 = 34 * 512;
 const ENTRY_SIZE: usize = 128;
 const SIGNATURE: &[u8; 8] = b"EFI PART";
 const HEADER_SIZE: usize = 92;
 /// The largest array of entries that is read, in bytes; tables in the wild have 16 KiB.
 const MAX_ARRAY: u64 = 1 << 20;
-/// Sectors of 512 bytes before the first and behind the last usable one, in a table that we write.
-const HEAD_SECTORS: u64 = 34;
-const TAIL_SECTORS: u64 = 33;
 
 const LINUX: Guid = Guid::from_printed(0x0fc63daf_8483_4772_8e79_3d69d8477de4);
 const SWAP: Guid = Guid::from_printed(0x0657fd6d_a4ab_43c4_84e5_0933c84b4f4f);
@@ -147,60 +148,86 @@ fn read_copy(image: &dyn Image, sector_size: u64, lba: u64, last: u64) -> Result
             uuid: Guid(entry.bytes(16)).to_string(),
             name: String::from_utf16_lossy(&units),
             bootable: entry.u64(48) & LEGACY_BIOS_BOOTABLE != 0,
+            attributes: entry.u64(48),
         });
     }
     Ok(table)
 }
 
-/// The bytes that partitions of a table that we write may take.
-pub fn usable(size: u64) -> Result<Range<u64>> {
-    let sectors = size / 512;
-    match sectors.checked_sub(TAIL_SECTORS) {
-        Some(end) if end > HEAD_SECTORS => Ok(HEAD_SECTORS * 512..end * 512),
+/// How many entries this table is written with.
+fn entries(table: &Table) -> u64 {
+    table.partitions.iter().map(|p| u64::from(p.number)).max().unwrap_or(0).next_multiple_of(4).max(ENTRIES)
+}
+
+/// Sectors of its entries.
+fn array_sectors(table: &Table) -> u64 {
+    (entries(table) * ENTRY_SIZE as u64).div_ceil(table.sector_size)
+}
+
+/// What lies between the two copies.
+pub fn room(table: &Table, size: u64) -> Result<Range<u64>> {
+    let (array, unit) = (array_sectors(table), table.sector_size);
+    let start = table.first_usable.max((2 + array) * unit);
+    match (size / unit).checked_sub(array + 1) {
+        Some(end) if end * unit > start => Ok(start..end * unit),
         _ => Err(Error::Invalid(format!("{size} bytes are too small for a GPT"))),
     }
 }
 
-pub fn write(image: &dyn ImageMut, id: Guid, partitions: &[NewPartition]) -> Result<()> {
-    let usable = usable(image.size())?;
-    let mut array = vec![0; ENTRIES as usize * ENTRY_SIZE];
-    for p in partitions {
-        let (kind, name) = match p.purpose {
-            Purpose::Linux => (LINUX, ""),
-            Purpose::Swap => (SWAP, ""),
-            Purpose::Lvm => (LVM, ""),
-            Purpose::Raid => (RAID, ""),
-            Purpose::BiosGrub => (BIOS_GRUB, "BIOS boot"),
+/// The type that stands for a purpose.
+pub fn kind(purpose: Purpose) -> Guid {
+    match purpose {
+        Purpose::Linux => LINUX,
+        Purpose::Swap => SWAP,
+        Purpose::Lvm => LVM,
+        Purpose::Raid => RAID,
+        Purpose::BiosGrub => BIOS_GRUB,
+    }
+}
+
+/// Writes both copies and the protective MBR. The table was checked.
+pub fn write(image: &dyn ImageMut, table: &Table) -> Result<()> {
+    let unit = table.sector_size;
+    let room = room(table, image.size())?;
+    let (entries, array_sectors) = (entries(table), array_sectors(table));
+    // At most MAX_ARRAY, since the numbers were checked.
+    let mut array = vec![0; entries as usize * ENTRY_SIZE];
+    for p in &table.partitions {
+        let PartitionType::Gpt(kind) = p.kind else {
+            return Err(Error::Invalid(format!("partition {} has a type that is none of a GPT", p.number)));
         };
-        // Numbers are 1 to 128.
+        let attributes = p.attributes & !LEGACY_BIOS_BOOTABLE | if p.bootable { LEGACY_BIOS_BOOTABLE } else { 0 };
         let entry = &mut array[(p.number as usize - 1) * ENTRY_SIZE..][..ENTRY_SIZE];
         entry[..16].copy_from_slice(&kind.0);
-        entry[16..32].copy_from_slice(&p.guid.0);
-        entry[32..40].copy_from_slice(&(p.start / 512).to_le_bytes());
-        entry[40..48].copy_from_slice(&((p.start + p.len) / 512 - 1).to_le_bytes());
-        entry[48..56].copy_from_slice(&if p.bootable { LEGACY_BIOS_BOOTABLE } else { 0 }.to_le_bytes());
-        for (place, unit) in entry[56..].chunks_exact_mut(2).zip(name.encode_utf16()) {
+        entry[16..32].copy_from_slice(&p.uuid.parse::<Guid>()?.0);
+        entry[32..40].copy_from_slice(&(p.start / unit).to_le_bytes());
+        entry[40..48].copy_from_slice(&(p.end() / unit - 1).to_le_bytes());
+        entry[48..56].copy_from_slice(&attributes.to_le_bytes());
+        for (place, unit) in entry[56..].chunks_exact_mut(2).zip(p.name.encode_utf16()) {
             place.copy_from_slice(&unit.to_le_bytes());
         }
     }
-    let last = image.size() / 512 - 1;
+    let crc = crc32fast::hash(&array);
+    array.resize((array_sectors * unit) as usize, 0);
+    let id: Guid = table.id.parse()?;
+    let last = image.size() / unit - 1;
     let header = |my_lba: u64, other_lba: u64, array_lba: u64| {
-        let mut h = vec![0; 512];
+        let mut h = vec![0; unit as usize];
         h[..8].copy_from_slice(SIGNATURE);
         h[8..12].copy_from_slice(&0x0001_0000u32.to_le_bytes());
         h[12..16].copy_from_slice(&(HEADER_SIZE as u32).to_le_bytes());
-        for (at, value) in [(24, my_lba), (32, other_lba), (40, usable.start / 512), (48, usable.end / 512 - 1), (72, array_lba)] {
+        for (at, value) in [(24, my_lba), (32, other_lba), (40, room.start / unit), (48, room.end / unit - 1), (72, array_lba)] {
             h[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
         h[56..72].copy_from_slice(&id.0);
-        for (at, value) in [(80, ENTRIES), (84, ENTRY_SIZE as u32), (88, crc32fast::hash(&array))] {
+        for (at, value) in [(80, entries as u32), (84, ENTRY_SIZE as u32), (88, crc)] {
             h[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
         let crc = crc32fast::hash(&h[..HEADER_SIZE]);
         h[16..20].copy_from_slice(&crc.to_le_bytes());
         h
     };
-    mbr::write_protective(image)?;
-    image.write_at(&[header(1, last, 2), array.clone()].concat(), 512)?;
-    image.write_at(&[array.clone(), header(last, 1, last - 32)].concat(), (last - 32) * 512)
+    mbr::write_protective(image, unit)?;
+    image.write_at(&[header(1, last, 2), array.clone()].concat(), unit)?;
+    image.write_at(&[array, header(last, 1, last - array_sectors)].concat(), (last - array_sectors) * unit)
 }

@@ -3,8 +3,9 @@
 //! The order of things is that of Linux's `block/partitions/msdos.c`, since its numbers are what a guest's files name.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
-use super::{NewPartition, Partition, PartitionType, Purpose, Table, TableKind, sector_at};
+use super::{Partition, PartitionType, Purpose, Table, TableKind, sector_at};
 use crate::{Error, Image, ImageMut, Result};
 
 const SECTOR: u64 = 512;
@@ -12,7 +13,7 @@ const DISK_SIGNATURE: usize = 0x1b8;
 const ENTRIES: usize = 0x1be;
 const PROTECTIVE: u8 = 0xee;
 /// As many partitions as Linux gives a disk.
-const MAX_NUMBER: u32 = 255;
+pub const MAX_NUMBER: u32 = 255;
 /// Extended boot records in a row that hold nothing; Linux gives up then.
 const MAX_EMPTY: u32 = 100;
 
@@ -121,6 +122,7 @@ impl Reader<'_> {
             uuid: format!("{:08x}-{number:02x}", self.id),
             name: String::new(),
             bootable: entry.flag == 0x80,
+            attributes: 0,
         });
         true
     }
@@ -163,45 +165,132 @@ impl Reader<'_> {
     }
 }
 
-pub fn write(image: &dyn ImageMut, id: u32, partitions: &[NewPartition]) -> Result<()> {
-    let mut sector = sector_at(image, 0)?.ok_or_else(|| Error::Invalid(format!("{}: too small for an MBR", image.info().file)))?;
+/// What partitions may take: from the sector behind the table to the end of the disk, or of what 32 bits can number.
+pub fn room(size: u64) -> Range<u64> {
+    SECTOR..(size / SECTOR).min(u64::from(u32::MAX)) * SECTOR
+}
+
+/// The type that stands for a purpose.
+pub fn kind(purpose: Purpose) -> Result<u8> {
+    Ok(match purpose {
+        Purpose::Linux => 0x83,
+        Purpose::Swap => 0x82,
+        Purpose::Lvm => 0x8e,
+        Purpose::Raid => 0xfd,
+        Purpose::BiosGrub => return Err(Error::Invalid("a bios_grub partition needs a GPT".into())),
+    })
+}
+
+/// Writes the record and the chains of extended ones. The table was checked.
+pub fn write(image: &dyn ImageMut, table: &Table) -> Result<()> {
+    let bad = |what: String| Error::Invalid(format!("{}: {what}", image.info().file));
+    let id = u32::from_str_radix(&table.id, 16).map_err(|_| bad(format!("'{}' is no signature of a disk", table.id)))?;
+    let (logical, mut primary): (Vec<&Partition>, Vec<&Partition>) = table.partitions.iter().partition(|p| p.is_logical());
+    primary.sort_by_key(|p| p.number);
+    let mut records = Vec::new();
+    for extended in primary.iter().filter(|p| p.kind.is_extended()) {
+        records.extend(chain(extended, &logical).map_err(bad)?);
+    }
+    // The numbers are not in the table: they follow from the order in the chains.
+    let numbers = records.iter().flat_map(|r| r.own).map(|p| p.number);
+    if records.iter().filter(|r| r.own.is_some()).count() != logical.len() || !numbers.eq((5..).take(logical.len())) {
+        return Err(bad("logical partitions must lie in extended ones, and have the numbers from 5 on in the order of their chain".into()));
+    }
+
+    let mut sector = sector_at(image, 0)?.ok_or_else(|| bad("too small for an MBR".into()))?;
     sector[DISK_SIGNATURE..].fill(0);
     sector[DISK_SIGNATURE..DISK_SIGNATURE + 4].copy_from_slice(&id.to_le_bytes());
-    for p in partitions {
-        let kind = match p.purpose {
-            Purpose::Linux => 0x83,
-            Purpose::Swap => 0x82,
-            Purpose::Lvm => 0x8e,
-            Purpose::Raid => 0xfd,
-            Purpose::BiosGrub => return Err(Error::Invalid("a bios_grub partition needs a GPT".into())),
-        };
-        let (Ok(start), Ok(sectors)) = (u32::try_from(p.start / SECTOR), u32::try_from(p.len / SECTOR)) else {
-            let file = image.info().file;
-            return Err(Error::Invalid(format!(
-                "{file}: partition {} reaches past the 2 TiB that an MBR can address: use a GPT",
-                p.number
-            )));
-        };
+    for p in &primary {
         // Numbers are 1 to 4, and so this fits before the signature.
-        let at = ENTRIES + 16 * (p.number as usize - 1);
-        let last = u64::from(start) + u64::from(sectors) - 1;
-        sector[at] = if p.bootable { 0x80 } else { 0 };
-        sector[at + 1..at + 4].copy_from_slice(&chs(start.into()));
-        sector[at + 4] = kind;
-        sector[at + 5..at + 8].copy_from_slice(&chs(last));
-        sector[at + 8..at + 12].copy_from_slice(&start.to_le_bytes());
-        sector[at + 12..at + 16].copy_from_slice(&sectors.to_le_bytes());
+        put(&mut sector, p.number as usize - 1, p.bootable, type_of(p)?, p.start..p.end(), 0)?;
     }
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    for record in records {
+        record.write(image)?;
+    }
     image.write_at(&sector, 0)
 }
 
-/// The protective MBR of a GPT; boot code stays.
-pub fn write_protective(image: &dyn ImageMut) -> Result<()> {
+/// An extended boot record that is to be written.
+struct Record<'a> {
+    /// Its place, in bytes.
+    at: u64,
+    /// Whether it is the first of its chain, whose code may be a boot loader.
+    is_first: bool,
+    own: Option<&'a Partition>,
+    /// Where the extended partition begins, and the bytes from the next record to its partition's end.
+    next: Option<(u64, Range<u64>)>,
+}
+
+/// The records of one extended partition. The first lies at its beginning, each other one in the gap before its partition.
+fn chain<'a>(extended: &Partition, logical: &[&'a Partition]) -> Result<Vec<Record<'a>>, String> {
+    let mut inside: Vec<&Partition> = logical.iter().copied().filter(|p| p.start > extended.start && p.end() <= extended.end()).collect();
+    inside.sort_by_key(|p| p.number);
+    let place = |(index, p): (usize, &&Partition)| {
+        if index == 0 {
+            return Ok(extended.start);
+        }
+        let before = inside.iter().map(|o| o.end()).filter(|end| *end <= p.start).max().unwrap_or(extended.start + SECTOR);
+        if before < p.start { Ok(before) } else { Err(format!("there is no sector before partition {} for its boot record", p.number)) }
+    };
+    let places = inside.iter().enumerate().map(place).collect::<Result<Vec<_>, _>>()?;
+    let next = |i: usize| inside.get(i).zip(places.get(i)).map(|(p, at)| (extended.start, *at..p.end()));
+    let mut records: Vec<Record<'_>> = inside
+        .iter()
+        .zip(&places)
+        .enumerate()
+        .map(|(i, (own, at))| Record { at: *at, is_first: i == 0, own: Some(own), next: next(i + 1) })
+        .collect();
+    if records.is_empty() {
+        records.push(Record { at: extended.start, is_first: true, own: None, next: None });
+    }
+    Ok(records)
+}
+
+impl Record<'_> {
+    fn write(&self, image: &dyn ImageMut) -> Result<()> {
+        let mut sector = if self.is_first { sector_at(image, self.at)?.unwrap_or([0; 512]) } else { [0; 512] };
+        sector[ENTRIES..].fill(0);
+        if let Some(own) = self.own {
+            put(&mut sector, 0, own.bootable, type_of(own)?, own.start..own.end(), self.at)?;
+        }
+        if let Some((base, next)) = &self.next {
+            put(&mut sector, 1, false, 0x05, next.clone(), *base)?;
+        }
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        image.write_at(&sector, self.at)
+    }
+}
+
+fn type_of(p: &Partition) -> Result<u8> {
+    match p.kind {
+        PartitionType::Mbr(kind) => Ok(kind),
+        PartitionType::Gpt(_) => Err(Error::Invalid(format!("partition {} has a type that is none of an MBR", p.number))),
+    }
+}
+
+/// Fills an entry of a record with what stands for `range`; `base` is the byte that its start counts from.
+fn put(sector: &mut [u8; 512], slot: usize, bootable: bool, kind: u8, range: Range<u64>, base: u64) -> Result<()> {
+    let sectors = |bytes: u64| {
+        u32::try_from(bytes / SECTOR).map_err(|_| Error::Invalid("a partition past the 2 TiB that an MBR can address: use a GPT".into()))
+    };
+    let entry = &mut sector[ENTRIES + 16 * slot..][..16];
+    entry[0] = if bootable { 0x80 } else { 0 };
+    entry[1..4].copy_from_slice(&chs(range.start / SECTOR));
+    entry[4] = kind;
+    entry[5..8].copy_from_slice(&chs(range.end / SECTOR - 1));
+    entry[8..12].copy_from_slice(&sectors(range.start - base)?.to_le_bytes());
+    entry[12..16].copy_from_slice(&sectors(range.end - range.start)?.to_le_bytes());
+    Ok(())
+}
+
+/// The protective MBR of a GPT with sectors of `unit` bytes; boot code stays, and the flag that some BIOSes want.
+pub fn write_protective(image: &dyn ImageMut, unit: u64) -> Result<()> {
     let mut sector = sector_at(image, 0)?.unwrap_or([0; 512]);
+    let flag = entries(&sector).iter().find(|e| e.kind == PROTECTIVE).map_or(0, |e| e.flag & 0x80);
     sector[DISK_SIGNATURE..].fill(0);
-    let sectors = u32::try_from(image.size() / SECTOR - 1).unwrap_or(u32::MAX);
-    sector[ENTRIES..ENTRIES + 16].copy_from_slice(&[0, 0, 2, 0, PROTECTIVE, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0]);
+    let sectors = u32::try_from(image.size() / unit - 1).unwrap_or(u32::MAX);
+    sector[ENTRIES..ENTRIES + 16].copy_from_slice(&[flag, 0, 2, 0, PROTECTIVE, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0]);
     sector[ENTRIES + 12..ENTRIES + 16].copy_from_slice(&sectors.to_le_bytes());
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     image.write_at(&sector, 0)

@@ -4,6 +4,8 @@
 //! bytes. A table is hostile input: walks are bounded, loops are found, and what lies outside of the disk is left out
 //! or cut with a [warning](Table::warnings), as Linux does.
 
+use std::ops::Range;
+
 mod gpt;
 mod guid;
 mod mbr;
@@ -59,6 +61,8 @@ pub struct Partition {
     pub name: String,
     /// The active flag of an MBR, `legacy BIOS bootable` of a GPT.
     pub bootable: bool,
+    /// All attribute bits of a GPT; 0 for an MBR.
+    pub attributes: u64,
 }
 
 /// A partition's type.
@@ -68,6 +72,46 @@ pub enum PartitionType {
     Mbr(u8),
     /// A GPT's type.
     Gpt(Guid),
+}
+
+impl Table {
+    /// A table of sectors of 512 bytes that has these partitions.
+    pub fn new(kind: TableKind, id: String, partitions: Vec<Partition>) -> Self {
+        let first_usable = if kind == TableKind::Gpt { gpt::HEAD } else { 512 };
+        Table { kind, sector_size: 512, id, first_usable, partitions, warnings: Vec::new() }
+    }
+}
+
+impl Partition {
+    /// First byte behind it.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.len)
+    }
+
+    /// Whether it lies in an extended partition of an MBR.
+    pub fn is_logical(&self) -> bool {
+        matches!(self.kind, PartitionType::Mbr(_)) && self.number > 4
+    }
+}
+
+impl NewPartition {
+    /// As it will be read back from a table of this kind, but for the id that an MBR gives it.
+    pub fn partition(&self, kind: TableKind) -> Result<Partition> {
+        let kind = match kind {
+            TableKind::Mbr => PartitionType::Mbr(mbr::kind(self.purpose)?),
+            TableKind::Gpt => PartitionType::Gpt(gpt::kind(self.purpose)),
+        };
+        Ok(Partition {
+            number: self.number,
+            start: self.start,
+            len: self.len,
+            kind,
+            uuid: self.guid.to_string(),
+            name: if self.purpose == Purpose::BiosGrub { "BIOS boot".into() } else { String::new() },
+            bootable: self.bootable,
+            attributes: 0,
+        })
+    }
 }
 
 impl PartitionType {
@@ -123,13 +167,34 @@ pub fn read(image: &dyn Image) -> Result<Option<Table>> {
     if mbr::is_protective(&sector) { gpt::read(image).map(Some) } else { mbr::read(image, &sector).map(Some) }
 }
 
+/// Writes a table as it would be [`read`]: numbers, types, ids, names and attributes are kept. The boot code before it stays as it is.
+///
+/// Logical partitions get their extended boot records in the gaps before them.
+///
+/// # Errors
+/// [`Error::Invalid`] for partitions that overlap, have no room for what the table needs besides them, or lie outside of [`room`].
+pub fn write(image: &dyn ImageMut, table: &Table) -> Result<()> {
+    check(&image.info().file, table, room(table, image.size())?)?;
+    match table.kind {
+        TableKind::Mbr => mbr::write(image, table),
+        TableKind::Gpt => gpt::write(image, table),
+    }
+}
+
+/// The bytes of a disk of `size` bytes that partitions of this table may take.
+pub fn room(table: &Table, size: u64) -> Result<Range<u64>> {
+    match table.kind {
+        TableKind::Mbr => Ok(mbr::room(size)),
+        TableKind::Gpt => gpt::room(table, size),
+    }
+}
+
 /// Writes a new MBR with the disk signature `id`. The boot code before it stays as it is.
 ///
 /// # Errors
 /// [`Error::Invalid`] for partitions that overlap, lie outside of the disk or of what an MBR can say (2 TiB).
 pub fn write_mbr(image: &dyn ImageMut, id: u32, partitions: &[NewPartition]) -> Result<()> {
-    check(image, partitions, 1..=4, 512..image.size())?;
-    mbr::write(image, id, partitions)
+    write(image, &new(TableKind::Mbr, format!("{id:08x}"), partitions)?)
 }
 
 /// Writes a new GPT of 512-byte sectors, both copies and the protective MBR. The boot code before it stays as it is.
@@ -137,8 +202,12 @@ pub fn write_mbr(image: &dyn ImageMut, id: u32, partitions: &[NewPartition]) -> 
 /// # Errors
 /// [`Error::Invalid`] for partitions that overlap or lie outside of the room between the two copies.
 pub fn write_gpt(image: &dyn ImageMut, id: Guid, partitions: &[NewPartition]) -> Result<()> {
-    check(image, partitions, 1..=gpt::ENTRIES, gpt::usable(image.size())?)?;
-    gpt::write(image, id, partitions)
+    write(image, &new(TableKind::Gpt, id.to_string(), partitions)?)
+}
+
+fn new(kind: TableKind, id: String, partitions: &[NewPartition]) -> Result<Table> {
+    let partitions = partitions.iter().map(|p| p.partition(kind)).collect::<Result<_>>()?;
+    Ok(Table::new(kind, id, partitions))
 }
 
 /// Bytes at the end of a disk that a GPT's backup takes: 33 sectors.
@@ -154,27 +223,27 @@ fn sector_at(image: &dyn Image, offset: u64) -> Result<Option<[u8; 512]>> {
     Ok(Some(sector))
 }
 
-fn check(
-    image: &dyn ImageMut,
-    partitions: &[NewPartition],
-    numbers: std::ops::RangeInclusive<u32>,
-    room: std::ops::Range<u64>,
-) -> Result<()> {
-    let bad = |p: &NewPartition, why: String| {
-        Err(Error::Invalid(format!("{}: partition {} of {} bytes at offset {:#x} {why}", image.info().file, p.number, p.len, p.start)))
+/// Partitions that cannot be: outside of the room for them, with one number, or one in the way of another.
+fn check(file: &str, table: &Table, room: Range<u64>) -> Result<()> {
+    let bad = |p: &Partition, why: String| {
+        Err(Error::Invalid(format!("{file}: partition {} of {} bytes at offset {:#x} {why}", p.number, p.len, p.start)))
     };
-    for (index, p) in partitions.iter().enumerate() {
+    let unit = table.sector_size;
+    let numbers = if table.kind == TableKind::Mbr { 1..=mbr::MAX_NUMBER } else { 1..=gpt::MAX_NUMBER };
+    for (index, p) in table.partitions.iter().enumerate() {
         if !numbers.contains(&p.number) {
             return bad(p, format!("must have a number from {} to {}", numbers.start(), numbers.end()));
         }
-        if p.start % 512 != 0 || p.len % 512 != 0 || p.len == 0 {
-            return bad(p, "must start and end on a sector of 512 bytes".into());
+        if !p.start.is_multiple_of(unit) || !p.len.is_multiple_of(unit) || p.len == 0 {
+            return bad(p, format!("must start and end on a sector of {unit} bytes"));
         }
         let Some(end) = p.start.checked_add(p.len).filter(|end| *end <= room.end && p.start >= room.start) else {
             return bad(p, format!("must lie between {:#x} and {:#x}", room.start, room.end));
         };
-        for other in &partitions[..index] {
-            if other.number == p.number || (p.start < other.start + other.len && other.start < end) {
+        for other in &table.partitions[..index] {
+            // A logical partition lies in an extended one: the writer looks that it does.
+            let may_overlap = p.is_logical() != other.is_logical();
+            if other.number == p.number || !may_overlap && p.start < other.start + other.len && other.start < end {
                 return bad(p, format!("is in the way of partition {} of {} bytes at offset {:#x}", other.number, other.len, other.start));
             }
         }

@@ -201,6 +201,71 @@ fn sgdisk_finds_no_fault_in_the_gpt_that_we_write() {
 }
 
 #[test]
+fn an_mbr_with_logical_partitions_is_written_as_it_was_read() {
+    if !has("sfdisk") {
+        return;
+    }
+    let script = "label: dos\nlabel-id: 0x1a2b3c4d\n1 : start=2048, size=8192, type=83, bootable\n2 : start=10240, size=49152, type=f\n\
+                  5 : start=12288, size=4096, type=83\n6 : start=18432, size=4096, type=82\n7 : start=24576, size=8192, type=8e\n";
+    let original = sfdisk(32 * MIB, script);
+    let mut table = read(&original).unwrap().unwrap();
+    let image = TestImage::with(32 * MIB, &[(0, &[0x90; 440]), (10240 * 512, &[0x91; 440])]);
+    write(&image, &table).unwrap();
+    assert_eq!(read(&image).unwrap().unwrap(), table);
+    let rows = |image: &TestImage| -> Vec<String> {
+        judge(image, &["sfdisk", "-d"]).lines().filter_map(|l| Some(l.split_once(" : ")?.1.to_string())).collect()
+    };
+    assert_eq!(rows(&image), rows(&original));
+    assert_eq!((&image.bytes()[..440], &image.bytes()[10240 * 512..][..440]), (&[0x90; 440][..], &[0x91; 440][..]));
+
+    // The chain's order is that of the numbers, not that of the disk.
+    for (number, start) in [(5, 24576), (6, 12288), (7, 20480)] {
+        let p = table.partitions.iter_mut().find(|p| p.number == number).unwrap();
+        (p.start, p.len) = (start * 512, 2048 * 512);
+    }
+    write(&image, &table).unwrap();
+    assert_eq!(read(&image).unwrap().unwrap(), table);
+    assert!(judge(&image, &["sfdisk", "-V"]).contains("No errors"));
+
+    for (number, start, len) in [(6, 2048, 512), (6, 10241, 1024), (5, 10240, 1024), (9, 16384, 512), (6, 24000, 600)] {
+        let mut bad = table.clone();
+        let p = bad.partitions.iter_mut().find(|p| p.number == number.min(7)).unwrap();
+        (p.number, p.start, p.len) = (number, start * 512, len * 512);
+        let before = image.bytes();
+        assert!(matches!(write(&image, &bad), Err(Error::Invalid(_))), "{number} at {start}");
+        assert!(image.bytes() == before);
+    }
+    table.partitions.retain(|p| !p.is_logical());
+    write(&image, &table).unwrap();
+    assert_eq!(read(&image).unwrap().unwrap(), table);
+}
+
+#[test]
+fn a_gpt_is_written_as_it_was_read() {
+    if !has("sgdisk") {
+        return;
+    }
+    let mut table = read(&sgdisk_made()).unwrap().unwrap();
+    table.partitions[1].attributes = 1 << 60 | 1;
+    // A larger disk: the backup goes to its new end.
+    let image = TestImage::new(64 * MIB);
+    write(&image, &table).unwrap();
+    assert_eq!(read(&image).unwrap().unwrap(), table);
+    let verdict = judge(&image, &["sgdisk", "-v"]);
+    assert!(verdict.contains("No problems found"), "{verdict}");
+    let info = judge(&image, &["sgdisk", "-i", "5"]);
+    assert!(info.contains("AAAAAAAA-BBBB-CCCC-DDDD-EEEEEEEEEEEE") && info.contains("Attribute flags: 1000000000000001"), "{info}");
+    table.partitions[0].number = 200;
+    write(&image, &table).unwrap();
+    assert_eq!(read(&image).unwrap().unwrap().partitions[1].number, 200);
+
+    let large = Table { sector_size: 4096, first_usable: 6 * 4096, ..table };
+    write(&image, &large).unwrap();
+    let again = read(&image).unwrap().unwrap();
+    assert_eq!((again.sector_size, again.first_usable, again.partitions.len()), (4096, 9 * 4096, 2));
+}
+
+#[test]
 fn tables_that_cannot_be_are_refused() {
     let image = TestImage::new(8 * MIB);
     let linux = |number, start, len| new(number, start, len, Purpose::Linux);
