@@ -39,7 +39,7 @@ struct Package {
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 9] = [
+const PACKAGES: [Package; 11] = [
     Package {
         name: "e2fsprogs",
         programs: &["e2fsck", "mke2fs", "mkfs.ext", "resize2fs", "tune2fs", "debugfs"],
@@ -48,6 +48,8 @@ const PACKAGES: [Package; 9] = [
     Package { name: "xfsprogs", programs: &["xfs_repair", "xfs_", "mkfs.xfs"], purpose: "XFS" },
     Package { name: "btrfs-progs", programs: &["btrfs", "mkfs.btrfs"], purpose: "btrfs" },
     Package { name: "dosfstools", programs: &["fsck.vfat", "mkfs.vfat"], purpose: "FAT, which UEFI starts from" },
+    Package { name: "ntfs-3g", programs: &["mkfs.ntfs", "ntfsresize", "mkntfs", "ntfs"], purpose: "NTFS" },
+    Package { name: "util-linux", programs: &["fstrim", "mkswap", "blkid"], purpose: "free space, swap" },
     Package { name: "lvm2", programs: &["lvm"], purpose: "logical volumes" },
     Package { name: "dmsetup", programs: &["dmsetup"], purpose: "encrypted volumes" },
     Package { name: "cryptsetup-bin", programs: &["cryptsetup"], purpose: "headers of encrypted volumes" },

@@ -8,6 +8,9 @@ use imgcore::{Image, ImageMut};
 
 use crate::{GuestFsMut, Result};
 
+/// Where programs of the appliance find the guest's tree, as far as it is mounted.
+pub const GUEST_ROOT: &str = "/guest";
+
 /// A disk for the appliance. It sees them in order as `/dev/vda`, `/dev/vdb`, …
 #[derive(Clone)]
 pub enum Disk {

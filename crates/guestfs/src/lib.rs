@@ -11,6 +11,7 @@ mod bytes;
 pub mod engine;
 mod error;
 mod ext4;
+pub mod free;
 mod fs;
 mod guest;
 pub mod inspect;

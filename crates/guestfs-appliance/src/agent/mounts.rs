@@ -13,7 +13,7 @@ use super::tree::Tree;
 use crate::protocol::Failure;
 
 /// Where the guest's tree is mounted.
-pub const ROOT: &str = "/guest";
+pub const ROOT: &str = guestfs::engine::GUEST_ROOT;
 
 /// Programs that a guest's scripts call and that mean nothing here: first in the guest's PATH.
 pub const STUBS: &str = "/dev/.guestlift";

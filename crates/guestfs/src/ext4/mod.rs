@@ -6,6 +6,7 @@
 
 mod device;
 mod dir;
+mod free;
 mod inode;
 mod journal;
 mod map;
@@ -56,7 +57,7 @@ pub(crate) fn open(image: Arc<dyn Image>, start: u64, len: u64) -> Result<Arc<dy
 }
 
 impl Ext4 {
-    fn open(image: Arc<dyn Image>, start: u64, len: u64) -> Result<Self> {
+    pub(crate) fn open(image: Arc<dyn Image>, start: u64, len: u64) -> Result<Self> {
         let len = len.min(image.size().saturating_sub(start));
         let mut device = Device::new(image, start, len, 1024, 2);
         let mut raw = vec![0; superblock::SIZE];

@@ -16,7 +16,9 @@ pub(crate) const INCOMPAT_EXTENTS: u32 = 0x40;
 pub(crate) const INCOMPAT_64BIT: u32 = 0x80;
 pub(crate) const INCOMPAT_DIRDATA: u32 = 0x1000;
 pub(crate) const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+pub(crate) const RO_COMPAT_GDT_CSUM: u32 = 0x10;
 pub(crate) const RO_COMPAT_BIGALLOC: u32 = 0x200;
+pub(crate) const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 
 /// Bytes of a superblock, which lies at byte 1024.
 pub(crate) const SIZE: usize = 1024;
@@ -133,7 +135,7 @@ impl Superblock {
     }
 
     /// Whether the group begins with a copy of the superblock.
-    fn has_super(&self, group: u64) -> bool {
+    pub(crate) fn has_super(&self, group: u64) -> bool {
         if group == 0 {
             return true;
         }
@@ -158,6 +160,11 @@ impl Superblock {
         clusters.min(4096) << self.cluster_bits
     }
 
+    /// Blocks of a group's inode table.
+    pub(crate) fn table_blocks(&self) -> u64 {
+        (u64::from(self.inodes_per_group) * u64::from(self.inode_size)).div_ceil(u64::from(self.block_size))
+    }
+
     /// Blocks that are the filesystem's own, without the journal, as the kernel takes them off.
     pub(crate) fn own_blocks(&self) -> u64 {
         if self.overhead != 0 {
@@ -166,7 +173,7 @@ impl Superblock {
         let descriptors = u64::from(self.block_size / self.descriptor_size);
         let tables = if self.has_incompat(INCOMPAT_META_BG) { u64::from(self.first_meta_bg) } else { self.groups.div_ceil(descriptors) };
         let supers: u64 = (0..self.groups.min(1 << 20)).filter(|g| self.has_super(*g)).count() as u64;
-        let inode_blocks = (u64::from(self.inodes_per_group) * u64::from(self.inode_size)).div_ceil(u64::from(self.block_size));
+        let inode_blocks = self.table_blocks();
         u64::from(self.first_data_block)
             .saturating_add(supers * (1 + tables + u64::from(self.reserved_gdt_blocks)))
             .saturating_add(self.groups.saturating_mul(inode_blocks + 2))

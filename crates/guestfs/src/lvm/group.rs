@@ -1,6 +1,7 @@
 //! A volume group: its logical volumes, each as an image where linear and striped segments are all it has.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use imgcore::{Image, Joined, Slice};
@@ -28,6 +29,8 @@ pub struct Group {
     pub missing: usize,
     /// The volumes that are to be seen.
     pub volumes: Vec<LogicalVolume>,
+    /// What no volume uses of the physical ones, in bytes from their beginnings.
+    pub free: Vec<(PhysicalVolume, Range<u64>)>,
 }
 
 /// A physical volume of a group.
@@ -83,6 +86,7 @@ impl Group {
             missing: physical.len().saturating_sub(present.len()),
             physical: present,
             volumes: Vec::new(),
+            free: Vec::new(),
         };
         for (name, lv) in vg.section("logical_volumes").into_iter().flat_map(Section::sections) {
             if lv.list("status").contains(&Value::Text("VISIBLE".into())) {
@@ -90,7 +94,42 @@ impl Group {
                 group.volumes.push(volume);
             }
         }
+        group.free = group.unused(vg, found)?;
         Ok(group)
+    }
+
+    /// The extents that no segment of any volume has, hidden ones included.
+    fn unused(&self, vg: &Section, found: &[(usize, Arc<dyn Image>, Label)]) -> Result<Vec<(PhysicalVolume, Range<u64>)>, String> {
+        let mut used: HashMap<&str, Vec<Range<u64>>> = HashMap::new();
+        let volumes = vg.section("logical_volumes").into_iter().flat_map(Section::sections);
+        for segment in volumes.flat_map(|(_, lv)| lv.sections()).map(|(_, segment)| segment) {
+            let count = segment.number("extent_count")?;
+            // Whatever the kind of the segment: where a physical volume is named, an extent stands behind it.
+            for [name, extent] in segment.lists().flat_map(|list| list.array_windows()) {
+                if let (Value::Text(name), Value::Number(extent)) = (name, extent) {
+                    used.entry(name).or_default().push(*extent..extent.saturating_add(count));
+                }
+            }
+        }
+        let mut free = Vec::new();
+        for (key, pv) in vg.section("physical_volumes").into_iter().flat_map(Section::sections) {
+            let id = pv.text("id")?.replace('-', "");
+            let Some((position, ..)) = found.iter().find(|(.., label)| label.id == id) else { continue };
+            let (start, count) = (pv.number("pe_start")?, pv.number("pe_count")?);
+            let volume = PhysicalVolume { position: *position, len: count.saturating_mul(self.extent_size) };
+            let mut used = used.remove(key).unwrap_or_default();
+            used.sort_by_key(|r| r.start);
+            used.push(count..count);
+            let mut at = 0;
+            for range in used {
+                if at < range.start.min(count) {
+                    let byte = |extent: u64| extent.checked_mul(self.extent_size)?.checked_add(start.checked_mul(SECTOR)?);
+                    free.extend(byte(at).zip(byte(range.start.min(count))).map(|(from, to)| (volume, from..to)));
+                }
+                at = at.max(range.end);
+            }
+        }
+        Ok(free)
     }
 
     fn volume(&self, name: &str, lv: &Section, physical: &HashMap<&str, Physical>) -> Result<LogicalVolume, String> {

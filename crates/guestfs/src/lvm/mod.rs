@@ -48,12 +48,17 @@ pub fn mapper_name(group: &str, volume: &str) -> String {
     format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
 }
 
-/// Makes the logical volumes of a group on an appliance's disks appear as `/dev/GROUP/VOLUME` in it.
-pub(crate) fn activate(session: &mut dyn Session, group: &str) -> Result<()> {
-    // There is no udev, and nobody else uses these disks.
+/// A command of LVM for the appliance, where there is no udev and nobody else uses the disks.
+pub fn command<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
     const SETTINGS: &str = "activation{udev_sync=0 udev_rules=0 monitoring=0 verify_udev_operations=0} backup{backup=0 archive=0} \
                             devices{use_devicesfile=0 obtain_device_list_from_udev=0} global{locking_dir=\"/tmp/lvm\" event_activation=0}";
-    let output = session.run_tool(&Command::new(["lvm", "vgchange", "--config", SETTINGS, "--sysinit", "-a", "y", "--", group]))?;
+    let mut words = words.into_iter();
+    Command::new(["lvm"].into_iter().chain(words.next()).chain(["--config", SETTINGS]).chain(words))
+}
+
+/// Makes the logical volumes of a group on an appliance's disks appear as `/dev/GROUP/VOLUME` in it.
+pub(crate) fn activate(session: &mut dyn Session, group: &str) -> Result<()> {
+    let output = session.run_tool(&command(["vgchange", "--sysinit", "-a", "y", "--", group]))?;
     if output.status == 0 {
         return Ok(());
     }

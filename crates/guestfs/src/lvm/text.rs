@@ -49,6 +49,14 @@ impl Section {
         }
     }
 
+    /// All lists in it.
+    pub fn lists(&self) -> impl Iterator<Item = &[Value]> {
+        self.0.iter().filter_map(|(_, value)| match value {
+            Value::List(list) => Some(list.as_slice()),
+            _ => None,
+        })
+    }
+
     pub fn section(&self, name: &str) -> Option<&Section> {
         self.sections().find(|(n, _)| *n == name).map(|(_, section)| section)
     }

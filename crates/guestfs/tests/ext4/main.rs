@@ -1,6 +1,7 @@
 //! The ext2/3/4 reader against what e2fsprogs makes: every mke2fs variant, dirty journals, and damaged filesystems.
 
 mod damage;
+mod free;
 mod journal;
 mod make;
 mod variants;

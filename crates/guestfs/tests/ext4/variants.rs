@@ -4,7 +4,7 @@ use guestfs::{Ext, FileType, GuestFs};
 
 use crate::make::{Host, debugfs, folder, mke2fs, open, run};
 
-const VARIANTS: &[(&str, &[&str])] = &[
+pub const VARIANTS: &[(&str, &[&str])] = &[
     ("ext2", &["-t", "ext2"]),
     ("ext3", &["-t", "ext3"]),
     ("ext4", &["-t", "ext4"]),
