@@ -4,9 +4,7 @@
 
 use std::ops::Range;
 
-use super::superblock::{
-    self, COMPAT_HAS_JOURNAL, INCOMPAT_64BIT, INCOMPAT_META_BG, RO_COMPAT_BIGALLOC, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM,
-};
+use super::superblock::{self, COMPAT_HAS_JOURNAL, INCOMPAT_64BIT, INCOMPAT_META_BG, RO_COMPAT_GDT_CSUM, RO_COMPAT_METADATA_CSUM};
 use super::{Ext4, corrupt};
 use crate::bytes::{crc32c, cut, le16, le32};
 use crate::{Error, Result};
@@ -45,10 +43,7 @@ impl Ext4 {
         if state & STATE_ERRORS != 0 || state & STATE_VALID == 0 && sb.compat & COMPAT_HAS_JOURNAL == 0 {
             return Err(Error::Unsupported { filesystem: "ext4", what: "free space of a filesystem that must be checked first".into() });
         }
-        let ratio = match sb.ro_compat & RO_COMPAT_BIGALLOC {
-            0 => 1,
-            _ => 1u64 << le32(&raw, 0x1c).saturating_sub(le32(&raw, 0x18)).min(20),
-        };
+        let ratio = 1u64 << sb.cluster_bits;
         let clusters = u64::from(sb.blocks_per_group) / ratio;
         if !clusters.is_multiple_of(8) || clusters == 0 || clusters > 8 * unit || clusters * ratio != u64::from(sb.blocks_per_group) {
             return Err(corrupt(format!("{} blocks in a group", sb.blocks_per_group)));

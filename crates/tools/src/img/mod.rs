@@ -10,7 +10,7 @@ use self::args::getopt::{complaint, like_getopt};
 use crate::common::{self, Failure};
 
 mod amend;
-mod args;
+pub(crate) mod args;
 mod bench;
 mod bitmap;
 mod check;

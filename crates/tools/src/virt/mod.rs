@@ -14,15 +14,19 @@ mod checksum;
 mod copy_in;
 mod copy_out;
 mod df;
+mod disks;
 mod doctor;
 mod edit;
 mod expression;
 mod filesystems;
+mod format;
 mod inspector;
 mod long;
 mod ls;
 mod options;
+mod resize;
 mod show;
+mod sparsify;
 mod time;
 
 /// One command of the program: a new one is a new file and a line in [`COMMANDS`].
@@ -44,8 +48,11 @@ const COMMANDS: &[Entry] = &[
     doctor::ENTRY,
     edit::ENTRY,
     filesystems::ENTRY,
+    format::ENTRY,
     inspector::ENTRY,
     ls::ENTRY,
+    resize::ENTRY,
+    sparsify::ENTRY,
 ];
 
 /// The program's command line.
@@ -119,7 +126,7 @@ mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             let stem = name.trim_end_matches(".rs").replace('_', "-");
             assert!(
-                ["mod", "options", "show", "time", "long", "checksum", "expression"].contains(&stem.as_str())
+                ["mod", "options", "show", "time", "long", "checksum", "expression", "disks"].contains(&stem.as_str())
                     || COMMANDS.iter().any(|c| c.name == stem),
                 "{name} is in no table"
             );

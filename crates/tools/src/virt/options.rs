@@ -50,9 +50,16 @@ enum EngineArg {
 }
 
 /// An appliance that says how it runs when it is started, with `-v`.
-struct Announced {
+pub(super) struct Announced {
     appliance: Appliance,
     verbose: bool,
+}
+
+impl Announced {
+    pub(super) fn new(accel: Option<Accel>, verbose: bool) -> Self {
+        let note = if verbose { |line: &str| eprintln!("{line}") } else { |_: &str| {} };
+        Announced { appliance: Appliance { accel, note, ..Appliance::new() }, verbose }
+    }
 }
 
 impl Engine for Announced {
@@ -164,9 +171,7 @@ impl GuestArgs {
     }
 
     fn appliance(&self) -> Announced {
-        let verbose = self.verbose || self.trace;
-        let note = if verbose { |line: &str| eprintln!("{line}") } else { |_: &str| {} };
-        Announced { appliance: Appliance { accel: self.accel, note, ..Appliance::new() }, verbose }
+        Announced::new(self.accel, self.verbose || self.trace)
     }
 
     fn mounts(&self) -> Result<Vec<MountRequest>, Failure> {

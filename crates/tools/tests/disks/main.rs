@@ -1,0 +1,6 @@
+//! The programs that make and change whole disks, on disks that the distribution's own tools made, and judged by them.
+
+mod disk;
+mod format;
+mod resize;
+mod sparsify;
