@@ -1,7 +1,8 @@
 //! What a program that only reads gives up before it looks at what a guest may have written: privileges, other files, other programs.
 //!
 //! Landlock lets a process name what it will still open; everything else is refused from then on, to it and to what it starts. A guest
-//! that takes the reader over finds the images that were named for reading, a place for temporary files, and its output.
+//! that takes the reader over finds the images that were named for reading, a place for temporary files, and its output; no port of the
+//! network unless a server has one of the disks, and no process of the user's but its own.
 //!
 //! 1. Before the first image is opened: its folder may be read, since it may name others there, temporary files may be made, and nothing
 //!    else be opened or started. That is all where no appliance can be wanted.
@@ -15,14 +16,15 @@ use std::path::{Path, PathBuf};
 use guestfs_appliance::locate;
 use imgcore::overlay;
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    path_beneath_rules,
 };
 use rustix::thread::set_no_new_privs;
 
 use crate::common::Failure;
 
 /// The newest rules that are asked for; an older kernel keeps those that it knows.
-const LANDLOCK: ABI = ABI::V5;
+const LANDLOCK: ABI = ABI::V6;
 
 /// What the host's programs, their libraries and their settings lie in.
 const SYSTEM: [&str; 9] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/boot", "/opt"];
@@ -31,11 +33,16 @@ const KERNELS: [&str; 2] = ["/proc", "/sys"];
 /// Whoever shows times reads these.
 const TIME_ZONES: [&str; 2] = ["/etc/localtime", "/usr/share/zoneinfo"];
 
-/// The paths that a program was given, whose folders stay readable.
-pub(in crate::virt) struct Confinement(Vec<PathBuf>);
+/// What stays open.
+pub(in crate::virt) struct Confinement {
+    /// The paths that a program was given, and their folders.
+    folders: Vec<PathBuf>,
+    /// Whether disks are on servers.
+    network: bool,
+}
 
 impl Confinement {
-    pub(super) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+    pub(super) fn new(paths: impl IntoIterator<Item = PathBuf>, network: bool) -> Self {
         let mut folders = Vec::new();
         for path in paths {
             // What a link leads to lies elsewhere.
@@ -44,7 +51,7 @@ impl Confinement {
                 folders.extend([parent, path]);
             }
         }
-        Confinement(folders)
+        Confinement { folders, network }
     }
 
     /// From now on only these folders are read. Says whether the kernel sees to that.
@@ -75,9 +82,11 @@ impl Confinement {
         let rules = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(LANDLOCK))
+            .and_then(|rules| if self.network { Ok(rules) } else { rules.handle_access(AccessNet::from_all(LANDLOCK)) })
+            .and_then(|rules| rules.scope(Scope::from_all(LANDLOCK)))
             .and_then(Ruleset::create)
             // A device tells its size by a call that is a right of its own.
-            .and_then(|rules| rules.add_rules(path_beneath_rules(&self.0, read | AccessFs::IoctlDev)))
+            .and_then(|rules| rules.add_rules(path_beneath_rules(&self.folders, read | AccessFs::IoctlDev)))
             .and_then(|rules| rules.add_rules(path_beneath_rules(TIME_ZONES, read)))
             .and_then(|rules| rules.add_rules(path_beneath_rules(["/dev/tty", "/dev/null"], write())))
             .and_then(|rules| rules.add_rules(path_beneath_rules(temporary, write())));
@@ -96,7 +105,11 @@ fn write() -> BitFlags<AccessFs> {
 mod tests {
     use std::fs::{File, read_to_string};
     use std::io::ErrorKind;
+    use std::net::TcpStream;
     use std::process::Command;
+
+    use rustix::io::Errno;
+    use rustix::process::test_kill_process;
 
     use super::*;
 
@@ -110,6 +123,8 @@ mod tests {
             ("write the image", refused(File::options().write(true).open(folder.join("image")).map(drop))),
             ("make a file beside it", refused(File::create(folder.join("new")).map(drop))),
             ("make a temporary file", refused(tempfile::tempfile().map(drop))),
+            ("reach a port", refused(TcpStream::connect("127.0.0.1:1").map(drop))),
+            ("end its parent", rustix::process::getppid().is_some_and(|pid| test_kill_process(pid) == Err(Errno::PERM))),
             ("start a program", refused(Command::new("/bin/true").status().map(drop))),
         ]
     }
@@ -118,7 +133,7 @@ mod tests {
     #[test]
     fn deed() {
         let Some(folder) = std::env::var_os("GUESTLIFT_TEST_FOLDER").map(PathBuf::from) else { return };
-        let confinement = Confinement::new([folder.join("image")]);
+        let confinement = Confinement::new([folder.join("image")], false);
         let enforced = if std::env::var_os("GUESTLIFT_TEST_APPLIANCE").is_some() {
             confinement.with_appliance().unwrap()
         } else {
@@ -159,7 +174,7 @@ mod tests {
             eprintln!("skipped: this kernel has no landlock");
             return;
         };
-        let always = ["read a file beside its folder", "write the image", "make a file beside it"];
+        let always = ["read a file beside its folder", "write the image", "make a file beside it", "reach a port", "end its parent"];
         let others = ["read the users", "start a program"];
         let mut expected: Vec<&str> = always.into_iter().chain(others).collect();
         expected.sort_unstable();

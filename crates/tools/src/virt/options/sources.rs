@@ -51,8 +51,8 @@ impl FromArgMatches for Sources {
         let places = |name: &str| matches.indices_of(name).into_iter().flatten().collect::<Vec<_>>();
         let (formats, adds) = (places("format"), places("add"));
         let format_of = |index: &usize| {
-            let before = formats.iter().zip(&format).filter(|(at, _)| *at < index);
-            before.last().map(|(_, name)| name.clone()).filter(|name| name != "auto")
+            let mut before = formats.iter().zip(&format).filter(|(at, _)| *at < index);
+            before.next_back().map(|(_, name)| name.clone()).filter(|name| name != "auto")
         };
         let added = add.into_iter().zip(adds.iter().map(format_of)).collect();
         Ok(Sources { added, domains: domain, connect, allow_path })
@@ -153,14 +153,15 @@ impl Sources {
 
     /// What a program needs that only reads these guests.
     pub(super) fn confinement<'a>(&self, guests: impl IntoIterator<Item = &'a Named>) -> Confinement {
-        let disks = guests.into_iter().flat_map(|guest| &guest.disks);
-        let files = disks.filter_map(|disk| match &disk.place {
+        let disks: Vec<&DiskArg> = guests.into_iter().flat_map(|guest| &guest.disks).collect();
+        let network = disks.iter().any(|disk| matches!(disk.place, Place::Nbd(_)));
+        let files = disks.iter().filter_map(|disk| match &disk.place {
             Place::File(path) => Some(match formats().locate(path) {
                 Located::File(path) | Located::Disk(path, _) => path,
             }),
             Place::Nbd(_) => None,
         });
-        Confinement::new(files.chain(self.allow_path.iter().map(|folder| folder.join("."))))
+        Confinement::new(files.chain(self.allow_path.iter().map(|folder| folder.join("."))), network)
     }
 
     fn options<'a>(&self, gate: &'a TreeGate, disk: &'a DiskArg) -> OpenOptions<'a> {
