@@ -1,6 +1,6 @@
 //! The host's end of the agent's port: one exchange at a time, every wait with a deadline.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,17 @@ impl Connection {
         take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
         limit: Duration,
     ) -> Result<Reply, Trouble> {
+        self.exchange_filled(request, &mut |outlet| outlet.copy(stream), take, limit)
+    }
+
+    /// The same with a stream that is written.
+    pub fn exchange_filled(
+        &mut self,
+        request: &Request,
+        fill: &mut dyn FnMut(&mut Outlet<'_>) -> io::Result<()>,
+        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        limit: Duration,
+    ) -> Result<Reply, Trouble> {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         let until = Instant::now().checked_add(limit).ok_or(io::ErrorKind::InvalidInput).map_err(io::Error::from)?;
@@ -93,7 +104,7 @@ impl Connection {
         protocol::send_message(&mut self.writer, id, Kind::Request, request)?;
         let mut source = None;
         if request.has_stream() {
-            source = self.send_stream(id, stream, until)?;
+            source = self.send_stream(id, fill, until)?;
         }
         loop {
             let (of, kind) = protocol::receive(&mut self.reader, &mut self.payload)?;
@@ -111,19 +122,70 @@ impl Connection {
     }
 
     /// Sends the whole stream; gives the error that the stream itself had.
-    fn send_stream(&mut self, id: u32, stream: &mut dyn Read, until: Instant) -> io::Result<Option<io::Error>> {
+    fn send_stream(
+        &mut self,
+        id: u32,
+        fill: &mut dyn FnMut(&mut Outlet<'_>) -> io::Result<()>,
+        until: Instant,
+    ) -> io::Result<Option<io::Error>> {
+        let mut outlet = Outlet { to: &mut self.writer, id, until, buf: Vec::with_capacity(CHUNK), lost: None };
+        let filled = fill(&mut outlet).and_then(|()| outlet.flush());
+        if let Some(lost) = outlet.lost {
+            return Err(lost);
+        }
+        let kind = if filled.is_ok() { Kind::End } else { Kind::Abort };
+        protocol::send(&mut self.writer, id, kind, &[])?;
+        Ok(filled.err())
+    }
+}
+
+/// Where a request's stream goes.
+pub struct Outlet<'c> {
+    to: &'c mut UnixStream,
+    id: u32,
+    until: Instant,
+    /// What is not sent yet, less than a whole frame.
+    buf: Vec<u8>,
+    /// Why the connection is of no use any more.
+    lost: Option<io::Error>,
+}
+
+impl Outlet<'_> {
+    fn copy(&mut self, stream: &mut dyn Read) -> io::Result<()> {
         let mut buf = vec![0; CHUNK];
         loop {
             match stream.read(&mut buf) {
-                Ok(0) => return protocol::send(&mut self.writer, id, Kind::End, &[]).map(|()| None),
-                Ok(n) => protocol::send(&mut self.writer, id, Kind::Data, &buf[..n])?,
+                Ok(0) => return Ok(()),
+                Ok(n) => self.write_all(&buf[..n])?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return protocol::send(&mut self.writer, id, Kind::Abort, &[]).map(|()| Some(e)),
-            }
-            if Instant::now() > until {
-                return Err(io::ErrorKind::TimedOut.into());
+                Err(e) => return Err(e),
             }
         }
+    }
+}
+
+impl Write for Outlet<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let n = data.len().min(CHUNK - self.buf.len());
+        self.buf.extend_from_slice(&data[..n]);
+        if self.buf.len() == CHUNK {
+            self.flush()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buf.is_empty() {
+            return Ok(());
+        }
+        let late = || Err(io::ErrorKind::TimedOut.into());
+        let sent = if Instant::now() > self.until { late() } else { protocol::send(self.to, self.id, Kind::Data, &self.buf) };
+        self.buf.clear();
+        sent.map_err(|e| {
+            let kind = e.kind();
+            self.lost = Some(e);
+            kind.into()
+        })
     }
 }
 

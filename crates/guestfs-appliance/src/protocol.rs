@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides must be of one version: they are built and shipped together.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The name of the agent's port.
 pub const PORT_NAME: &str = "guestlift.agent";
@@ -161,6 +161,11 @@ pub enum Request {
         offset: u64,
         len: u64,
     },
+    /// The next bytes of a file that are no hole.
+    NextData {
+        path: Bytes,
+        offset: u64,
+    },
     /// Answered by data frames, each a batch of name and value.
     Xattrs {
         path: Bytes,
@@ -212,6 +217,10 @@ pub enum Request {
         name: Bytes,
         value: Bytes,
     },
+    /// Makes files below a directory. Followed by [`WirePiece`]s, each behind its length in four bytes (little endian).
+    Unpack {
+        path: Bytes,
+    },
     /// Followed by the standard input. Answered by two runs of data frames, standard output first, whose lengths
     /// the reply tells.
     Run {
@@ -253,7 +262,10 @@ pub enum Request {
 impl Request {
     /// Whether data frames and an end follow the request.
     pub fn has_stream(&self) -> bool {
-        matches!(self, Request::Write { .. } | Request::Run { .. } | Request::Install { .. } | Request::WriteDevice { .. })
+        matches!(
+            self,
+            Request::Write { .. } | Request::Unpack { .. } | Request::Run { .. } | Request::Install { .. } | Request::WriteDevice { .. }
+        )
     }
 }
 
@@ -271,12 +283,22 @@ pub enum Place {
 #[allow(missing_docs, reason = "each answers the request of its name")]
 pub enum Reply {
     Done,
-    Hello { version: u32, kernel: String },
+    Hello {
+        version: u32,
+        kernel: String,
+    },
     Stat(WireStat),
     Link(Bytes),
     Statfs(WireStatFs),
-    Ran { status: i32, stdout: u64, stderr: u64, timed_out: bool },
+    Ran {
+        status: i32,
+        stdout: u64,
+        stderr: u64,
+        timed_out: bool,
+    },
     Devices(Vec<(String, u64)>),
+    /// Where bytes begin and end.
+    Range(Option<(u64, u64)>),
     Failed(Failure),
 }
 
@@ -379,6 +401,53 @@ pub struct WireEntry {
     pub name: Bytes,
     pub kind: WireType,
     pub ino: u64,
+}
+
+/// A step of an unpacking.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WirePiece {
+    /// The next file.
+    Node(WireNode),
+    /// So many bytes of its content, which follow; [`MAX_PAYLOAD`] at most.
+    Data(u32),
+    /// So many zeroes in it.
+    Hole(u64),
+}
+
+/// [`guestfs::Node`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names are guestfs's")]
+pub struct WireNode {
+    pub path: Bytes,
+    pub what: WireWhat,
+    pub attributes: WireAttributes,
+    pub times: (WireTime, WireTime),
+    pub xattrs: Vec<(Bytes, Bytes)>,
+}
+
+/// [`guestfs::What`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names are guestfs's")]
+pub enum WireWhat {
+    Directory,
+    File,
+    Symlink(Bytes),
+    Link(Bytes),
+    Special(WireType, (u32, u32)),
+}
+
+impl From<&guestfs::Node> for WireNode {
+    fn from(node: &guestfs::Node) -> Self {
+        let what = match &node.what {
+            guestfs::What::Directory => WireWhat::Directory,
+            guestfs::What::File => WireWhat::File,
+            guestfs::What::Symlink(target) => WireWhat::Symlink(target.clone()),
+            guestfs::What::Link(existing) => WireWhat::Link(existing.clone()),
+            guestfs::What::Special(kind, rdev) => WireWhat::Special((*kind).into(), *rdev),
+        };
+        let times = (node.times.0.into(), node.times.1.into());
+        WireNode { path: node.path.clone(), what, attributes: node.attributes.into(), times, xattrs: node.xattrs.clone() }
+    }
 }
 
 impl From<guestfs::Attributes> for WireAttributes {
@@ -489,6 +558,8 @@ mod tests {
             Request::Read { path: b"/etc/fstab".to_vec(), offset: u64::MAX, len: 1 },
             Request::Write { path: b"/x".to_vec(), attributes: Some(attributes) },
             Request::SetTimes { path: b"/x".to_vec(), atime: time, mtime: time },
+            Request::NextData { path: b"/x".to_vec(), offset: 4096 },
+            Request::Unpack { path: b"/srv".to_vec() },
             Request::Run { argv: vec![b"sh".to_vec()], env: vec![(b"A".to_vec(), b"B".to_vec())], place: Place::Guest, timeout_ms: 1 },
             Request::PowerOff,
         ]
@@ -498,6 +569,7 @@ mod tests {
         vec![
             Reply::Done,
             Reply::Link(b"../x".to_vec()),
+            Reply::Range(Some((4096, 8192))),
             Reply::Devices(vec![("/dev/vda".into(), 1 << 40)]),
             Reply::Ran { status: 3, stdout: 1, stderr: 2, timed_out: false },
             Reply::Failed(Failure::WrongType(Wrong::IsDirectory)),

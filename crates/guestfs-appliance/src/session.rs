@@ -3,17 +3,18 @@
 //! What comes from the agent is as hostile as the guest's filesystems that its kernel reads: it is checked against
 //! what was asked. A connection that failed once is given up, and the machine with it.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guestfs::engine::{Command, GuestExec, Output, Session};
-use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result, Stat, StatFs, Time};
+use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result, Stat, StatFs, Time, Unpack};
 use imgcore::ImageMut;
 
-use crate::connection::{Connection, Limits, Trouble};
+use crate::connection::{Connection, Limits, Outlet, Trouble};
 use crate::monitor::Monitor;
-use crate::protocol::{self, Failure, OUTPUT_LIMIT, Place, Reply, Request, WireEntry};
+use crate::protocol::{self, Failure, OUTPUT_LIMIT, Place, Reply, Request, WireEntry, WirePiece};
 use crate::tools::Tools;
 
 /// Most bytes of one directory's listing, and of one file's attributes.
@@ -101,12 +102,17 @@ impl ApplianceSession {
         take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
         limit: Duration,
     ) -> Result<Reply> {
+        self.over(about, |connection| connection.exchange(request, stream, take, limit))
+    }
+
+    /// Does something over the connection, and gives that up when it fails.
+    fn over(&self, about: About<'_>, exchange: impl FnOnce(&mut Connection) -> Result<Reply, Trouble>) -> Result<Reply> {
         let mut inner = self.lock();
         if let Some(why) = &inner.dead {
             return Err(Error::Appliance { what: format!("the appliance is gone: {why}"), console: String::new() });
         }
         let guest = |what: String| Error::Guest { path: about.path.to_vec(), action: about.action, what };
-        match inner.connection.exchange(request, stream, take, limit) {
+        match exchange(&mut inner.connection) {
             Ok(Reply::Failed(failure)) => Err(match failure {
                 Failure::NotFound => Error::NotFound(about.path.to_vec()),
                 Failure::WrongType(wrong) => Error::WrongType { path: about.path.to_vec(), what: wrong.words() },
@@ -246,6 +252,44 @@ pub(crate) fn entry(entry: WireEntry) -> io::Result<DirEntry> {
     Ok(entry.into())
 }
 
+/// Writes files into the stream of [`Request::Unpack`].
+struct Packer<'o, 'c>(&'o mut Outlet<'c>);
+
+impl Packer<'_, '_> {
+    fn piece(&mut self, piece: &WirePiece) -> Result<()> {
+        let sent = protocol::encode(piece).and_then(|message| {
+            let len = u32::try_from(message.len()).ok().filter(|_| message.len() <= protocol::MAX_PAYLOAD);
+            let len = len.ok_or_else(|| io::Error::other("a file's name and attributes are too long"))?;
+            self.0.write_all(&len.to_le_bytes())?;
+            self.0.write_all(&message)
+        });
+        sent.map_err(stopped)
+    }
+}
+
+/// The connection keeps the reason: this error is not seen.
+fn stopped(error: io::Error) -> Error {
+    Error::Invalid(format!("the appliance takes no more: {error}"))
+}
+
+impl Unpack for Packer<'_, '_> {
+    fn node(&mut self, node: &guestfs::Node) -> Result<()> {
+        self.piece(&WirePiece::Node(node.into()))
+    }
+
+    fn data(&mut self, data: &[u8]) -> Result<()> {
+        for part in data.chunks(protocol::MAX_PAYLOAD) {
+            self.piece(&WirePiece::Data(u32::try_from(part.len()).unwrap_or(u32::MAX)))?;
+            self.0.write_all(part).map_err(stopped)?;
+        }
+        Ok(())
+    }
+
+    fn hole(&mut self, len: u64) -> Result<()> {
+        self.piece(&WirePiece::Hole(len))
+    }
+}
+
 impl GuestFs for ApplianceSession {
     fn lstat(&self, path: &[u8]) -> Result<Stat> {
         match self.ask(path, "stat", &Request::Lstat { path: path.to_vec() })? {
@@ -281,6 +325,14 @@ impl GuestFs for ApplianceSession {
 
     fn read_at(&self, path: &[u8], offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.fill(path, &Request::Read { path: path.to_vec(), offset, len: buf.len() as u64 }, buf)
+    }
+
+    fn next_data(&self, path: &[u8], offset: u64) -> Result<Option<Range<u64>>> {
+        match self.ask(path, "read", &Request::NextData { path: path.to_vec(), offset })? {
+            Reply::Range(None) => Ok(None),
+            Reply::Range(Some((start, end))) if offset <= start && start < end => Ok(Some(start..end)),
+            _ => Err(self.nonsense()),
+        }
     }
 
     fn xattrs(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
@@ -396,6 +448,24 @@ impl Session for ApplianceSession {
         match self.ask(b"/dev", "list", &Request::Devices)? {
             Reply::Devices(list) => Ok(list.into_iter().map(|(name, size)| (self.outside(name), size)).collect()),
             _ => Err(self.nonsense()),
+        }
+    }
+
+    fn unpack(&mut self, directory: &[u8], fill: &mut dyn FnMut(&mut dyn Unpack) -> Result<()>) -> Result<()> {
+        let request = Request::Unpack { path: directory.to_vec() };
+        // The caller's own errors reach the caller as they are.
+        let mut failed = None;
+        let mut fill = |outlet: &mut Outlet<'_>| {
+            fill(&mut Packer(outlet)).map_err(|e| {
+                failed = Some(e);
+                io::Error::other("the source failed")
+            })
+        };
+        let about = About { path: directory, action: "unpack files in" };
+        let outcome = self.over(about, |c| c.exchange_filled(&request, &mut fill, &mut no_data, self.limits.operation));
+        match (outcome, failed) {
+            (Err(Error::Guest { .. }), Some(e)) => Err(e),
+            (outcome, _) => outcome.and_then(|reply| self.done(reply)),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use imgcore::{Image, ImageMut};
 
-use crate::{GuestFsMut, Result};
+use crate::{GuestFsMut, Result, Unpack};
 
 /// Where programs of the appliance find the guest's tree, as far as it is mounted.
 pub const GUEST_ROOT: &str = "/guest";
@@ -80,6 +80,9 @@ pub trait Session: GuestFsMut + GuestExec {
     fn reread_partitions(&mut self, device: &str) -> Result<()>;
     /// Block devices with their sizes in bytes, partitions included.
     fn devices(&mut self) -> Result<Vec<(String, u64)>>;
+    /// Makes the files that `fill` hands over below a directory of the guest, in that order. Files that are in the way are
+    /// replaced and missing directories made. No name and no link leads to a change outside of the directory.
+    fn unpack(&mut self, directory: &[u8], fill: &mut dyn FnMut(&mut dyn Unpack) -> Result<()>) -> Result<()>;
     /// Unmounts, writes everything out and powers off. Only after `Ok` is what was written surely on the images.
     fn shutdown(self: Box<Self>) -> Result<()>;
     /// What a device that is called `/dev/vda1` here is called by programs inside.

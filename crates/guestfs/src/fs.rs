@@ -1,6 +1,7 @@
 //! What tools need of a guest's tree of files.
 
 use std::io::Read;
+use std::ops::Range;
 
 use crate::{Error, Result};
 
@@ -114,6 +115,11 @@ pub trait GuestFs {
     fn readlink(&self, path: &[u8]) -> Result<Vec<u8>>;
     /// Reads bytes of a regular file; 0 at its end, possibly fewer than asked before.
     fn read_at(&self, path: &[u8], offset: u64, buf: &mut [u8]) -> Result<usize>;
+    /// The first bytes at or behind `offset` of a regular file that may be other than zero; `None` if all to its end are holes.
+    fn next_data(&self, path: &[u8], offset: u64) -> Result<Option<Range<u64>>> {
+        let size = self.stat(path)?.size;
+        Ok((offset < size).then_some(offset..size))
+    }
     /// Extended attributes, ACLs and security labels included, of the file itself.
     fn xattrs(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
     /// The filesystem that holds the path.

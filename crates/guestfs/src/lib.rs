@@ -25,6 +25,7 @@ pub mod reader;
 pub mod space;
 mod stripes;
 mod tree;
+mod unpack;
 pub mod volume;
 
 pub use error::{Error, Result, show};
@@ -34,4 +35,5 @@ pub use inspect::Inspection;
 pub use keys::{KeyRing, Keys};
 pub use reader::FsReader;
 pub use tree::Tree;
+pub use unpack::{Node, Unpack, What};
 pub use volume::{GuestDisk, GuestDiskMut, Volume, Volumes};

@@ -1,5 +1,6 @@
 //! Filesystem readers in this process: the trait, and the table of all of them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use imgcore::Image;
@@ -20,6 +21,12 @@ pub trait FsReader: Send + Sync {
     fn readlink(&self, ino: u64) -> Result<Vec<u8>>;
     /// Reads bytes of a regular file; 0 at its end, possibly fewer than asked before.
     fn read_at(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
+    /// The first bytes at or behind `offset` of a regular file that may be other than zero; a reader that knows no holes
+    /// tells of all to its end.
+    fn next_data(&self, ino: u64, offset: u64) -> Result<Option<Range<u64>>> {
+        let size = self.stat(ino)?.size;
+        Ok((offset < size).then_some(offset..size))
+    }
     /// Extended attributes with their full names.
     fn xattrs(&self, ino: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
     /// Space and inodes.

@@ -1,7 +1,8 @@
 //! A guest's tree: filesystems mounted on one another, and paths resolved inside it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::reader::FsReader;
 use crate::{DirEntry, Error, FileType, GuestFs, Result, Stat, StatFs};
@@ -25,12 +26,14 @@ pub struct Tree {
     mounts: Vec<Arc<dyn FsReader>>,
     /// Which filesystem covers a directory.
     covered: HashMap<Node, usize>,
+    /// The directory that was looked into last and its path: whoever walks a tree asks for its files next.
+    last: Mutex<Option<(Vec<u8>, Node)>>,
 }
 
 impl Tree {
     /// A tree of one filesystem.
     pub fn new(root: Arc<dyn FsReader>) -> Self {
-        Tree { mounts: vec![root], covered: HashMap::new() }
+        Tree { mounts: vec![root], covered: HashMap::new(), last: Mutex::default() }
     }
 
     /// Mounts a filesystem on a directory of the tree.
@@ -41,6 +44,7 @@ impl Tree {
         }
         self.mounts.push(reader);
         self.covered.insert(node, self.mounts.len() - 1);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
 
@@ -64,6 +68,35 @@ impl Tree {
     }
 
     fn resolve(&self, path: &[u8], follow_last: bool) -> Result<Node> {
+        if let Some(node) = self.near_last(path)?
+            && (!follow_last || self.node_stat(node)?.kind != FileType::Symlink)
+        {
+            return Ok(node);
+        }
+        self.resolve_all(path, follow_last)
+    }
+
+    /// A file of the directory that was looked into last, or of one in that: without walking down to it again.
+    fn near_last(&self, path: &[u8]) -> Result<Option<Node>> {
+        let Some((dir, name)) = plain_split(path) else { return Ok(None) };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((known, node)) = last.as_mut() else { return Ok(None) };
+        if known != dir {
+            let Some((above, between)) = plain_split(dir).filter(|(above, _)| known == above) else { return Ok(None) };
+            let Some(ino) = self.reader(*node).lookup(node.ino, between)? else { return Ok(None) };
+            let found = self.top(Node { mount: node.mount, ino });
+            if self.node_stat(found)?.kind != FileType::Directory {
+                return Ok(None);
+            }
+            known.truncate(above.len());
+            known.extend_from_slice(&dir[above.len()..]);
+            *node = found;
+        }
+        let ino = self.reader(*node).lookup(node.ino, name)?;
+        Ok(ino.map(|ino| self.top(Node { mount: node.mount, ino })))
+    }
+
+    fn resolve_all(&self, path: &[u8], follow_last: bool) -> Result<Node> {
         let not_found = || Error::NotFound(path.to_vec());
         let mut pending: Vec<Vec<u8>> = words(path);
         let root = self.top(Node { mount: 0, ino: self.mounts[0].root() });
@@ -86,6 +119,12 @@ impl Tree {
             let last = pending.is_empty();
             if (last && !follow_last && !trailing_slash) || self.node_stat(node)?.kind != FileType::Symlink {
                 stack.push(node);
+                if last
+                    && links == 0
+                    && let Some((dir, _)) = plain_split(path)
+                {
+                    *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((dir.to_vec(), here));
+                }
                 continue;
             }
             links += 1;
@@ -103,6 +142,14 @@ impl Tree {
         }
         Ok(stack.last().copied().unwrap_or(root))
     }
+}
+
+/// A path's directory and its last component, if that is a name and the path has no detours.
+fn plain_split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let slash = path.iter().rposition(|b| *b == b'/')?;
+    let (dir, name) = (&path[..slash], &path[slash + 1..]);
+    let detour = dir.windows(2).any(|w| w == b"/.") || dir.ends_with(b"/");
+    (!detour && !name.is_empty() && name != b"." && name != b"..").then_some((dir, name))
 }
 
 /// A path's components in reverse, as a stack. `.` and empty ones mean nothing.
@@ -146,6 +193,11 @@ impl GuestFs for Tree {
             FileType::Directory => Err(Error::WrongType { path: path.to_vec(), what: "is a directory" }),
             _ => Err(Error::WrongType { path: path.to_vec(), what: "not a regular file" }),
         }
+    }
+
+    fn next_data(&self, path: &[u8], offset: u64) -> Result<Option<Range<u64>>> {
+        let node = self.resolve(path, true)?;
+        self.reader(node).next_data(node.ino, offset)
     }
 
     fn xattrs(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {

@@ -289,6 +289,10 @@ impl Session for MemFs {
         Ok(Vec::new())
     }
 
+    fn unpack(&mut self, _: &[u8], _: &mut dyn FnMut(&mut dyn guestfs::Unpack) -> Result<()>) -> Result<()> {
+        Err(Error::Invalid("no trees are unpacked here".into()))
+    }
+
     fn shutdown(self: Box<Self>) -> Result<()> {
         Ok(())
     }

@@ -10,6 +10,7 @@ mod modules;
 mod mounts;
 mod sys;
 mod tree;
+mod unpack;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -133,6 +134,7 @@ impl State {
             Request::ReadDir { path } => tree()?.read_dir(&path, exchange).map(done),
             Request::Readlink { path } => tree()?.readlink(&path).map(Reply::Link),
             Request::Read { path, offset, len } => tree()?.read(&path, offset, len, exchange).map(done),
+            Request::NextData { path, offset } => tree()?.next_data(&path, offset).map(Reply::Range),
             Request::Xattrs { path } => tree()?.xattrs(&path, exchange).map(done),
             Request::Statfs { path } => tree()?.statfs(&path).map(Reply::Statfs),
             Request::Write { path, attributes } => tree()?.write(&path, attributes, exchange).map(done),
@@ -145,6 +147,7 @@ impl State {
             Request::SetAttributes { path, attributes } => tree()?.set_attributes(&path, attributes).map(done),
             Request::SetTimes { path, atime, mtime } => tree()?.set_times(&path, atime, mtime).map(done),
             Request::SetXattr { path, name, value } => tree()?.set_xattr(&path, &name, &value).map(done),
+            Request::Unpack { path } => unpack::unpack(tree()?, &path, exchange).map(done),
             Request::Run { argv, env, place, timeout_ms } => {
                 let stdin = exchange.all_data(STDIN_LIMIT)?;
                 self.prepare()?;

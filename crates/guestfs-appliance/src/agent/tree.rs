@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{self, AtFlags, Dir, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{self, AtFlags, Dir, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::failure::{Result, other};
@@ -115,6 +115,17 @@ impl Tree {
         check_regular(&fs::fstat(self.at(path, OFlags::PATH)?)?)?;
         let fd = self.at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         exchange.send_range(&File::from(fd), offset, len)
+    }
+
+    pub fn next_data(&self, path: &[u8], offset: u64) -> Result<Option<(u64, u64)>> {
+        check_regular(&fs::fstat(self.at(path, OFlags::PATH)?)?)?;
+        let fd = self.at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let start = match fs::seek(&fd, SeekFrom::Data(offset)) {
+            // Behind the last data, or behind the end.
+            Err(Errno::NXIO) => return Ok(None),
+            start => start?,
+        };
+        Ok(Some((start, fs::seek(&fd, SeekFrom::Hole(start))?)))
     }
 
     pub fn xattrs(&self, path: &[u8], exchange: &mut Exchange<'_>) -> Result<()> {
@@ -260,7 +271,7 @@ fn copy_xattrs(old: &str, file: &File) -> Result<()> {
     Ok(())
 }
 
-fn xattr_names(file: &str) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+pub(super) fn xattr_names(file: &str) -> std::result::Result<Vec<Vec<u8>>, Errno> {
     let mut list = vec![0; XATTR_LIMIT];
     let len = fs::listxattr(file, &mut list[..])?;
     Ok(names_of(&list[..len]).map(<[u8]>::to_vec).collect())
@@ -277,7 +288,7 @@ fn xattr_value(file: &str, name: &[u8]) -> std::result::Result<Vec<u8>, Errno> {
     Ok(value)
 }
 
-fn set_attributes(file: &OwnedFd, attributes: WireAttributes) -> Result<()> {
+pub(super) fn set_attributes(file: &OwnedFd, attributes: WireAttributes) -> Result<()> {
     let (uid, gid) = (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
     fs::chownat(file, "", uid, gid, AtFlags::EMPTY_PATH)?;
     if file_type(fs::fstat(file)?.st_mode) == fs::FileType::Symlink {
@@ -287,7 +298,7 @@ fn set_attributes(file: &OwnedFd, attributes: WireAttributes) -> Result<()> {
 }
 
 /// A name for the very file that a descriptor without access rights (`O_PATH`) stands for, even if it is a link.
-fn by_fd(fd: &OwnedFd) -> String {
+pub(super) fn by_fd(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
@@ -308,11 +319,11 @@ fn split(path: &[u8]) -> Result<(&[u8], &[u8])> {
     Ok((&path[..slash.max(1)], name))
 }
 
-fn timespec(time: WireTime) -> Timespec {
+pub(super) fn timespec(time: WireTime) -> Timespec {
     Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() }
 }
 
-fn file_type(mode: u32) -> fs::FileType {
+pub(super) fn file_type(mode: u32) -> fs::FileType {
     fs::FileType::from_raw_mode(mode)
 }
 

@@ -14,6 +14,7 @@ mod superblock;
 mod xattr;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use imgcore::Image;
@@ -231,6 +232,24 @@ impl FsReader for Ext4 {
             }
         }
         Ok(done)
+    }
+
+    fn next_data(&self, ino: u64, offset: u64) -> Result<Option<Range<u64>>> {
+        let inode = self.inode_of(ino)?;
+        if inode.has(FLAG_INLINE_DATA) {
+            return Ok((offset < inode.size).then_some(offset..inode.size));
+        }
+        let block_size = u64::from(self.device.block_size);
+        let mut logical = offset / block_size;
+        while logical < inode.size.div_ceil(block_size) {
+            let run = map::run(&self.device, &inode, logical)?;
+            let after = logical.saturating_add(run.len);
+            if run.physical.is_some() {
+                return Ok(Some(offset.max(logical * block_size)..after.saturating_mul(block_size).min(inode.size)));
+            }
+            logical = after;
+        }
+        Ok(None)
     }
 
     fn xattrs(&self, ino: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {

@@ -96,7 +96,7 @@ fn run(args: &Edit) -> Result<ExitCode, Failure> {
 }
 
 /// The path with links at its end followed.
-fn real(fs: &dyn GuestFs, path: &[u8]) -> Result<Vec<u8>, Failure> {
+pub(super) fn real(fs: &dyn GuestFs, path: &[u8]) -> Result<Vec<u8>, Failure> {
     let mut path = path.to_vec();
     for _ in 0..40 {
         if fs.lstat(&path)?.kind != FileType::Symlink {

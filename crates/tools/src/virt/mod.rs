@@ -9,10 +9,12 @@ use clap::{ArgMatches, Command};
 use crate::common::Failure;
 
 mod alignment_scan;
+mod archive;
 mod cat;
 mod checksum;
 mod copy_in;
 mod copy_out;
+mod customize;
 mod df;
 mod disks;
 mod doctor;
@@ -20,6 +22,7 @@ mod edit;
 mod expression;
 mod filesystems;
 mod format;
+mod host;
 mod inspector;
 mod long;
 mod ls;
@@ -27,7 +30,11 @@ mod options;
 mod resize;
 mod show;
 mod sparsify;
+mod sysprep;
+mod tar_in;
+mod tar_out;
 mod time;
+mod walk;
 
 /// One command of the program: a new one is a new file and a line in [`COMMANDS`].
 pub(crate) struct Entry {
@@ -44,6 +51,7 @@ const COMMANDS: &[Entry] = &[
     cat::ENTRY,
     copy_in::ENTRY,
     copy_out::ENTRY,
+    customize::ENTRY,
     df::ENTRY,
     doctor::ENTRY,
     edit::ENTRY,
@@ -53,6 +61,9 @@ const COMMANDS: &[Entry] = &[
     ls::ENTRY,
     resize::ENTRY,
     sparsify::ENTRY,
+    sysprep::ENTRY,
+    tar_in::ENTRY,
+    tar_out::ENTRY,
 ];
 
 /// The program's command line.
@@ -126,7 +137,8 @@ mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             let stem = name.trim_end_matches(".rs").replace('_', "-");
             assert!(
-                ["mod", "options", "show", "time", "long", "checksum", "expression", "disks"].contains(&stem.as_str())
+                ["mod", "options", "show", "time", "long", "checksum", "expression", "disks", "archive", "host", "walk"]
+                    .contains(&stem.as_str())
                     || COMMANDS.iter().any(|c| c.name == stem),
                 "{name} is in no table"
             );

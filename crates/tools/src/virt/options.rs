@@ -163,6 +163,11 @@ impl GuestArgs {
         guestfs::OpenOptions { engine, appliance: Some(appliance), root: self.root.as_deref(), keys: Some(keys), log }
     }
 
+    /// Whether the user wants to hear what is done.
+    pub(super) fn talks(&self) -> bool {
+        self.verbose || self.trace
+    }
+
     /// Tells the user with `-v` or `-x`.
     pub(super) fn say(&self, line: &str) {
         if self.verbose || self.trace {
