@@ -16,6 +16,9 @@ use super::link::Exchange;
 use super::tree::{Tree, by_fd, file_type, set_attributes, timespec};
 use crate::protocol::{self, Failure, MAX_PAYLOAD, WireNode, WirePiece, WireType, WireWhat, Wrong};
 
+/// Bytes of a path that the kernel takes at once.
+const AT_ONCE: usize = 4000;
+
 /// Carries out what the host sends.
 pub fn unpack(tree: &Tree, path: &[u8], exchange: &mut Exchange<'_>) -> Result<()> {
     let root = path.iter().all(|b| *b == b'/');
@@ -93,9 +96,21 @@ struct Base {
 
 impl Base {
     fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let (mut rest, mut above) = (path, None);
+        while let Some(start) = rest.get(..AT_ONCE) {
+            let cut = start.iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
+            above = Some(self.open_short(above.as_ref(), &rest[..cut], OFlags::PATH | OFlags::DIRECTORY)?);
+            rest = &rest[cut + 1..];
+        }
+        self.open_short(above.as_ref(), rest, flags)
+    }
+
+    fn open_short(&self, above: Option<&OwnedFd>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
+        // Where the path was cut, absolute links lead nowhere.
+        let (dir, resolve) = above.map_or((&self.dir, self.resolve), |dir| (dir, ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH));
         loop {
-            match fs::openat2(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty(), self.resolve) {
+            match fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) => continue,
                 // The kernel's words would be of a device.
                 Err(Errno::XDEV) => return Err(Errno::PERM),

@@ -145,6 +145,9 @@ impl GuestArgs {
     /// The guest in an appliance that changes it: its disks are as they were until it is shut down, and a signal that comes
     /// while they are written waits for the end of that.
     pub(super) fn open_writable(&self) -> Result<Guest, Failure> {
+        if self.sources.only_reads() {
+            return Err(Failure::new("--ro is for reading: this command changes the guest"));
+        }
         signals::clean_up();
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
         let keys = self.keys.ring(true)?;

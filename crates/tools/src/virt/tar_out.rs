@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, FromArgMatches};
-use guestfs::GuestFs;
+use guestfs::{Ext, GuestFs};
 use imgcore::Storage;
 use imgcore::storage::{FileStorage, NewFile};
 
 use super::Entry;
 use super::archive::write::Writer;
+use super::edit::real;
 use super::options::GuestArgs;
 use super::show::join;
 use super::walk::walk;
@@ -60,7 +61,10 @@ fn pack(fs: &dyn GuestFs, top: &[u8], out: &mut dyn Write) -> Result<(), Failure
     let mut out = BufWriter::with_capacity(256 << 10, out);
     let mut archive = Writer::new(&mut out);
     // What the user named may be a link to the folder.
-    let top = [top, b"/."].concat();
+    let top = real(fs, top)?;
+    if !fs.is_dir(&top) {
+        return Err(Failure::new(format!("{}: not a folder of the guest", guestfs::show(&top))));
+    }
     walk(fs, &top, &mut |below, stat| {
         let (path, name) = if below.is_empty() { (top.clone(), b".".to_vec()) } else { (join(&top, below), join(b".", below)) };
         archive.add(fs, &path, &name, stat)

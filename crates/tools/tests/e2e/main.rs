@@ -125,7 +125,18 @@ fn bullseye_as_a_legacy_xva_directory() {
     convert(&xva, &out);
     let disks = outputs(&out, &guest.name);
     check_outputs(&disks, dir.path());
-    boots(&guest, disks);
+    // Customized before its first start: a new name, password and key, and something left for it to do.
+    let key = dir.path().join("key.pub");
+    std::fs::write(&key, "ssh-ed25519 AAAAC3 somebody\n").expect("the key can be written");
+    let mut customize = Command::new(env!("CARGO_BIN_EXE_virt"));
+    customize.args(["customize", "--hostname", "customized", "--root-password", "password:new secret", "--firstboot-command"]);
+    customize.arg("echo ran > /root/first").arg("--ssh-inject").arg(format!("root:file:{}", key.display())).arg("-a").arg(&disks[0]);
+    run(&mut customize, None, CONVERSION);
+    check_outputs(&disks, dir.path());
+    let guest = Guest { name: "customized".into(), password: "new secret".into(), ..guest };
+    let mut console = boots(&guest, disks);
+    let seen = console.ok("cat /root/first /root/.ssh/authorized_keys; stat -c %a /root/.ssh; hostname");
+    assert_eq!(seen.lines().collect::<Vec<_>>(), ["ran", "ssh-ed25519 AAAAC3 somebody", "700", "customized"]);
 }
 
 #[test]

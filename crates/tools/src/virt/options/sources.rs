@@ -31,6 +31,9 @@ struct Flags {
     /// Format of the images that -a names from here on, instead of looking; without FMT look again
     #[arg(long, value_name = "FMT", num_args = 0..=1, require_equals = true, default_missing_value = "auto", action = clap::ArgAction::Append)]
     format: Vec<String>,
+    /// Read disks even while somebody writes them, as they are at that moment
+    #[arg(long)]
+    ro: bool,
     /// Let images name files below this folder (may be repeated)
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
@@ -42,12 +45,13 @@ pub(in crate::virt) struct Sources {
     added: Vec<(OsString, Option<String>)>,
     domains: Vec<OsString>,
     connect: Option<String>,
+    ro: bool,
     allow_path: Vec<PathBuf>,
 }
 
 impl FromArgMatches for Sources {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let Flags { add, domain, connect, format, allow_path } = Flags::from_arg_matches(matches)?;
+        let Flags { add, domain, connect, format, ro, allow_path } = Flags::from_arg_matches(matches)?;
         let places = |name: &str| matches.indices_of(name).into_iter().flatten().collect::<Vec<_>>();
         let (formats, adds) = (places("format"), places("add"));
         let format_of = |index: &usize| {
@@ -55,7 +59,7 @@ impl FromArgMatches for Sources {
             before.next_back().map(|(_, name)| name.clone()).filter(|name| name != "auto")
         };
         let added = add.into_iter().zip(adds.iter().map(format_of)).collect();
-        Ok(Sources { added, domains: domain, connect, allow_path })
+        Ok(Sources { added, domains: domain, connect, ro, allow_path })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -165,7 +169,13 @@ impl Sources {
     }
 
     fn options<'a>(&self, gate: &'a TreeGate, disk: &'a DiskArg) -> OpenOptions<'a> {
-        OpenOptions::new(gate).format(disk.format.as_deref()).exclusive()
+        let options = OpenOptions::new(gate).format(disk.format.as_deref());
+        if self.ro { options.force_share(true) } else { options.exclusive() }
+    }
+
+    /// Whether nothing may be changed.
+    pub(super) fn only_reads(&self) -> bool {
+        self.ro
     }
 
     fn gate(&self, path: &Path) -> TreeGate {
