@@ -5,6 +5,7 @@
 //! a finding. Bodies also assert what must hold of whatever could be opened at all.
 
 mod archive;
+pub mod filesystem;
 mod image;
 mod mend;
 mod nbd;
@@ -34,6 +35,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "nbd", run: nbd::run, mend: |_| {} },
     Target { name: "appliance-host", run: guestfs_appliance::fuzzing::host, mend: |_| {} },
     Target { name: "appliance-agent", run: guestfs_appliance::fuzzing::agent, mend: |_| {} },
+    Target { name: "ext4", run: |data| filesystem::run("ext4", data), mend: |_| {} },
+    Target { name: "xfs", run: |data| filesystem::run("xfs", data), mend: |_| {} },
+    Target { name: "btrfs", run: |data| filesystem::run("btrfs", data), mend: filesystem::mend_btrfs },
+    Target { name: "vfat", run: |data| filesystem::run("vfat", data), mend: |_| {} },
+    Target { name: "ntfs", run: |data| filesystem::run("ntfs", data), mend: |_| {} },
+    Target { name: "iso9660", run: |data| filesystem::run("iso9660", data), mend: |_| {} },
+    Target { name: "squashfs", run: |data| filesystem::run("squashfs", data), mend: |_| {} },
 ];
 
 /// The target called `name`.

@@ -22,6 +22,11 @@ fn crc(data: &[u8], range: Range<usize>, sum: usize, table: &[u32; 256]) -> Opti
     Some(!crc)
 }
 
+/// CRC-32C of all these bytes.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc(bytes, 0..bytes.len(), bytes.len(), &CRC32C).unwrap_or_default()
+}
+
 /// Of a reflected polynomial.
 const fn table(polynomial: u32) -> [u32; 256] {
     let mut table = [0; 256];

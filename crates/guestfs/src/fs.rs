@@ -18,6 +18,36 @@ pub enum FileType {
     Socket,
 }
 
+impl FileType {
+    /// From the upper bits of a mode.
+    pub(crate) fn of_mode(mode: u16) -> Option<Self> {
+        Some(match mode >> 12 {
+            0x1 => FileType::Fifo,
+            0x2 => FileType::CharDevice,
+            0x4 => FileType::Directory,
+            0x6 => FileType::BlockDevice,
+            0x8 => FileType::Regular,
+            0xa => FileType::Symlink,
+            0xc => FileType::Socket,
+            _ => return None,
+        })
+    }
+
+    /// From the number that ext4, XFS and btrfs write into a directory's entry.
+    pub(crate) fn of_entry(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => FileType::Regular,
+            2 => FileType::Directory,
+            3 => FileType::CharDevice,
+            4 => FileType::BlockDevice,
+            5 => FileType::Fifo,
+            6 => FileType::Socket,
+            7 => FileType::Symlink,
+            _ => return None,
+        })
+    }
+}
+
 /// Seconds and nanoseconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time {
@@ -25,6 +55,14 @@ pub struct Time {
     pub sec: i64,
     /// 0 to 999 999 999.
     pub nsec: u32,
+}
+
+/// Days from 1970-01-01 in the Gregorian calendar.
+pub(crate) fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    // Years that begin in March have their leap day at their end.
+    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let leaps = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    year * 365 + leaps + (month * 153 + 2) / 5 + day - 1 - 719_468
 }
 
 /// What lstat(2) tells.
@@ -191,3 +229,15 @@ pub trait Ext: GuestFs {
 }
 
 impl<T: GuestFs + ?Sized> Ext for T {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days() {
+        assert_eq!(days_since_1970(1970, 1, 1), 0);
+        assert_eq!(days_since_1970(2000, 3, 1), 11_017);
+        assert_eq!(days_since_1970(1969, 12, 31), -1);
+    }
+}

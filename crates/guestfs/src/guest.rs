@@ -8,8 +8,9 @@ use imgcore::overlay::{self, Overlay};
 use imgcore::size::human;
 
 use crate::engine::{Disk, Engine, Session};
-use crate::inspect::{Inspection, inspect, is_root};
+use crate::inspect::{Inspection, Mount};
 use crate::keys::KeyRing;
+use crate::roots::Roots;
 use crate::volume::{GuestDisk, GuestDiskMut, Volumes};
 use crate::{Error, GuestFs, Result, Tree, reader};
 
@@ -32,7 +33,7 @@ pub struct MountRequest {
     pub device: String,
     /// Where in the tree.
     pub path: String,
-    /// Mount options, for the appliance.
+    /// Mount options. In this process only btrfs' `subvol=` and `subvolid=` mean something; for most others the appliance is taken.
     pub options: String,
     /// Filesystem, for the appliance; empty means any.
     pub filesystem: String,
@@ -57,15 +58,6 @@ impl Default for OpenOptions<'_> {
     fn default() -> Self {
         OpenOptions { engine: EngineChoice::Auto, appliance: None, root: None, keys: None, log: &|_| {} }
     }
-}
-
-/// The operating systems on a guest's disks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Roots {
-    /// Each of them.
-    pub found: Vec<Inspection>,
-    /// Filesystems that could not be looked at, by volume, and why.
-    pub unreadable: Vec<(usize, String)>,
 }
 
 enum Access {
@@ -196,85 +188,6 @@ impl Guest {
     }
 }
 
-impl Roots {
-    /// Looks at every filesystem that can be read in this process.
-    pub fn direct(volumes: &Volumes) -> Self {
-        let mut roots = Roots::default();
-        for (index, _) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.may_hold_files()) {
-            let fs = match open_reader(volumes, index) {
-                Ok(reader) => Tree::new(reader),
-                Err(e) => {
-                    roots.unreadable.push((index, e.to_string()));
-                    continue;
-                }
-            };
-            roots.look(&fs, volumes, index);
-        }
-        roots
-    }
-
-    /// Looks at every filesystem in the appliance, mounting each in turn.
-    pub fn in_appliance(volumes: &Volumes, session: &mut dyn Session) -> Result<Self> {
-        let mut roots = Roots::default();
-        for (index, volume) in volumes.volumes.iter().enumerate().filter(|(_, v)| v.may_hold_files()) {
-            if let Err(e) = session.mount(&volume.appliance_device(), b"/", volume.kind(), "ro") {
-                if matches!(e, Error::Appliance { .. }) {
-                    return Err(e);
-                }
-                roots.unreadable.push((index, e.to_string()));
-                continue;
-            }
-            roots.look(session.as_fs(), volumes, index);
-            session.unmount_all()?;
-        }
-        Ok(roots)
-    }
-
-    fn look(&mut self, fs: &dyn GuestFs, volumes: &Volumes, index: usize) {
-        if is_root(fs) {
-            match inspect(fs, volumes, index) {
-                Ok(inspection) => self.found.push(inspection),
-                Err(e) => self.unreadable.push((index, e.to_string())),
-            }
-        }
-    }
-
-    /// The one root, or the one that the user named.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] with the candidates.
-    pub fn choose(&self, volumes: &Volumes, wanted: Option<&str>) -> Result<Inspection> {
-        let device = |index: usize| volumes.volumes.get(index).map_or("?", |v| v.device.as_str());
-        let candidates: Vec<String> = self.found.iter().map(|i| format!("  {}: {}", device(i.root), i.release.product_name)).collect();
-        if let Some(wanted) = wanted {
-            let volume = volumes.find(wanted.as_bytes());
-            let chosen = self.found.iter().find(|i| Some(i.root) == volume).cloned();
-            return chosen.ok_or_else(|| {
-                Error::Invalid(format!("there is no operating system on {wanted}; there is one on:\n{}", candidates.join("\n")))
-            });
-        }
-        match &self.found[..] {
-            [one] => Ok(one.clone()),
-            [] => {
-                let seen: Vec<String> = volumes
-                    .volumes
-                    .iter()
-                    .enumerate()
-                    .map(|(i, v)| {
-                        let locked = volumes.locked.contains(&i).then(|| ": locked, give its passphrase with --key".to_string());
-                        let why = self.unreadable.iter().find(|(u, _)| *u == i).map(|(_, why)| format!(": {why}"));
-                        let why = why.or(locked).unwrap_or_default();
-                        format!("  {} {}{why}", v.device, if v.kind().is_empty() { "(unknown content)" } else { v.kind() })
-                    })
-                    .chain(volumes.complaints.iter().map(|complaint| format!("  {complaint}")))
-                    .collect();
-                Err(Error::Invalid(format!("no operating system was found; the guest's volumes are:\n{}", seen.join("\n"))))
-            }
-            _ => Err(Error::Invalid(format!("there are several operating systems, choose one with --root:\n{}", candidates.join("\n")))),
-        }
-    }
-}
-
 /// Whether the appliance could do better.
 fn needs_appliance(error: &Error, roots: &Roots) -> bool {
     matches!(error, Error::Unsupported { .. }) || roots.found.is_empty() && !roots.unreadable.is_empty()
@@ -293,9 +206,32 @@ fn open_volumes(disks: Vec<GuestDisk>, options: &OpenOptions<'_>) -> Result<Volu
     Volumes::open_with(disks, options.keys)
 }
 
-fn open_reader(volumes: &Volumes, index: usize) -> Result<Arc<dyn crate::FsReader>> {
+/// Opens a volume's filesystem in this process, as these mount options say.
+pub(crate) fn open_reader(volumes: &Volumes, index: usize, options: &str) -> Result<Arc<dyn crate::FsReader>> {
     let volume = volumes.volumes.get(index).ok_or_else(|| Error::Invalid(format!("there is no volume {index}")))?;
-    reader::open(volume.kind(), volumes.image(volume)?, 0, volume.len)
+    reader::open_with(volume.kind(), volumes.image(volume)?, 0, volume.len, options)
+}
+
+/// The volumes that are one filesystem together with this one: btrfs can lie on several.
+fn devices_of<'a>(volumes: &'a Volumes, index: usize) -> impl Iterator<Item = usize> + 'a {
+    let identity = |i: usize| volumes.volumes.get(i).filter(|v| v.kind() == "btrfs").and_then(|v| v.content.as_ref()?.uuid.as_ref());
+    let own = identity(index);
+    (0..volumes.volumes.len()).filter(move |i| *i != index && own.is_some() && identity(*i) == own)
+}
+
+/// Whether a volume belongs to a filesystem that begins on one before it.
+pub(crate) fn is_further_device(volumes: &Volumes, index: usize) -> bool {
+    devices_of(volumes, index).any(|other| other < index)
+}
+
+/// Mounts a volume in the appliance.
+pub(crate) fn mount(volumes: &Volumes, index: usize, session: &mut dyn Session, path: &[u8], options: &[&str]) -> Result<()> {
+    let volume = volumes.volumes.get(index).ok_or_else(|| Error::Invalid(format!("there is no volume {index}")))?;
+    // The kernel knows of no device that it was not told of.
+    let others = devices_of(volumes, index).filter_map(|i| volumes.volumes.get(i));
+    let others: Vec<String> = others.map(|v| format!("device={}", v.appliance_device())).collect();
+    let all = options.iter().copied().chain(others.iter().map(String::as_str)).filter(|o| !o.is_empty());
+    session.mount(&volume.appliance_device(), path, volume.kind(), &all.collect::<Vec<_>>().join(","))
 }
 
 pub(crate) fn read_only(volumes: &Volumes) -> Vec<Disk> {
@@ -303,9 +239,17 @@ pub(crate) fn read_only(volumes: &Volumes) -> Vec<Disk> {
 }
 
 fn mount_direct(volumes: &Volumes, inspection: &Inspection, options: &OpenOptions<'_>) -> Result<Tree> {
-    let mut tree = Tree::new(open_reader(volumes, inspection.root)?);
+    let root = inspection.mounts.first().map(Mount::selection).unwrap_or_default();
+    let mut tree = Tree::new(open_reader(volumes, inspection.root, &root)?);
     for mount in inspection.mounts.iter().filter(|m| m.path != b"/") {
-        let reader = open_reader(volumes, mount.volume)?;
+        let reader = match open_reader(volumes, mount.volume, &mount.selection()) {
+            // A subvolume that fstab names and that is gone.
+            Err(e @ Error::Invalid(_)) => {
+                (options.log)(&format!("{} is not mounted: {e}", crate::show(&mount.path)));
+                continue;
+            }
+            reader => reader?,
+        };
         if let Err(e) = tree.mount(&mount.path, reader) {
             (options.log)(&format!("{} is not mounted: {e}", crate::show(&mount.path)));
         }
@@ -316,7 +260,11 @@ fn mount_direct(volumes: &Volumes, inspection: &Inspection, options: &OpenOption
 fn requested_tree(volumes: &Volumes, mounts: &[MountRequest]) -> Result<Tree> {
     let mut tree: Option<Tree> = None;
     for mount in mounts {
-        let reader = open_reader(volumes, find(volumes, &mount.device)?)?;
+        let (index, options) = place(volumes, mount)?;
+        if let Some(other) = options.split(',').find(|o| !is_for_readers(o)) {
+            return Err(Error::Unsupported { filesystem: "mount", what: format!("the option {other}") });
+        }
+        let reader = open_reader(volumes, index, &options)?;
         match &mut tree {
             None if mount.path == "/" => tree = Some(Tree::new(reader)),
             None => return Err(Error::Invalid(format!("mount something on / before {}", mount.path))),
@@ -324,6 +272,36 @@ fn requested_tree(volumes: &Volumes, mounts: &[MountRequest]) -> Result<Tree> {
         }
     }
     tree.ok_or_else(|| Error::Invalid("nothing is to be mounted".into()))
+}
+
+/// The volume and the mount options that a request means; `btrfsvol:DEVICE/SUBVOLUME` is libguestfs's name of a subvolume.
+fn place(volumes: &Volumes, mount: &MountRequest) -> Result<(usize, String)> {
+    let Some(whole) = mount.device.strip_prefix("btrfsvol:") else { return Ok((find(volumes, &mount.device)?, mount.options.clone())) };
+    let mut cuts = whole.rmatch_indices('/').map(|(at, _)| (&whole[..at], &whole[at + 1..]));
+    let found = cuts.find_map(|(device, name)| Some((volumes.find(device.as_bytes())?, name)));
+    let (index, name) = found.ok_or_else(|| Error::Invalid(format!("there is no volume for {}", mount.device)))?;
+    let subvolume = format!("subvol={name}");
+    Ok((index, if mount.options.is_empty() { subvolume } else { format!("{},{subvolume}", mount.options) }))
+}
+
+/// Whether a mount option changes nothing that is read, or is one that the readers know.
+fn is_for_readers(option: &str) -> bool {
+    const NOTHING: [&str; 13] = [
+        "",
+        "ro",
+        "rw",
+        "defaults",
+        "noatime",
+        "relatime",
+        "nodiratime",
+        "nodev",
+        "nosuid",
+        "noexec",
+        "discard",
+        "autodefrag",
+        "space_cache=v2",
+    ];
+    NOTHING.contains(&option) || ["subvol=", "subvolid=", "compress=", "compress-force="].iter().any(|o| option.starts_with(o))
 }
 
 fn find(volumes: &Volumes, device: &str) -> Result<usize> {
@@ -355,11 +333,10 @@ fn mount_in_appliance(
         Some(inspection) => inspection,
         None => Roots::in_appliance(volumes, session.as_mut())?.choose(volumes, options.root)?,
     };
-    for mount in &inspection.mounts {
-        let Some(volume) = volumes.volumes.get(mount.volume) else { continue };
-        match session.mount(&volume.appliance_device(), &mount.path, volume.kind(), mode) {
-            Err(e) if mount.path != b"/" && !matches!(e, Error::Appliance { .. }) => {
-                (options.log)(&format!("{} is not mounted: {e}", crate::show(&mount.path)));
+    for wanted in &inspection.mounts {
+        match mount(volumes, wanted.volume, session.as_mut(), &wanted.path, &[mode, &wanted.selection()]) {
+            Err(e) if wanted.path != b"/" && !matches!(e, Error::Appliance { .. }) => {
+                (options.log)(&format!("{} is not mounted: {e}", crate::show(&wanted.path)));
             }
             outcome => outcome?,
         }
@@ -375,10 +352,15 @@ fn mount_requests(
     mode: &str,
 ) -> Result<Box<dyn Session>> {
     let mut session = start(volumes, disks, options)?;
-    for mount in mounts {
-        let device = volumes.volumes.get(find(volumes, &mount.device)?).map(|v| v.appliance_device()).unwrap_or_default();
-        let all = [mode, &mount.options].into_iter().filter(|o| !o.is_empty()).collect::<Vec<_>>().join(",");
-        session.mount(&device, mount.path.as_bytes(), &mount.filesystem, &all)?;
+    for request in mounts {
+        let (index, options) = place(volumes, request)?;
+        match volumes.volumes.get(index) {
+            Some(volume) if !request.filesystem.is_empty() => {
+                let all = [mode, &options].into_iter().filter(|o| !o.is_empty()).collect::<Vec<_>>().join(",");
+                session.mount(&volume.appliance_device(), request.path.as_bytes(), &request.filesystem, &all)?;
+            }
+            _ => mount(volumes, index, session.as_mut(), request.path.as_bytes(), &[mode, &options])?,
+        }
     }
     Ok(session)
 }

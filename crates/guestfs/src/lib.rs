@@ -7,33 +7,45 @@
 
 #![forbid(unsafe_code)]
 
+mod btrfs;
 mod bytes;
+mod compression;
+mod directory;
 pub mod engine;
 mod error;
 mod ext4;
+mod fat;
 pub mod free;
 mod fs;
 mod guest;
 pub mod inspect;
+mod iso9660;
 pub mod keys;
 mod luks;
 pub mod lvm;
 pub mod machine;
 pub mod md;
+mod ntfs;
 pub mod probe;
 pub mod reader;
+mod roots;
 pub mod space;
+mod squashfs;
 mod stripes;
 mod tree;
 mod unpack;
 pub mod volume;
+mod window;
+mod xfs;
 
 pub use error::{Error, Result, show};
 pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time};
-pub use guest::{EngineChoice, Guest, MountRequest, OpenOptions, Roots};
+pub use guest::{EngineChoice, Guest, MountRequest, OpenOptions};
 pub use inspect::Inspection;
 pub use keys::{KeyRing, Keys};
 pub use reader::FsReader;
+pub use roots::Roots;
 pub use tree::Tree;
 pub use unpack::{Node, Unpack, What};
 pub use volume::{GuestDisk, GuestDiskMut, Volume, Volumes};
+use window::Window;

@@ -70,7 +70,7 @@ impl Window<'_> {
 
 /// Everything that is recognised. Containers go first: a mirror's member looks like the filesystem in it.
 const PROBES: &[fn(&Window<'_>) -> Option<Content>] =
-    &[md, lvm2, luks, xfs, ext, btrfs, swap, ntfs, vfat, iso9660, squashfs, reiserfs, jfs, f2fs];
+    &[md, lvm2, luks, xfs, ext, btrfs, swap, bitlocker, ntfs, exfat, vfat, iso9660, squashfs, reiserfs, jfs, f2fs, erofs, hfsplus];
 
 /// Looks at `len` bytes of an image from byte `start`.
 pub fn probe(image: &dyn Image, start: u64, len: u64) -> Option<Content> {
@@ -175,6 +175,51 @@ fn ntfs(w: &Window<'_>) -> Option<Content> {
     let b = w.read(0, 512).filter(|b| cut(b, 3, 8) == b"NTFS    ")?;
     let mut content = Content::new("ntfs", Usage::Filesystem).size(le64(&b, 40).saturating_mul(le16(&b, 11).into()));
     content.uuid = Some(format!("{:016X}", le64(&b, 72)));
+    content.label = ntfs_label(w, &b).filter(|l| !l.is_empty());
+    Some(content)
+}
+
+/// The name in the record of `$Volume`, the fourth of the table of files.
+fn ntfs_label(w: &Window<'_>, boot: &[u8]) -> Option<String> {
+    const VOLUME_NAME: u32 = 0x60;
+    let cluster = u64::from(le16(boot, 11)) * u64::from(*boot.get(13)?);
+    let size = match boot.get(64)?.cast_signed() {
+        clusters @ 1.. => u64::from(clusters.cast_unsigned()) * cluster,
+        log => 1 << log.unsigned_abs().min(16),
+    };
+    let record = w.read(le64(boot, 48).checked_mul(cluster)?.checked_add(size * 3)?, 1024)?;
+    let mut at = usize::from(le16(&record, 20));
+    while le32(&record, at) < VOLUME_NAME && le32(&record, at + 4) >= 16 {
+        at = at.checked_add(le32(&record, at + 4) as usize).filter(|a| *a < record.len())?;
+    }
+    let value = cut(&record, at + usize::from(le16(&record, at + 20)), le32(&record, at + 16) as usize);
+    (cut(&record, 0, 4) == b"FILE" && le32(&record, at) == VOLUME_NAME).then(|| utf16(value))
+}
+
+fn utf16(bytes: &[u8]) -> String {
+    let units = bytes.chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]]));
+    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+fn bitlocker(w: &Window<'_>) -> Option<Content> {
+    w.read(0, 512).filter(|b| cut(b, 3, 8) == b"-FVE-FS-").map(|_| Content::new("BitLocker", Usage::Crypto))
+}
+
+fn exfat(w: &Window<'_>) -> Option<Content> {
+    /// The entry of a label, which is among the first ones.
+    const LABEL: u8 = 0x83;
+    let b = w.read(0, 512).filter(|b| cut(b, 3, 8) == b"EXFAT   ")?;
+    let (sector, cluster) = (u32::from(b[108]), u32::from(b[109]));
+    if !(9..=12).contains(&sector) || cluster > 25 - sector {
+        return None;
+    }
+    let mut content = Content::new("exfat", Usage::Filesystem).size(le64(&b, 72).saturating_mul(1 << sector));
+    let serial = le32(&b, 100);
+    content.uuid = Some(format!("{:04X}-{:04X}", serial >> 16, serial & 0xffff)).filter(|_| serial != 0);
+    let root = (u64::from(le32(&b, 88)) << sector) + (u64::from(le32(&b, 96).saturating_sub(2)) << (sector + cluster));
+    let entries = w.read(root, 512).unwrap_or_default();
+    let label = entries.chunks_exact(32).find(|e| e[0] == LABEL).map(|e| utf16(cut(e, 2, usize::from(e[1].min(15)) * 2)));
+    content.label = label.filter(|l| !l.is_empty());
     Some(content)
 }
 
@@ -229,4 +274,15 @@ fn jfs(w: &Window<'_>) -> Option<Content> {
 fn f2fs(w: &Window<'_>) -> Option<Content> {
     let b = w.read(1024, 512).filter(|b| le32(b, 0) == 0xf2f5_2010)?;
     Some(Content::new("f2fs", Usage::Filesystem).uuid(cut(&b, 108, 16)))
+}
+
+fn erofs(w: &Window<'_>) -> Option<Content> {
+    let b = w.read(1024, 128).filter(|b| le32(b, 0) == 0xe0f5_e1e2)?;
+    let size = u64::from(le32(&b, 36)) << b[12].min(16);
+    Some(Content::new("erofs", Usage::Filesystem).uuid(cut(&b, 48, 16)).label(cut(&b, 64, 16)).size(size))
+}
+
+fn hfsplus(w: &Window<'_>) -> Option<Content> {
+    let b = w.read(1024, 512).filter(|b| matches!(cut(b, 0, 4), b"H+\0\x04" | b"HX\0\x05"))?;
+    Some(Content::new("hfsplus", Usage::Filesystem).size(u64::from(be32(&b, 44)) * u64::from(be32(&b, 40))))
 }

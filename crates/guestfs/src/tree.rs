@@ -55,7 +55,7 @@ impl Tree {
 
     fn node_stat(&self, node: Node) -> Result<Stat> {
         let mut stat = self.reader(node).stat(node.ino)?;
-        stat.dev = node.mount as u64 + 1;
+        stat.dev = stat.dev << 16 | (node.mount as u64 + 1);
         Ok(stat)
     }
 

@@ -37,7 +37,7 @@ impl Mounts {
     /// Mounts a device in the guest's tree; `/` must come first.
     pub fn mount(&mut self, device: &str, path: &[u8], filesystem: &str, options: &str) -> Result<()> {
         super::devices::check_name(device)?;
-        let (flags, data) = parse_options(options)?;
+        let (flags, data) = parse_options(options);
         if path == b"/" {
             if self.tree.is_some() {
                 return Err(other("something is mounted there already"));
@@ -132,8 +132,22 @@ impl Drop for Entered {
     }
 }
 
-fn mount_device(device: &str, target: &str, filesystem: &str, flags: MountFlags, data: &CString) -> Result<()> {
-    let mount_as = |kind: &str| mount(device, target, kind, flags, data.as_c_str());
+/// blkid's name of a filesystem as the kernel's, and the option that gives names of files as UTF-8.
+fn in_kernels_words(kind: &str) -> (&str, &'static str) {
+    match kind {
+        "ntfs" | "ntfs3" => ("ntfs3", "iocharset=utf8"),
+        "vfat" => ("vfat", "utf8"),
+        "iso9660" => ("iso9660", "iocharset=utf8"),
+        other => (other, ""),
+    }
+}
+
+fn mount_device(device: &str, target: &str, filesystem: &str, flags: MountFlags, data: &str) -> Result<()> {
+    let mount_as = |kind: &str| {
+        let (kind, names) = in_kernels_words(kind);
+        let all: Vec<&str> = [names, data].into_iter().filter(|o| !o.is_empty()).collect();
+        mount(device, target, kind, flags, &*CString::new(all.join(",")).map_err(|_| Errno::INVAL)?)
+    };
     if !filesystem.is_empty() {
         return mount_as(filesystem).map_err(|e| because(&format!("mounting {device} as {filesystem}"), e));
     }
@@ -170,7 +184,7 @@ fn filesystems() -> Result<Vec<String>> {
 
 /// Flags that the kernel takes apart from the filesystem's own options. Nothing is ever marked as read only by
 /// being read, and no device file of a guest is honoured.
-fn parse_options(options: &str) -> Result<(MountFlags, CString)> {
+fn parse_options(options: &str) -> (MountFlags, String) {
     let mut flags = MountFlags::NOATIME | MountFlags::NODEV;
     let mut own = Vec::new();
     for option in options.split(',').filter(|o| !o.is_empty()) {
@@ -184,6 +198,5 @@ fn parse_options(options: &str) -> Result<(MountFlags, CString)> {
             _ => own.push(option),
         }
     }
-    let data = CString::new(own.join(",")).map_err(|_| other("a mount option with a zero byte"))?;
-    Ok((flags, data))
+    (flags, own.join(","))
 }

@@ -1,33 +1,14 @@
 //! Directories: names in blocks, hash trees read as the plain rows of entries that they also are, and small ones
 //! inside the inode. (ext4 documentation, 4.4)
 
-use std::collections::HashMap;
-
 use super::Ext4;
 use super::corrupt;
 use super::inode::{FLAG_ENCRYPTED, FLAG_INLINE_DATA, Inode};
 use super::map;
 use super::superblock::INCOMPAT_FILETYPE;
 use crate::bytes::{le16, le32};
-use crate::{DirEntry, Error, FileType, Result};
-
-/// No directory that we read is larger, in bytes.
-const SIZE_LIMIT: u64 = 128 << 20;
-/// Nor has more names.
-const NAMES_LIMIT: usize = 1_000_000;
-
-/// A directory's names with an index.
-#[derive(Debug, Default)]
-pub(crate) struct Directory {
-    pub entries: Vec<DirEntry>,
-    index: HashMap<Vec<u8>, u64>,
-}
-
-impl Directory {
-    pub(crate) fn lookup(&self, name: &[u8]) -> Option<u64> {
-        self.index.get(name).copied()
-    }
-}
+use crate::directory::{Directory, NAMES_LIMIT, SIZE_LIMIT, is_name};
+use crate::{Error, FileType, Result};
 
 pub(crate) fn read(fs: &Ext4, dir: &Inode) -> Result<Directory> {
     if dir.has(FLAG_ENCRYPTED) {
@@ -67,8 +48,7 @@ pub(crate) fn read(fs: &Ext4, dir: &Inode) -> Result<Directory> {
             Some(kind) => kind,
             None => fs.inode(ino)?.kind,
         };
-        directory.index.entry(name.clone()).or_insert(u64::from(ino));
-        directory.entries.push(DirEntry { name, kind, ino: u64::from(ino) });
+        directory.add(&name, kind, ino.into(), ino.into());
     }
     Ok(directory)
 }
@@ -99,28 +79,15 @@ fn parse(fs: &Ext4, dir: &Inode, row: &[u8], entries: &mut Vec<RawEntry>) -> Res
         }
         if ino != 0 {
             let name = &row[at + 8..at + 8 + name_len];
-            if name.is_empty() || name.iter().any(|b| matches!(b, b'/' | 0)) {
-                return Err(bad(at, format!("a file cannot be called '{}'", crate::error::show(name))));
-            }
             if name != b"." && name != b".." {
-                let kind = filetype.then(|| kind(row[at + 7])).flatten();
+                if !is_name(name) {
+                    return Err(bad(at, format!("a file cannot be called '{}'", crate::error::show(name))));
+                }
+                let kind = filetype.then(|| FileType::of_entry(row[at + 7])).flatten();
                 entries.push((name.to_vec(), ino, kind));
             }
         }
         at += len;
     }
     Ok(())
-}
-
-fn kind(file_type: u8) -> Option<FileType> {
-    Some(match file_type {
-        1 => FileType::Regular,
-        2 => FileType::Directory,
-        3 => FileType::CharDevice,
-        4 => FileType::BlockDevice,
-        5 => FileType::Fifo,
-        6 => FileType::Socket,
-        7 => FileType::Symlink,
-        _ => return None,
-    })
 }

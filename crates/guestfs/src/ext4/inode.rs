@@ -32,16 +32,8 @@ impl Inode {
     /// `raw` is the inode's record, 128 bytes at least.
     pub(crate) fn parse(number: u32, raw: &[u8]) -> Result<Self> {
         let mode = le16(raw, 0x0);
-        let kind = match mode >> 12 {
-            0x1 => FileType::Fifo,
-            0x2 => FileType::CharDevice,
-            0x4 => FileType::Directory,
-            0x6 => FileType::BlockDevice,
-            0x8 => FileType::Regular,
-            0xa => FileType::Symlink,
-            0xc => FileType::Socket,
-            _ => return Err(corrupt(format!("inode {number} has mode {mode:#o}, which is no kind of file"))),
-        };
+        let kind = FileType::of_mode(mode);
+        let kind = kind.ok_or_else(|| corrupt(format!("inode {number} has mode {mode:#o}, which is no kind of file")))?;
         let size = u64::from(le32(raw, 0x4)) | u64::from(le32(raw, 0x6c)) << 32;
         if size > i64::MAX as u64 {
             return Err(corrupt(format!("inode {number} has {size} bytes")));

@@ -13,23 +13,20 @@ mod map;
 mod superblock;
 mod xattr;
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use imgcore::Image;
 
 use self::device::Device;
-use self::dir::Directory;
 use self::inode::{FLAG_COMPRESSED, FLAG_ENCRYPTED, FLAG_INLINE_DATA, I_BLOCK, Inode};
 use self::superblock::{COMPAT_HAS_JOURNAL, INCOMPAT_64BIT, INCOMPAT_RECOVER, Superblock};
 use crate::bytes::le32;
-use crate::reader::FsReader;
+use crate::directory::{Directories, Directory};
+use crate::reader::{FsReader, fill};
 use crate::{DirEntry, Error, FileType, Result, Stat, StatFs};
 
 const ROOT: u64 = 2;
-/// Of names that are kept, all directories together.
-const DIRECTORY_CACHE: usize = 200_000;
 /// The longest target of a symbolic link, as the kernel has it.
 const SYMLINK_LIMIT: u64 = 4096;
 
@@ -41,15 +38,7 @@ fn corrupt(what: String) -> Error {
 pub(crate) struct Ext4 {
     device: Device,
     superblock: Superblock,
-    directories: Mutex<Directories>,
-}
-
-/// Directories that were read.
-#[derive(Default)]
-struct Directories {
-    known: HashMap<u64, Arc<Directory>>,
-    /// How many names they hold together.
-    names: usize,
+    directories: Directories,
 }
 
 /// Opens the filesystem in `len` bytes of an image from byte `start`.
@@ -66,7 +55,7 @@ impl Ext4 {
         let superblock = Superblock::parse(&raw)?;
         device.block_size = superblock.block_size;
         device.blocks = superblock.blocks;
-        let mut fs = Ext4 { device, superblock, directories: Mutex::default() };
+        let mut fs = Ext4 { device, superblock, directories: Directories::default() };
         if fs.superblock.has_incompat(INCOMPAT_RECOVER) {
             fs.replay()?;
         }
@@ -164,21 +153,13 @@ impl Ext4 {
     }
 
     fn directory(&self, ino: u64) -> Result<Arc<Directory>> {
-        if let Some(known) = self.directories.lock().unwrap_or_else(PoisonError::into_inner).known.get(&ino) {
-            return Ok(known.clone());
-        }
-        let inode = self.inode_of(ino)?;
-        if inode.kind != FileType::Directory {
-            return Err(corrupt(format!("inode {ino} is not a directory")));
-        }
-        let directory = Arc::new(dir::read(self, &inode)?);
-        let mut cache = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.names > DIRECTORY_CACHE {
-            *cache = Directories::default();
-        }
-        cache.names += directory.entries.len() + 1;
-        cache.known.insert(ino, directory.clone());
-        Ok(directory)
+        self.directories.get(ino, || {
+            let inode = self.inode_of(ino)?;
+            if inode.kind != FileType::Directory {
+                return Err(corrupt(format!("inode {ino} is not a directory")));
+            }
+            dir::read(self, &inode)
+        })
     }
 }
 
@@ -212,26 +193,13 @@ impl FsReader for Ext4 {
             return Ok(inode.inline_head(size).to_vec());
         }
         let mut target = vec![0; size];
-        let mut done = 0;
-        while done < size {
-            match self.read_file(&inode, done as u64, &mut target[done..])? {
-                0 => break,
-                n => done += n,
-            }
-        }
+        fill(0, &mut target, |offset, rest| self.read_file(&inode, offset, rest))?;
         Ok(target)
     }
 
     fn read_at(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let inode = self.inode_of(ino)?;
-        let mut done = 0;
-        while done < buf.len() {
-            match self.read_file(&inode, offset.saturating_add(done as u64), &mut buf[done..])? {
-                0 => break,
-                n => done += n,
-            }
-        }
-        Ok(done)
+        fill(offset, buf, |offset, rest| self.read_file(&inode, offset, rest))
     }
 
     fn next_data(&self, ino: u64, offset: u64) -> Result<Option<Range<u64>>> {

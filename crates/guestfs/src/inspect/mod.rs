@@ -9,6 +9,7 @@ mod distro;
 pub mod fstab;
 mod names;
 pub mod packages;
+pub(crate) mod subvolume;
 
 pub use distro::{Family, Release};
 pub use fstab::FstabEntry;
@@ -26,6 +27,13 @@ pub struct Mount {
     pub volume: usize,
     /// Options of fstab.
     pub options: Vec<u8>,
+}
+
+impl Mount {
+    /// The mount options that choose a subvolume of btrfs; empty where it is the default one.
+    pub fn selection(&self) -> String {
+        subvolume::selection(&self.options).iter().map(|o| String::from_utf8_lossy(o)).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// An operating system on a guest's disks.
@@ -47,6 +55,15 @@ pub struct Inspection {
     pub fstab: Vec<FstabEntry>,
 }
 
+impl Inspection {
+    /// What users call the root: `/dev/xvda2`, or `btrfsvol:/dev/xvda2/@` where it is a subvolume, as libguestfs writes it.
+    pub fn root_name(&self, volumes: &Volumes) -> String {
+        let device = volumes.volumes.get(self.root).map_or("?", |v| v.device.as_str());
+        let selection = self.mounts.first().map(Mount::selection).unwrap_or_default();
+        selection.strip_prefix("subvol=").map_or(device.to_string(), |name| format!("btrfsvol:{device}/{name}"))
+    }
+}
+
 /// Whether a mounted filesystem is a Linux root.
 pub fn is_root(fs: &dyn GuestFs) -> bool {
     // A link to usr/bin leads nowhere when /usr is another filesystem, and is a root's mark all the same.
@@ -54,8 +71,8 @@ pub fn is_root(fs: &dyn GuestFs) -> bool {
     bin && fs.is_dir(b"/etc") && (fs.is_file(b"/etc/fstab") || fs.is_file(b"/etc/hosts"))
 }
 
-/// Inspects a root filesystem; `root` is its volume.
-pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize) -> Result<Inspection> {
+/// Inspects a root filesystem; `root` is its volume, `subvolume` the part of it that is mounted, unless it is the default.
+pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize, subvolume: Option<&str>) -> Result<Inspection> {
     let mut fstab = match fs.read(b"/etc/fstab", CONFIG_LIMIT) {
         Ok(content) => fstab::parse(&content),
         Err(Error::NotFound(_)) => Vec::new(),
@@ -66,12 +83,13 @@ pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize) -> Result<Inspe
         entry.volume = names.find(&entry.spec).or_else(|| fstab::resolve(volumes, &entry.spec));
     }
     match_by_content(&mut fstab, volumes, root);
+    let is_part = |entry: &FstabEntry| !subvolume::selection(&entry.options).is_empty();
     let mut mounts = BTreeMap::new();
     let mut swaps = Vec::new();
     for entry in &fstab {
         match entry.volume {
             Some(volume) if entry.is_swap() => swaps.push(volume),
-            Some(volume) if entry.path.starts_with(b"/") && entry.path != b"/" && volume != root => {
+            Some(volume) if entry.path.starts_with(b"/") && entry.path != b"/" && (volume != root || is_part(entry)) => {
                 let path = entry.path.clone();
                 mounts.entry(path.clone()).or_insert(Mount { path, volume, options: entry.options.clone() });
             }
@@ -80,6 +98,7 @@ pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize) -> Result<Inspe
     }
     swaps.dedup();
     let options = fstab.iter().find(|e| e.path == b"/").map_or(b"defaults".to_vec(), |e| e.options.clone());
+    let options = subvolume::leading_to(&options, subvolume);
     let root_mount = Mount { path: b"/".to_vec(), volume: root, options };
     Ok(Inspection {
         root,

@@ -105,8 +105,8 @@ impl Group {
         for segment in volumes.flat_map(|(_, lv)| lv.sections()).map(|(_, segment)| segment) {
             let count = segment.number("extent_count")?;
             // Whatever the kind of the segment: where a physical volume is named, an extent stands behind it.
-            for [name, extent] in segment.lists().flat_map(|list| list.array_windows()) {
-                if let (Value::Text(name), Value::Number(extent)) = (name, extent) {
+            for pair in segment.lists().flat_map(|list| list.windows(2)) {
+                if let [Value::Text(name), Value::Number(extent)] = pair {
                     used.entry(name).or_default().push(*extent..extent.saturating_add(count));
                 }
             }

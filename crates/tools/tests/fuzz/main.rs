@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+mod filesystems;
 mod mutate;
 mod seeds;
 #[path = "../../../../fuzz/src/lib.rs"]
@@ -155,6 +156,13 @@ targets! {
     nbd "nbd",
     appliance_host "appliance-host",
     appliance_agent "appliance-agent",
+    ext4 "ext4",
+    xfs "xfs",
+    btrfs "btrfs",
+    vfat "vfat",
+    ntfs "ntfs",
+    iso9660 "iso9660",
+    squashfs "squashfs",
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub fn make(target: &str, folder: &Path) -> bool {
         }
         "appliance-host" => spoken(folder, guestfs_appliance::fuzzing::conversations().unwrap().0),
         "appliance-agent" => spoken(folder, guestfs_appliance::fuzzing::conversations().unwrap().1),
-        other => panic!("no seeds for {other}"),
+        filesystem => super::filesystems::make(filesystem, folder),
     }
 }
 
@@ -47,7 +47,7 @@ fn spoken(folder: &Path, words: Vec<u8>) -> bool {
     true
 }
 
-fn found(tool: &str) -> bool {
+pub fn found(tool: &str) -> bool {
     let there = Command::new(tool).arg("--version").output().is_ok();
     if !there {
         assert!(std::env::var_os("CI").is_none(), "{tool} must be installed in CI");
@@ -56,7 +56,7 @@ fn found(tool: &str) -> bool {
     there
 }
 
-fn ok(program: &str, folder: &Path, arguments: &[&str]) {
+pub fn ok(program: &str, folder: &Path, arguments: &[&str]) {
     let out = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
     assert!(out.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
