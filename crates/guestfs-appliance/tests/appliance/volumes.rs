@@ -52,6 +52,11 @@ fn disks(paths: &[PathBuf]) -> Vec<GuestDisk> {
     paths.iter().enumerate().map(|(i, p)| GuestDisk { name: format!("xvd{}", guestfs::volume::letters(i)), image: open(p) }).collect()
 }
 
+fn writable_disks(paths: &[PathBuf]) -> Vec<GuestDiskMut> {
+    let open = |path: &PathBuf| Formats::new().open_mut(path, &ImageOptions::new(&imgcore::LocalGate)).unwrap();
+    paths.iter().enumerate().map(|(i, p)| GuestDiskMut { name: format!("xvd{}", guestfs::volume::letters(i)), image: open(p) }).collect()
+}
+
 fn start(paths: &[PathBuf]) -> Box<dyn Session> {
     let disks = paths.iter().map(|p| writable(p)).collect();
     Engine::start(&Appliance::new(), disks, true).unwrap_or_else(|e| panic!("{e}"))
@@ -148,6 +153,21 @@ fn arrays_are_read_in_process_and_in_the_appliance() {
         holds(&paths, alias, made, EngineChoice::Appliance);
     }
     assert!(volumes.complaints.iter().any(|c| c.contains("box:root) lacks 1 of its members")), "{:?}", volumes.complaints);
+    // What is written goes to both halves, and leaves the array as a guest that was shut down does: nothing to be rebuilt.
+    let (appliance, keys) = (Appliance::new(), keys());
+    let options = OpenOptions { appliance: Some(&appliance), keys: Some(&keys), ..OpenOptions::default() };
+    let mut guest = Guest::open_writable(writable_disks(&paths), &mount("/dev/md2"), &options).unwrap();
+    guest.session().unwrap().write(b"/new", &mut &b"written"[..], None).unwrap();
+    guest.shutdown().unwrap();
+    for half in [&paths[..1], &paths[1..2]] {
+        let direct = OpenOptions { engine: EngineChoice::Direct, ..OpenOptions::default() };
+        let guest = Guest::open_with_mounts(disks(half), &mount("/dev/md2"), &direct).unwrap();
+        assert_eq!(guest.fs().read(b"/new", 100).unwrap(), b"written");
+    }
+    let mut session = start(&paths);
+    let examined = run(session.as_mut(), "mdadm --examine /dev/vda2");
+    session.shutdown().unwrap();
+    assert!(examined.lines().any(|line| line.trim() == "State : clean"), "{examined}");
     // Without the disk that both halves of a linear array need.
     let alone = Volumes::open(disks(&paths[..1])).unwrap();
     assert!(alone.complaints.iter().any(|c| c.contains("(box:4) lacks 1")), "{:?}", alone.complaints);
@@ -188,12 +208,8 @@ fn encrypted_volumes_open_with_their_keys() {
     // Writing goes through the encryption.
     let (appliance, keys) = (Appliance::new(), keys());
     let options = OpenOptions { appliance: Some(&appliance), keys: Some(&keys), ..OpenOptions::default() };
-    let writable = paths.iter().enumerate().map(|(i, path)| GuestDiskMut {
-        name: format!("xvd{}", guestfs::volume::letters(i)),
-        image: Formats::new().open_mut(path, &ImageOptions::new(&imgcore::LocalGate)).unwrap(),
-    });
     let device = format!("/dev/mapper/luks-{}", uuid(2));
-    let mut guest = Guest::open_writable(writable.collect(), &mount(&device), &options).unwrap();
+    let mut guest = Guest::open_writable(writable_disks(&paths), &mount(&device), &options).unwrap();
     guest.session().unwrap().write(b"/new", &mut &b"written"[..], None).unwrap();
     guest.shutdown().unwrap();
     let direct = OpenOptions { engine: EngineChoice::Direct, keys: Some(&keys), ..OpenOptions::default() };

@@ -9,6 +9,9 @@ use super::mirror::Mirror;
 use super::superblock::{Role, Superblock};
 use crate::stripes::Stripes;
 
+/// The largest number of an array's device.
+const MAX_NUMBER: usize = 511;
+
 /// A volume that is a part of an array.
 #[derive(Clone)]
 pub(crate) struct Member {
@@ -68,6 +71,12 @@ impl Array {
             let slots = current(members, newest.superblock.events);
             usize::try_from(newest.superblock.members).is_ok_and(|wanted| slots.len() >= wanted)
         })
+    }
+
+    /// The number that its device must have, or the array would be another's afterwards.
+    pub(crate) fn own_number(members: &[Member]) -> Option<usize> {
+        let newest = members.iter().max_by_key(|m| m.superblock.events)?;
+        usize::try_from(newest.superblock.minor?).ok().filter(|number| *number <= MAX_NUMBER)
     }
 
     /// Its device.

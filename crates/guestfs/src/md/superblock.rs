@@ -36,6 +36,8 @@ pub(crate) struct Superblock {
     pub uuid: String,
     /// The array's name, `HOST:NAME` or NAME; version 0.90 has the number of its device only.
     pub name: String,
+    /// The number of its device, which version 0.90 has, and which Linux overwrites when the array gets another.
+    pub minor: Option<u32>,
     /// -1 linear, 0, 1, 4, 5, 6, 10.
     pub level: i32,
     /// Near and far copies of level 10.
@@ -107,6 +109,7 @@ fn version_1(image: &dyn Image, at: u64, head: &[u8]) -> Result<Superblock, Stri
     Ok(Superblock {
         uuid: uuid(cut(&whole, 16, 16)),
         name: text(cut(&whole, 32, 32)),
+        minor: None,
         level: le32(&whole, 72) as i32,
         layout: le32(&whole, 76),
         chunk: u64::from(le32(&whole, 88)) * SECTOR,
@@ -134,6 +137,7 @@ fn version_0(at: u64, block: &[u8]) -> Result<Superblock, String> {
     Ok(Superblock {
         uuid: uuid(&uuid_of_090(block)),
         name: word(11).to_string(),
+        minor: Some(word(11)),
         level: word(7) as i32,
         layout: word(64),
         chunk: word(65).into(),

@@ -163,7 +163,8 @@ impl Volumes {
         for members in found {
             used.extend(members.iter().map(|m| m.position));
             let position = self.arrays.len();
-            let Some(number) = FIRST_ARRAY.checked_sub(position) else {
+            let free = |number: &usize| self.arrays.iter().all(|known| known.number != *number);
+            let Some(number) = Array::own_number(&members).filter(free).or_else(|| (0..=FIRST_ARRAY).rev().find(free)) else {
                 return self.complaints.push(format!("there are more than {FIRST_ARRAY} arrays, of which the others are left out"));
             };
             match Array::new(number, &members) {
