@@ -57,6 +57,14 @@ pub enum Error {
     /// This host lacks a program or a file that is needed: what it is, and how to get it.
     #[error("{0}")]
     Missing(String),
+    /// There are several operating systems, of which one is to be chosen.
+    #[error("there are several operating systems, choose one with --root:\n{list}")]
+    SeveralSystems {
+        /// Each one's root, as the guest calls it.
+        roots: Vec<String>,
+        /// The same for people, a line each.
+        list: String,
+    },
     /// The request itself cannot be carried out.
     #[error("{0}")]
     Invalid(String),

@@ -91,7 +91,10 @@ impl Roots {
                     .collect();
                 Err(Error::Invalid(format!("no operating system was found; the guest's volumes are:\n{}", seen.join("\n"))))
             }
-            _ => Err(Error::Invalid(format!("there are several operating systems, choose one with --root:\n{}", candidates.join("\n")))),
+            several => {
+                let roots = several.iter().map(|i| i.root_name(volumes)).collect();
+                Err(Error::SeveralSystems { roots, list: candidates.join("\n") })
+            }
         }
     }
 }

@@ -143,6 +143,7 @@ fn the_inspector_writes_libguestfs_s_xml() {
         <label>root</label>
         <uuid>0fa13c9e-3e2b-4c55-9d7e-0123456789ab</uuid>
       </filesystem>
+      <filesystem dev="/dev/xvda1"/>
     </filesystems>
     <applications>
       <application>
@@ -160,7 +161,7 @@ fn the_inspector_writes_libguestfs_s_xml() {
 "#;
     assert_eq!(guest.text("inspector", &[]), expected);
     let json: serde_json::Value = serde_json::from_str(&guest.text("inspector", &["--json"])).unwrap();
-    assert_eq!(json["product_name"], "Debian GNU/Linux 12 (bookworm)");
+    assert_eq!(json["operatingsystems"][0]["product_name"], "Debian GNU/Linux 12 (bookworm)");
 }
 
 #[test]

@@ -17,22 +17,6 @@ pub enum Family {
     Other,
 }
 
-impl Family {
-    /// The format of its packages and the program that installs them, by libguestfs's names.
-    pub fn packages(self) -> (&'static str, &'static str) {
-        match self {
-            Family::Debian => ("deb", "apt"),
-            Family::RedHat => ("rpm", "dnf"),
-            Family::Suse => ("rpm", "zypper"),
-            Family::Alpine => ("apk", "apk"),
-            Family::Arch => ("pacman", "pacman"),
-            Family::Gentoo => ("ebuild", "portage"),
-            Family::Slackware => ("pkgtool", "pkgtool"),
-            Family::Other => ("unknown", "unknown"),
-        }
-    }
-}
-
 /// os-release's ID, libguestfs's name, and what it works like.
 const DISTROS: &[(&str, &str, Family)] = &[
     ("debian", "debian", Family::Debian),
@@ -141,19 +125,54 @@ impl Release {
         self.release_line.as_deref().unwrap_or(&self.product_name)
     }
 
+    /// The format of its packages, by libguestfs's name; empty when it is not known.
+    pub fn package_format(&self) -> &'static str {
+        match (self.family, self.distro) {
+            (Family::Debian, _) => "deb",
+            (Family::RedHat | Family::Suse, _) | (_, "altlinux" | "mageia" | "mandriva" | "openmandriva") => "rpm",
+            (Family::Alpine, _) => "apk",
+            (Family::Arch, _) => "pacman",
+            (Family::Gentoo, _) => "ebuild",
+            (_, "voidlinux") => "xbps",
+            _ => "",
+        }
+    }
+
+    /// The program that installs its packages, by libguestfs's name; empty when it is not known.
+    pub fn package_management(&self) -> &'static str {
+        match (self.family, self.distro) {
+            (Family::Debian, _) | (_, "altlinux") => "apt",
+            (Family::RedHat, "fedora") if self.major < 22 => "yum",
+            (Family::RedHat, "rhel" | "centos" | "oraclelinux" | "scientificlinux") if self.major < 5 => "up2date",
+            (Family::RedHat, "rhel" | "centos" | "oraclelinux" | "scientificlinux") if self.major < 8 => "yum",
+            (Family::RedHat, _) => "dnf",
+            (Family::Suse, _) => "zypper",
+            (_, "mageia" | "mandriva") => "urpmi",
+            (_, "openmandriva") => "dnf",
+            (Family::Alpine, _) => "apk",
+            (Family::Arch, _) => "pacman",
+            (Family::Gentoo, _) => "portage",
+            (_, "voidlinux") => "xbps",
+            _ => "",
+        }
+    }
+
     /// libosinfo's short name: `debian12`, `ubuntu22.04`.
     pub fn osinfo(&self) -> Option<String> {
         let (major, minor) = (self.major, self.minor);
-        let name = if self.distro == "oraclelinux" { "ol" } else { self.distro };
-        Some(match name {
+        Some(match self.distro {
             "unknown" => return None,
-            "archlinux" | "gentoo" | "voidlinux" => name.into(),
+            name @ ("archlinux" | "gentoo" | "voidlinux") => name.into(),
+            _ if major == 0 => return None,
             "ubuntu" => format!("ubuntu{major}.{minor:02}"),
             "sles" if minor == 0 => format!("sles{major}"),
             "sles" => format!("sles{major}sp{minor}"),
-            "rhel" | "alpinelinux" | "opensuse" => format!("{name}{major}.{minor}"),
-            "ol" | "centos" | "scientificlinux" if major < 8 => format!("{name}{major}.{minor}"),
-            _ => format!("{name}{major}"),
+            "centos" if major == 7 => "centos7.0".into(),
+            "centos" if major < 7 => format!("centos{major}.{minor}"),
+            name @ ("centos" | "debian" | "fedora" | "rocky" | "almalinux" | "mageia" | "amazonlinux") => format!("{name}{major}"),
+            "oraclelinux" => format!("ol{major}.{minor}"),
+            "altlinux" => format!("alt{major}.{minor}"),
+            name => format!("{name}{major}.{minor}"),
         })
     }
 }

@@ -25,6 +25,19 @@ impl FstabEntry {
     pub fn is_swap(&self) -> bool {
         self.kind == b"swap"
     }
+
+    /// Where it is mounted, without needless slashes; `None` for swap, for the kernel's own filesystems and for what comes and goes.
+    pub fn mount_point(&self) -> Option<Vec<u8>> {
+        let words = self.path.split(|b| *b == b'/').filter(|w| !w.is_empty());
+        let path = words.fold(Vec::new(), |path, word| [&path[..], b"/", word].concat());
+        let first = self.path.split(|b| *b == b'/').find(|w| !w.is_empty()).unwrap_or_default();
+        let drive = [&b"/dev/fd"[..], b"/dev/floppy", b"/dev/cd"].iter().any(|d| self.spec.starts_with(d));
+        let passing = drive || [&b"dev"[..], b"media", b"proc", b"sys"].contains(&first);
+        if !self.path.starts_with(b"/") || self.is_swap() || passing {
+            return None;
+        }
+        Some(if path.is_empty() { b"/".to_vec() } else { path })
+    }
 }
 
 /// Parses the file; lines that are no entries are skipped.
@@ -160,6 +173,10 @@ mod tests {
             ]
         );
         assert_eq!(parsed[3].kind, b"auto");
+        let points: Vec<_> = parsed.iter().map(|e| e.mount_point().map(|p| String::from_utf8(p).unwrap())).collect();
+        assert_eq!(points, [None, None, Some("/".to_string()), Some("/mnt/a b".to_string())]);
+        assert_eq!(parse(b"/dev/sda1 ///home//users/ ext4")[0].mount_point().unwrap(), b"/home/users");
+        assert_eq!(parse(b"/dev/cdrom /cd auto")[0].mount_point(), None);
         assert!(parsed[1].is_swap());
     }
 

@@ -7,12 +7,14 @@ use crate::{Error, Ext, FileType, GuestFs, Result, Volumes};
 mod arch;
 mod distro;
 pub mod fstab;
+mod icon;
 mod names;
 pub mod packages;
 pub(crate) mod subvolume;
 
 pub use distro::{Family, Release};
 pub use fstab::FstabEntry;
+pub use icon::icon;
 pub use packages::Application;
 
 /// Configuration files are no larger.
@@ -33,6 +35,12 @@ impl Mount {
     /// The mount options that choose a subvolume of btrfs; empty where it is the default one.
     pub fn selection(&self) -> String {
         subvolume::selection(&self.options).iter().map(|o| String::from_utf8_lossy(o)).collect::<Vec<_>>().join(",")
+    }
+
+    /// What is mounted, by libguestfs's name: `/dev/sda2`, `btrfsvol:/dev/sda2/home`.
+    pub fn device_name(&self, volumes: &Volumes) -> String {
+        let device = volumes.volumes.get(self.volume).map_or("?", |v| v.device.as_str());
+        self.selection().strip_prefix("subvol=").map_or(device.to_string(), |name| format!("btrfsvol:{device}/{name}"))
     }
 }
 
@@ -58,9 +66,7 @@ pub struct Inspection {
 impl Inspection {
     /// What users call the root: `/dev/xvda2`, or `btrfsvol:/dev/xvda2/@` where it is a subvolume, as libguestfs writes it.
     pub fn root_name(&self, volumes: &Volumes) -> String {
-        let device = volumes.volumes.get(self.root).map_or("?", |v| v.device.as_str());
-        let selection = self.mounts.first().map(Mount::selection).unwrap_or_default();
-        selection.strip_prefix("subvol=").map_or(device.to_string(), |name| format!("btrfsvol:{device}/{name}"))
+        self.mounts.first().map(|m| m.device_name(volumes)).unwrap_or_default()
     }
 }
 
@@ -89,9 +95,10 @@ pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize, subvolume: Opti
     for entry in &fstab {
         match entry.volume {
             Some(volume) if entry.is_swap() => swaps.push(volume),
-            Some(volume) if entry.path.starts_with(b"/") && entry.path != b"/" && (volume != root || is_part(entry)) => {
-                let path = entry.path.clone();
-                mounts.entry(path.clone()).or_insert(Mount { path, volume, options: entry.options.clone() });
+            Some(volume) if volume != root || is_part(entry) => {
+                if let Some(path) = entry.mount_point().filter(|p| p != b"/") {
+                    mounts.entry(path.clone()).or_insert(Mount { path, volume, options: entry.options.clone() });
+                }
             }
             _ => {}
         }

@@ -12,27 +12,33 @@ mod alignment_scan;
 mod archive;
 mod cat;
 mod checksum;
+mod columns;
 mod copy_in;
 mod copy_out;
 mod customize;
 mod df;
 mod disks;
+mod diff;
 mod doctor;
 mod edit;
 mod expression;
 mod filesystems;
 mod format;
 mod host;
+mod get_kernel;
 mod inspector;
+mod log;
 mod long;
 mod ls;
 mod options;
+mod paths;
 mod resize;
 mod show;
 mod sparsify;
 mod sysprep;
 mod tar_in;
 mod tar_out;
+mod tail;
 mod time;
 mod walk;
 
@@ -53,17 +59,21 @@ const COMMANDS: &[Entry] = &[
     copy_out::ENTRY,
     customize::ENTRY,
     df::ENTRY,
+    diff::ENTRY,
     doctor::ENTRY,
     edit::ENTRY,
     filesystems::ENTRY,
     format::ENTRY,
+    get_kernel::ENTRY,
     inspector::ENTRY,
+    log::ENTRY,
     ls::ENTRY,
     resize::ENTRY,
     sparsify::ENTRY,
     sysprep::ENTRY,
     tar_in::ENTRY,
     tar_out::ENTRY,
+    tail::ENTRY,
 ];
 
 /// The program's command line.
@@ -137,7 +147,7 @@ mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             let stem = name.trim_end_matches(".rs").replace('_', "-");
             assert!(
-                ["mod", "options", "show", "time", "long", "checksum", "expression", "disks", "archive", "host", "walk"]
+                ["mod", "options", "show", "time", "long", "checksum", "expression", "disks", "archive", "host", "walk", "columns", "paths"]
                     .contains(&stem.as_str())
                     || COMMANDS.iter().any(|c| c.name == stem),
                 "{name} is in no table"

@@ -4,6 +4,7 @@ mod confine;
 mod domain;
 mod keys;
 mod nbd;
+mod several;
 mod sources;
 
 use clap::{Args, ValueEnum};
@@ -101,7 +102,7 @@ impl GuestArgs {
 
     /// The guest with its filesystems mounted for reading.
     pub(super) fn open(&self) -> Result<Guest, Failure> {
-        self.open_disks(self.disks()?, &self.mounts()?, &self.keys.ring(true)?)
+        Ok(self.open_disks(self.disks()?, &self.mounts()?, &self.keys.ring(true)?, self.root.as_deref())?)
     }
 
     /// The same for a program that only reads, and opens nothing else from here on: it gives up what that does not need.
@@ -113,16 +114,16 @@ impl GuestArgs {
             EngineArg::Direct => self.note(confinement.reading()?),
             EngineArg::Auto | EngineArg::Appliance => self.note(confinement.with_appliance()?),
         }
-        let opened = self.open_disks(self.sources.open(&guest)?, &mounts, &keys)?;
+        let opened = self.open_disks(self.sources.open(&guest)?, &mounts, &keys, self.root.as_deref())?;
         if !opened.is_in_appliance() {
             confinement.reading()?;
         }
         Ok(opened)
     }
 
-    fn open_disks(&self, disks: Vec<GuestDisk>, mounts: &[MountRequest], keys: &Ring) -> Result<Guest, Failure> {
+    fn open_disks(&self, disks: Vec<GuestDisk>, mounts: &[MountRequest], keys: &Ring, root: Option<&str>) -> guestfs::Result<Guest> {
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
-        let options = self.options(&appliance, keys, &log);
+        let options = guestfs::OpenOptions { root, ..self.options(&appliance, keys, &log) };
         let guest = if mounts.is_empty() { Guest::open(disks, &options)? } else { Guest::open_with_mounts(disks, mounts, &options)? };
         warn(&guest.volumes);
         Ok(guest)

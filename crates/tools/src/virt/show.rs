@@ -27,6 +27,27 @@ impl Out {
         if self.terminal { self.bytes(guestfs::show(name).as_bytes()) } else { self.bytes(name) }
     }
 
+    /// Text of the guest's, line ends and tabs as they are, the rest as in [`name`](Self::name).
+    pub(super) fn lines(&mut self, text: &[u8]) -> Result<(), Failure> {
+        if !self.terminal {
+            return self.bytes(text);
+        }
+        for piece in text.split_inclusive(|b| matches!(b, b'\n' | b'\t')) {
+            let (plain, end) = match piece.split_last() {
+                Some((end @ (b'\n' | b'\t'), plain)) => (plain, std::slice::from_ref(end)),
+                _ => (piece, &[][..]),
+            };
+            self.name(plain)?;
+            self.bytes(end)?;
+        }
+        Ok(())
+    }
+
+    /// What was written so far is to be seen now.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        check(self.inner.flush())
+    }
+
     pub(super) fn finish(mut self) -> Result<(), Failure> {
         check(self.inner.flush())
     }
@@ -125,10 +146,6 @@ impl Table {
     pub(super) fn content(&self) -> &[u8] {
         &self.content
     }
-
-    pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.content).into_owned()
-    }
 }
 
 #[cfg(test)]
@@ -145,6 +162,6 @@ mod tests {
     fn csv_is_quoted_where_needed() {
         let mut row = Table::row(true);
         ["a", "b c", "d\"e"].iter().for_each(|f| row.bytes(f.as_bytes()));
-        assert_eq!(row.text(), "a,\"b c\",\"d\"\"e\"");
+        assert_eq!(row.content(), b"a,\"b c\",\"d\"\"e\"");
     }
 }

@@ -125,7 +125,31 @@ pub(in crate::virt) struct Named {
     disks: Vec<DiskArg>,
 }
 
+impl Named {
+    /// The files that the disks are in; `None` for what is in none.
+    pub(super) fn files(&self) -> impl Iterator<Item = Option<PathBuf>> {
+        self.disks.iter().map(|disk| match &disk.place {
+            Place::File(path) => Some(match formats().locate(path) {
+                Located::File(path) | Located::Disk(path, _) => path,
+            }),
+            Place::Nbd(_) => None,
+        })
+    }
+}
+
 impl Sources {
+    /// Only reads, as with `--ro`: opens images even while others write them.
+    pub(super) fn share(&mut self) {
+        self.ro = true;
+    }
+
+    /// Other disks, named in the same way; the last format is theirs, too.
+    pub(super) fn instead(&self, add: Vec<OsString>, domains: Vec<OsString>) -> Self {
+        let format = self.added.last().and_then(|(_, format)| format.clone());
+        let added = add.into_iter().map(|text| (text, format.clone())).collect();
+        Sources { added, domains, connect: self.connect.clone(), ro: self.ro, allow_path: self.allow_path.clone() }
+    }
+
     /// The guest's disks, opened for reading.
     pub(super) fn disks(&self) -> Result<Vec<GuestDisk>, Failure> {
         self.open(&self.guest()?)
@@ -157,15 +181,10 @@ impl Sources {
 
     /// What a program needs that only reads these guests.
     pub(super) fn confinement<'a>(&self, guests: impl IntoIterator<Item = &'a Named>) -> Confinement {
-        let disks: Vec<&DiskArg> = guests.into_iter().flat_map(|guest| &guest.disks).collect();
-        let network = disks.iter().any(|disk| matches!(disk.place, Place::Nbd(_)));
-        let files = disks.iter().filter_map(|disk| match &disk.place {
-            Place::File(path) => Some(match formats().locate(path) {
-                Located::File(path) | Located::Disk(path, _) => path,
-            }),
-            Place::Nbd(_) => None,
-        });
-        Confinement::new(files.chain(self.allow_path.iter().map(|folder| folder.join("."))), network)
+        let files: Vec<Option<PathBuf>> = guests.into_iter().flat_map(Named::files).collect();
+        let network = files.contains(&None);
+        let folders = self.allow_path.iter().map(|folder| folder.join("."));
+        Confinement::new(files.into_iter().flatten().chain(folders), network)
     }
 
     fn options<'a>(&self, gate: &'a TreeGate, disk: &'a DiskArg) -> OpenOptions<'a> {
