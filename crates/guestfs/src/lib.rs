@@ -9,9 +9,9 @@
 
 mod btrfs;
 mod bytes;
+mod cached;
 mod compression;
 mod directory;
-mod cached;
 pub mod engine;
 mod error;
 mod ext4;

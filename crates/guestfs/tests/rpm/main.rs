@@ -85,7 +85,7 @@ fn row(app: &Application) -> String {
 }
 
 fn rows(guest: &Memory) -> Result<Vec<String>> {
-    let inspection = inspect(guest, &Volumes::open(Vec::new())?, 0)?;
+    let inspection = inspect(guest, &Volumes::open(Vec::new())?, 0, None)?;
     let mut rows: Vec<String> = packages::applications(guest, &inspection)?.unwrap().iter().map(row).collect();
     rows.sort();
     Ok(rows)

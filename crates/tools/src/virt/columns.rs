@@ -3,8 +3,8 @@
 use clap::Args;
 use guestfs::{FileType, GuestFs, Stat, Time};
 
-use super::show::{Out, Table, human};
 use super::paths::Found;
+use super::show::{Out, Table, human};
 use super::{checksum, long, time};
 use crate::common::Failure;
 

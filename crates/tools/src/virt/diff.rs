@@ -11,8 +11,8 @@ use guestfs::{Ext, FileType, GuestFs, Time};
 use super::Entry;
 use super::columns::{Attributes, Columns, Details};
 use super::options::GuestArgs;
-use super::show::{Out, Table};
 use super::paths::{Found, Order, Walk};
+use super::show::{Out, Table};
 use crate::common::Failure;
 
 /// This command's line in the table.

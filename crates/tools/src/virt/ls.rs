@@ -9,8 +9,8 @@ use guestfs::GuestFs;
 
 use super::columns::{Attributes, Columns};
 use super::options::GuestArgs;
-use super::show::Out;
 use super::paths::{Order, Walk};
+use super::show::Out;
 use super::{Entry, long};
 use crate::common::Failure;
 

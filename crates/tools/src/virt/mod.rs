@@ -17,15 +17,15 @@ mod copy_in;
 mod copy_out;
 mod customize;
 mod df;
-mod disks;
 mod diff;
+mod disks;
 mod doctor;
 mod edit;
 mod expression;
 mod filesystems;
 mod format;
-mod host;
 mod get_kernel;
+mod host;
 mod inspector;
 mod log;
 mod long;
@@ -36,9 +36,9 @@ mod resize;
 mod show;
 mod sparsify;
 mod sysprep;
+mod tail;
 mod tar_in;
 mod tar_out;
-mod tail;
 mod time;
 mod walk;
 
@@ -147,8 +147,22 @@ mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             let stem = name.trim_end_matches(".rs").replace('_', "-");
             assert!(
-                ["mod", "options", "show", "time", "long", "checksum", "expression", "disks", "archive", "host", "walk", "columns", "paths"]
-                    .contains(&stem.as_str())
+                [
+                    "mod",
+                    "options",
+                    "show",
+                    "time",
+                    "long",
+                    "checksum",
+                    "expression",
+                    "disks",
+                    "archive",
+                    "host",
+                    "walk",
+                    "columns",
+                    "paths"
+                ]
+                .contains(&stem.as_str())
                     || COMMANDS.iter().any(|c| c.name == stem),
                 "{name} is in no table"
             );
