@@ -8,9 +8,12 @@ use crate::common::Failure;
 /// No directory of a sound guest lies deeper.
 const DEPTH: usize = 20_000;
 
+/// Takes a file's path and what it is.
+type Visitor<'a> = dyn FnMut(&[u8], &Stat) -> Result<(), Failure> + 'a;
+
 /// Hands over `top` and all that is below it: a file's path below `top`, which is empty for itself, and what it is.
 /// A directory comes before what is in it, and names in order.
-pub(super) fn walk(fs: &dyn GuestFs, top: &[u8], visit: &mut dyn FnMut(&[u8], &Stat) -> Result<(), Failure>) -> Result<(), Failure> {
+pub(super) fn walk(fs: &dyn GuestFs, top: &[u8], visit: &mut Visitor<'_>) -> Result<(), Failure> {
     let stat = fs.lstat(top)?;
     visit(b"", &stat)?;
     if stat.kind != FileType::Directory {
