@@ -53,7 +53,7 @@ impl Target {
         let device = metadata.file_type().is_block_device();
         let mut create = CreateOptions::new();
         if let Some(cluster) = info.cluster_size.filter(|_| info.format == "qcow2") {
-            create = create.set("cluster_size", &cluster.to_string());
+            create = create.set("cluster_size", cluster.to_string());
         }
         let format = if device { format.unwrap_or("raw") } else { info.format };
         Ok(Target { format: format.into(), size: Some(there.size()), options: create })

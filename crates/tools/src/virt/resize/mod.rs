@@ -214,7 +214,7 @@ impl Resize {
         let deleted = numbers(&self.delete)?;
         let mut named: Vec<u32> = sizes.iter().map(|(n, _)| *n).chain(flexible.map(|f| f.0)).chain(deleted.iter().copied()).collect();
         named.sort_unstable();
-        if let Some([twice, _]) = named.array_windows().find(|[a, b]| a == b) {
+        if let Some((twice, _)) = named.iter().zip(named.iter().skip(1)).find(|(a, b)| a == b) {
             return Err(Failure::new(format!(
                 "/dev/sda{twice} is named twice: it can be resized, expanded, shrunk or deleted, but only one of these"
             )));

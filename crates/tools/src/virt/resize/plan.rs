@@ -183,7 +183,7 @@ fn tree(table: &Table, deleted: &[u32]) -> Result<Vec<Node>, Failure> {
     let mut lists = vec![&mut top];
     while let Some(list) = lists.pop() {
         list.sort_by_key(|n| n.old.start);
-        if let Some([a, b]) = list.array_windows().find(|[a, b]| a.old.end > b.old.start) {
+        if let Some((a, b)) = list.iter().zip(list.iter().skip(1)).find(|(a, b)| a.old.end > b.old.start) {
             return Err(Failure::new(format!("the partitions {} and {} overlap: the disk cannot be resized", a.number, b.number)));
         }
         lists.extend(list.iter_mut().filter_map(|n| n.inside.as_mut()));
@@ -203,8 +203,8 @@ fn end_of(placed: &[Piece]) -> u64 {
 
 impl Layout<'_> {
     fn wanted(&self, number: u32, flexible: Option<(u32, u64)>) -> Option<u64> {
-        let explicit = self.wishes.sizes.iter().copied().chain(flexible);
-        explicit.filter(|(n, _)| *n == number).last().map(|(_, len)| len)
+        let mut explicit = self.wishes.sizes.iter().copied().chain(flexible);
+        explicit.rfind(|(n, _)| *n == number).map(|(_, len)| len)
     }
 
     /// All partitions, where one may have a size that no wish gives it.
@@ -212,10 +212,9 @@ impl Layout<'_> {
         let mut placed = Vec::new();
         self.place_list(self.nodes, 0, 0, flexible, &mut placed)?;
         placed.sort_by_key(|p| p.number);
-        let mut logical = 5;
-        for piece in placed.iter_mut().filter(|p| p.number > 4 && self.table.kind == TableKind::Mbr) {
-            piece.new_number = logical;
-            logical += 1;
+        let logical = placed.iter_mut().filter(|p| p.number > 4 && self.table.kind == TableKind::Mbr);
+        for (number, piece) in (5..).zip(logical) {
+            piece.new_number = number;
         }
         Ok(placed)
     }
