@@ -89,7 +89,7 @@ fn at(path: &Path, error: impl Into<io::Error>) -> Failure {
 
 /// Hands over a file and all that is below it. Directories come once more at the end, since what is made in them changes
 /// their times.
-fn pack(source: &Path, name: &[u8], sink: &mut dyn Unpack) -> Result<(), Failure> {
+pub(super) fn pack(source: &Path, name: &[u8], sink: &mut dyn Unpack) -> Result<(), Failure> {
     let mut names: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
     let mut directories = Vec::new();
     let mut left = vec![(source.to_owned(), name.to_vec())];

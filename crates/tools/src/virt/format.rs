@@ -109,7 +109,7 @@ fn run(args: &Format) -> Result<ExitCode, Failure> {
             device = format!("/dev/{group}/{name}");
         }
         if let Some(kind) = kind {
-            kind.make(session.as_mut(), &device, args.label.as_deref())?;
+            kind.make(session.as_mut(), &device, args.label.as_deref(), None)?;
         }
     }
     session.shutdown()?;

@@ -30,6 +30,7 @@ mod inspector;
 mod log;
 mod long;
 mod ls;
+mod make_fs;
 mod options;
 mod paths;
 mod resize;
@@ -68,6 +69,7 @@ const COMMANDS: &[Entry] = &[
     inspector::ENTRY,
     log::ENTRY,
     ls::ENTRY,
+    make_fs::ENTRY,
     resize::ENTRY,
     sparsify::ENTRY,
     sysprep::ENTRY,

@@ -56,7 +56,7 @@ fn run(args: &TarIn) -> Result<ExitCode, Failure> {
 }
 
 /// Hands an archive's members over. Directories come once more at the end, since what is made in them changes their times.
-fn unpack(input: &mut dyn Read, sink: &mut dyn Unpack) -> Result<(), Failure> {
+pub(super) fn unpack(input: &mut dyn Read, sink: &mut dyn Unpack) -> Result<(), Failure> {
     let mut reader = Reader::new(input);
     let mut directories: Vec<Node> = Vec::new();
     while let Some(node) = reader.next()? {

@@ -2,5 +2,6 @@
 
 mod disk;
 mod format;
+mod make_fs;
 mod resize;
 mod sparsify;

@@ -42,7 +42,7 @@ pub(in crate::virt) enum Kind {
 
 impl Kind {
     /// Its name for the kernel.
-    fn name(self) -> &'static str {
+    pub(in crate::virt) fn name(self) -> &'static str {
         match self {
             Kind::Ext2 => "ext2",
             Kind::Ext3 => "ext3",
@@ -54,8 +54,19 @@ impl Kind {
         }
     }
 
-    /// Makes an empty one on a device.
-    pub(in crate::virt) fn make(self, session: &mut dyn Session, device: &str, label: Option<&str>) -> Result<(), Failure> {
+    /// Whether its files have owners, modes and attributes.
+    pub(in crate::virt) fn is_unix(self) -> bool {
+        !matches!(self, Kind::Vfat | Kind::Ntfs)
+    }
+
+    /// Makes an empty one on a device. `inodes` is for those that need to know how many files come.
+    pub(in crate::virt) fn make(
+        self,
+        session: &mut dyn Session,
+        device: &str,
+        label: Option<&str>,
+        inodes: Option<u64>,
+    ) -> Result<(), Failure> {
         let inside = session.name_inside(device);
         let (words, flag): (&[&str], &str) = match self {
             Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => (&["mke2fs", "-q", "-F", "-t", self.name()], "-L"),
@@ -68,6 +79,10 @@ impl Kind {
         let mut words: Vec<String> = words.iter().map(|w| w.to_string()).collect();
         if let Some(label) = label {
             words.extend([flag.into(), label.into()]);
+        }
+        if let (Some(inodes), Kind::Ext2 | Kind::Ext3 | Kind::Ext4) = (inodes, self) {
+            // Nothing is kept back for root either: the size was reckoned for these files.
+            words.extend(["-N".into(), inodes.to_string(), "-m".into(), "0".into()]);
         }
         words.push(inside);
         run(session, &Command::new(&words), &[]).map(drop)
@@ -115,6 +130,11 @@ fn partition_range(table: &Table, disk: u64) -> Result<Range<u64>, Failure> {
     let room = partition::room(table, disk)?;
     let range = room.start.next_multiple_of(unit)..room.end / unit * unit;
     if range.start < range.end { Ok(range) } else { Err(Failure::new(format!("{} are too small for a partition", size::human(disk)))) }
+}
+
+/// Bytes that a table takes besides its one partition, at most.
+pub(in crate::virt) fn table_overhead(table: PartitionArg) -> u64 {
+    if table == PartitionArg::None { 0 } else { 3 * MIB }
 }
 
 /// Bytes for new ids.

@@ -12,7 +12,7 @@ use guestfs_appliance::Accel;
 use super::options::Announced;
 use crate::common::Failure;
 
-pub(super) use self::blank::{Kind, PartitionArg, one_partition, random};
+pub(super) use self::blank::{Kind, PartitionArg, one_partition, random, table_overhead};
 pub(super) use self::programs::{mounted, run};
 pub(super) use self::target::{Target, open_source, parse_size};
 
