@@ -30,8 +30,8 @@ fn check(desk: &Desk, disk: &str) {
     assert!(content[102 << 20..121 << 20].iter().all(|b| *b == 0), "the swap is empty");
     assert!(content[122 << 20..150 << 20].iter().all(|b| *b == 0), "the gap is empty");
     let left = content.chunks(4096).filter(|c| c.iter().all(|b| *b == SOIL)).count();
-    // The margins of the gap, and what the swap's head has.
-    assert!(left <= 2 * 256 + 16, "{left} blocks are left");
+    // The margins of the gap, the head of the swap, and what mke2fs takes and leaves as it was.
+    assert!(left <= 2 * 256 + 32, "{left} blocks are left");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn in_place_raw_and_qcow2_give_back_what_is_free() {
     let again = bytes(desk.path("qcow2.raw"));
     // Clusters of 64 KiB are given back whole or not at all.
     let left = again.chunks(65536).filter(|c| c.iter().all(|b| *b == SOIL)).count();
-    assert!(left <= 2 * 16 + 1, "{left} clusters are left");
+    assert!(left <= 2 * 16 + 4, "{left} clusters are left");
     assert_eq!(desk.check_ext4("qcow2.raw", MIB, 100 * MIB), 100 * MIB);
 
     let output = desk.virt(&["sparsify", "--in-place", "old.vmdk"]);
