@@ -80,7 +80,8 @@ pub fn make(kind: &str, folder: &Path) -> bool {
                 }
                 ok("ntfscp", work, &["-f", name, "content/size-20000", "packed"]);
             }
-            "xfs" => {
+            // xfs_db dies when it is to do this to version 4.
+            "xfs" if !words.contains(&"crc=0") => {
                 let inline = ["-x", "-c", "path /etc/passwd", "-c", "attr_set -u -v 20 small", "-c", "attr_set -s -v 200 selinux", name];
                 ok("xfs_db", work, &inline);
                 ok("xfs_db", work, &["-x", "-c", "path /etc", "-c", "attr_set -r -v 3000 large", "-c", "attr_set -u -v 900 more", name]);
