@@ -218,7 +218,7 @@ impl FsReader for Iso9660 {
             ino,
             dev: 0,
             rdev: if device { file.fields.device.unwrap_or_default() } else { (0, 0) },
-            blocks: size.div_ceil(512),
+            blocks: file.size.div_ceil(512),
             atime,
             mtime,
             ctime,

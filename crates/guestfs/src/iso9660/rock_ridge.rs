@@ -102,10 +102,7 @@ impl Link {
             match flags & 0xe {
                 2 => target.push(b'.'),
                 4 => target.extend(b".."),
-                8 => {
-                    target.clear();
-                    target.push(b'/');
-                }
+                8 => target.push(b'/'),
                 _ => target.extend(text),
             }
             self.goes_on = flags & 1 != 0;
