@@ -83,16 +83,10 @@ impl Survey {
 
 /// The journal that mke2fs gives a filesystem of so many bytes, with blocks of either size.
 fn journal(size: u64) -> u64 {
-    match size {
-        ..134_217_728 => 4 * MIB + MIB / 2,
-        ..1_073_741_824 => 16 * MIB + MIB,
-        ..2_147_483_648 => 32 * MIB,
-        ..17_179_869_184 => 64 * MIB,
-        ..34_359_738_368 => 128 * MIB,
-        ..137_438_953_472 => 256 * MIB,
-        ..274_877_906_944 => 512 * MIB,
-        _ => 1024 * MIB,
-    }
+    // Below these sizes in MiB, so many.
+    const JOURNALS: [(u64, u64); 7] =
+        [(128, 5), (1 << 10, 17), (2 << 10, 32), (16 << 10, 64), (32 << 10, 128), (128 << 10, 256), (256 << 10, 512)];
+    JOURNALS.iter().find(|(below, _)| size < below * MIB).map_or(1024, |(_, mib)| *mib) * MIB
 }
 
 #[cfg(test)]
