@@ -119,6 +119,9 @@ pub struct DirEntry {
     pub ino: u64,
 }
 
+/// Extended attributes: full names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Owner, group and mode that a file is to get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
@@ -159,7 +162,7 @@ pub trait GuestFs {
         Ok((offset < size).then_some(offset..size))
     }
     /// Extended attributes, ACLs and security labels included, of the file itself.
-    fn xattrs(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
+    fn xattrs(&self, path: &[u8]) -> Result<Xattrs>;
     /// The filesystem that holds the path.
     fn statfs(&self, path: &[u8]) -> Result<StatFs>;
 }

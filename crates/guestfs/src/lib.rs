@@ -41,7 +41,7 @@ mod window;
 mod xfs;
 
 pub use error::{Error, Result, show};
-pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time};
+pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time, Xattrs};
 pub use guest::{EngineChoice, Guest, MountRequest, OpenOptions};
 pub use inspect::Inspection;
 pub use keys::{KeyRing, Keys};

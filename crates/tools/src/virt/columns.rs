@@ -1,7 +1,7 @@
 //! The line that virt-ls and virt-diff print for a file: libguestfs's columns, of which the flags choose.
 
 use clap::Args;
-use guestfs::{FileType, GuestFs, Stat, Time};
+use guestfs::{FileType, GuestFs, Stat, Time, Xattrs};
 
 use super::paths::Found;
 use super::show::{Out, Table, human};
@@ -43,9 +43,6 @@ pub(super) struct Columns {
     pub(super) without_atime: bool,
 }
 
-/// Extended attributes: names and values.
-pub(super) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
-
 /// A file with what is told of it besides its attributes.
 pub(super) struct Details {
     pub(super) path: Vec<u8>,
@@ -77,7 +74,7 @@ impl Columns {
     }
 
     /// Prints a file's line, with a mark before it and extended attributes behind.
-    pub(super) fn print(&self, mark: Option<&str>, file: &Details, xattrs: &Attributes, out: &mut Out) -> Result<(), Failure> {
+    pub(super) fn print(&self, mark: Option<&str>, file: &Details, xattrs: &Xattrs, out: &mut Out) -> Result<(), Failure> {
         let stat = &file.stat;
         // libguestfs's virt-ls pads numbers in CSV as well, its virt-diff does not.
         let padded = !self.csv || mark.is_none();

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 use guestfs::engine::Session;
-use guestfs::{Attributes, Error, Ext, FileType, Node, Time, Unpack, What};
+use guestfs::{Attributes, Error, Ext, FileType, Node, Time, Unpack, What, Xattrs};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
@@ -142,7 +142,7 @@ fn node(path: &Path, to: Vec<u8>, what: What, m: &Metadata) -> Result<Node, Fail
 }
 
 /// The attributes that mean the same in a guest. This machine's labels do not.
-fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+fn xattrs(path: &Path) -> Result<Xattrs, Errno> {
     let mut list = vec![0; 64 << 10];
     let len = match rustix::fs::llistxattr(path, &mut list[..]) {
         Err(Errno::OPNOTSUPP) => 0,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
-use guestfs::{FileType, GuestFs, Stat};
+use guestfs::{FileType, GuestFs, Stat, Xattrs};
 
 use super::Entry;
 use super::host::Target;
@@ -61,7 +61,7 @@ struct Copy<'a> {
     /// Where the first of a file's several names was made.
     names: HashMap<(u64, u64), Vec<u8>>,
     /// Directories get their modes and times when all is in them.
-    directories: Vec<(Vec<u8>, Stat, Vec<(Vec<u8>, Vec<u8>)>)>,
+    directories: Vec<(Vec<u8>, Stat, Xattrs)>,
 }
 
 impl Copy<'_> {

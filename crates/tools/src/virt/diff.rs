@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, FromArgMatches};
-use guestfs::{Ext, FileType, GuestFs, Time};
+use guestfs::{Ext, FileType, GuestFs, Time, Xattrs};
 
 use super::Entry;
-use super::columns::{Attributes, Columns, Details};
+use super::columns::{Columns, Details};
 use super::options::GuestArgs;
 use super::paths::{Found, Order, Walk};
 use super::show::{Out, Table};
@@ -65,7 +65,7 @@ struct Diff {
 /// A file of one of the guests with all that is compared.
 struct File {
     details: Details,
-    xattrs: Attributes,
+    xattrs: Xattrs,
 }
 
 fn run(mut args: Diff) -> Result<ExitCode, Failure> {
@@ -139,7 +139,7 @@ impl Diff {
     }
 
     fn print(&self, mark: &str, file: &File, out: &mut Out) -> Result<(), Failure> {
-        let none = Attributes::new();
+        let none = Xattrs::new();
         self.columns.print(Some(mark), &file.details, if self.xattrs { &file.xattrs } else { &none }, out)
     }
 

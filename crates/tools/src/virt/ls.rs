@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
-use guestfs::GuestFs;
+use guestfs::{GuestFs, Xattrs};
 
-use super::columns::{Attributes, Columns};
+use super::columns::Columns;
 use super::options::GuestArgs;
 use super::paths::{Order, Walk};
 use super::show::Out;
@@ -61,7 +61,7 @@ fn run(args: &Ls) -> Result<ExitCode, Failure> {
                 let (below, first) = Walk::new(guest.fs(), path, Order::Tree)?;
                 for found in std::iter::once(Ok(first)).chain(below) {
                     let details = args.columns.details(guest.fs(), found?)?;
-                    args.columns.print(None, &details, &Attributes::new(), &mut out)?;
+                    args.columns.print(None, &details, &Xattrs::new(), &mut out)?;
                 }
             }
         }

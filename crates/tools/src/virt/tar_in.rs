@@ -63,10 +63,7 @@ pub(super) fn unpack(input: &mut dyn Read, sink: &mut dyn Unpack) -> Result<(), 
         sink.node(&node)?;
         match node.what {
             What::Directory => directories.push(node),
-            What::File => reader.content(&mut |piece| match piece {
-                Ok(data) => sink.data(data),
-                Err(zeroes) => sink.hole(zeroes),
-            })?,
+            What::File => reader.content(sink)?,
             _ => {}
         }
     }

@@ -5,7 +5,7 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
-use guestfs::{Attributes, FileType, Node, Time, What};
+use guestfs::{Attributes, FileType, Node, Time, Unpack, What, Xattrs};
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::{BLOCK, XATTR, padding};
@@ -41,7 +41,7 @@ struct Extension {
     gid: Option<u64>,
     mtime: Option<Time>,
     atime: Option<Time>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: Xattrs,
     sparse: Sparse,
 }
 
@@ -77,28 +77,27 @@ impl<'i> Reader<'i> {
         }
     }
 
-    /// Hands over the current member's content: data, or a number of zeroes.
-    pub(in super::super) fn content(&mut self, take: &mut dyn FnMut(Result<&[u8], u64>) -> guestfs::Result<()>) -> Result<(), Failure> {
-        let runs = self.runs.take();
+    /// Hands over the current member's content.
+    pub(in super::super) fn content(&mut self, sink: &mut dyn Unpack) -> Result<(), Failure> {
         let size = self.size;
-        let runs = runs.unwrap_or_else(|| vec![0..size]);
+        let runs = self.runs.take().unwrap_or_else(|| Vec::from([0..size]));
         let mut buf = vec![0; 256 << 10];
         let mut at = 0;
         for run in runs {
             if run.start > at {
-                take(Err(run.start - at))?;
+                sink.hole(run.start - at)?;
             }
             at = run.start;
             while at < run.end {
                 let want = buf.len().min(usize::try_from(run.end - at).unwrap_or(usize::MAX));
                 self.read(&mut buf[..want])?;
                 self.left = self.left.saturating_sub(want as u64);
-                take(Ok(&buf[..want]))?;
+                sink.data(&buf[..want])?;
                 at += want as u64;
             }
         }
         if at < size {
-            take(Err(size - at))?;
+            sink.hole(size - at)?;
         }
         Ok(())
     }
