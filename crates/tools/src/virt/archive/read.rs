@@ -80,7 +80,7 @@ impl<'i> Reader<'i> {
     /// Hands over the current member's content.
     pub(in super::super) fn content(&mut self, sink: &mut dyn Unpack) -> Result<(), Failure> {
         let size = self.size;
-        let runs = self.runs.take().unwrap_or_else(|| Vec::from([0..size]));
+        let runs = self.runs.take().unwrap_or_else(|| std::iter::once(0..size).collect());
         let mut buf = vec![0; 256 << 10];
         let mut at = 0;
         for run in runs {
