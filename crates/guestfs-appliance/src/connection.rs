@@ -1,8 +1,11 @@
 //! The host's end of the agent's port: one exchange at a time, every wait with a deadline.
 
 use std::io::{self, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use guestfs::engine::{Terminal, TerminalInput, TerminalSize};
 
 use crate::protocol::{self, CHUNK, Kind, Reply, Request};
 
@@ -30,6 +33,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// No person sits at a terminal for longer.
+const CONVERSATION: Duration = Duration::from_secs(100 * 86_400);
 
 /// Why an exchange failed.
 pub enum Trouble {
@@ -121,6 +127,27 @@ impl Connection {
         }
     }
 
+    /// Lets a person at a terminal speak with the program that the request asks for, until one of them ends it.
+    pub fn converse(&mut self, request: &Request, terminal: &dyn Terminal) -> io::Result<Reply> {
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        // People take their time; that the agent lives is heard every second.
+        self.reader.get_mut().until = Instant::now() + CONVERSATION;
+        protocol::send_message(&mut self.writer, id, Kind::Request, request)?;
+        let (writer, reader, payload) = (&mut self.writer, &mut self.reader, &mut self.payload);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                if forward_keys(writer, id, terminal).is_err() {
+                    // Nothing can be said any more: the other direction is to hear of that.
+                    let _ = writer.shutdown(Shutdown::Both);
+                }
+            });
+            let reply = follow(reader, payload, id, terminal);
+            terminal.stop();
+            reply
+        })
+    }
+
     /// Sends the whole stream; gives the error that the stream itself had.
     fn send_stream(
         &mut self,
@@ -186,6 +213,33 @@ impl Write for Outlet<'_> {
             self.lost = Some(e);
             kind.into()
         })
+    }
+}
+
+/// Sends what is done at a terminal, and an end when that is over.
+fn forward_keys(writer: &mut UnixStream, id: u32, terminal: &dyn Terminal) -> io::Result<()> {
+    while let Some(input) = terminal.next() {
+        let input = match input {
+            TerminalInput::Keys(keys) => protocol::TerminalInput::Keys(keys),
+            TerminalInput::Size(TerminalSize { rows, columns }) => protocol::TerminalInput::Size { rows, columns },
+        };
+        protocol::send_message(writer, id, Kind::Data, &input)?;
+    }
+    protocol::send(writer, id, Kind::End, &[])
+}
+
+/// Shows what comes until the reply.
+fn follow(reader: &mut impl Read, payload: &mut Vec<u8>, id: u32, terminal: &dyn Terminal) -> io::Result<Reply> {
+    loop {
+        let (of, kind) = protocol::receive(reader, payload)?;
+        match kind {
+            Kind::Alive => {}
+            _ if of != id => return Err(protocol::broken("an answer to something else")),
+            Kind::Data => terminal.show(payload)?,
+            Kind::End => terminal.stop(),
+            Kind::Reply => return protocol::decode(payload),
+            _ => return Err(protocol::broken("a frame that only the host sends")),
+        }
     }
 }
 

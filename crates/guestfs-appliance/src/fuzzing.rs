@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::agent::link::Link;
 use crate::connection::{Connection, Trouble};
-use crate::protocol::{self, Bytes, Failure, Reply, Request, WireEntry};
+use crate::protocol::{self, Bytes, Failure, Reply, Request, TerminalInput, WireEntry};
 use crate::session;
 
 /// Far more than an answer that is there may take.
@@ -72,6 +72,9 @@ pub fn agent(bytes: &[u8]) {
             {
                 streamed += data.len();
                 assert!(streamed <= bytes.len(), "no more than was said");
+                if let (Request::Terminal { .. }, Ok(input)) = (&request, protocol::decode::<TerminalInput>(data)) {
+                    assert!(protocol::encode(&input).is_ok_and(|sent| sent.len() <= data.len() + 8));
+                }
                 exchange.send_data(&[0; 3])?;
             }
             let sent = protocol::encode(&request).map_err(|e| Failure::Other(e.to_string()))?;
@@ -117,6 +120,7 @@ pub fn conversations() -> io::Result<(Vec<u8>, Vec<u8>)> {
         Request::Write { path: b"/file".into(), attributes: Some(attributes) },
         Request::Install { path: b"/bin/sh".into(), mode: 0o755 },
         Request::Run { argv: vec![b"sh".into()], env: vec![(b"A".into(), b"B".into())], place: Place::Guest, timeout_ms: 1000 },
+        Request::Terminal { argv: vec![b"sh".into()], env: vec![(b"TERM".into(), b"xterm".into())], rows: 25, columns: 80 },
         Request::PowerOff,
     ];
     for (id, request) in (1..).zip(&requests) {

@@ -39,7 +39,7 @@ pub enum Kind {
     Reply,
     /// Bytes of a stream, either way.
     Data,
-    /// Host to agent: the stream is whole.
+    /// The stream is whole. From the agent: the program on a terminal has ended.
     End,
     /// Host to agent: the stream failed at its source; forget what came.
     Abort,
@@ -229,6 +229,15 @@ pub enum Request {
         place: Place,
         timeout_ms: u64,
     },
+    /// A program of the appliance's own on a terminal. Followed by [`TerminalInput`]s, one in each data frame. Answered by
+    /// what the terminal shows and an end when the program has ended; then comes the host's end, and the reply. A host that
+    /// ends first ends the program.
+    Terminal {
+        argv: Vec<Bytes>,
+        env: Vec<(Bytes, Bytes)>,
+        rows: u16,
+        columns: u16,
+    },
     /// Puts a file into the appliance's own root. Followed by the content.
     Install {
         path: Bytes,
@@ -264,7 +273,12 @@ impl Request {
     pub fn has_stream(&self) -> bool {
         matches!(
             self,
-            Request::Write { .. } | Request::Unpack { .. } | Request::Run { .. } | Request::Install { .. } | Request::WriteDevice { .. }
+            Request::Write { .. }
+                | Request::Unpack { .. }
+                | Request::Run { .. }
+                | Request::Terminal { .. }
+                | Request::Install { .. }
+                | Request::WriteDevice { .. }
         )
     }
 }
@@ -276,6 +290,20 @@ pub enum Place {
     Guest,
     /// In the appliance's own.
     Appliance,
+}
+
+/// What is done at a terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TerminalInput {
+    /// These bytes are typed.
+    Keys(Bytes),
+    /// Its window is as large as this now.
+    Size {
+        /// Lines.
+        rows: u16,
+        /// Characters in a line.
+        columns: u16,
+    },
 }
 
 /// How an exchange ends.
@@ -561,6 +589,7 @@ mod tests {
             Request::NextData { path: b"/x".to_vec(), offset: 4096 },
             Request::Unpack { path: b"/srv".to_vec() },
             Request::Run { argv: vec![b"sh".to_vec()], env: vec![(b"A".to_vec(), b"B".to_vec())], place: Place::Guest, timeout_ms: 1 },
+            Request::Terminal { argv: vec![b"sh".to_vec()], env: Vec::new(), rows: 25, columns: 80 },
             Request::PowerOff,
         ]
     }
@@ -635,6 +664,7 @@ mod tests {
                 Err(_) => refused += 1,
             }
             let _ = decode::<Vec<WireEntry>>(&bytes);
+            let _ = decode::<TerminalInput>(&bytes);
             let _ = receive(&mut bytes.as_slice(), &mut Vec::new());
         }
         assert!(refused > 10_000, "the damage is damage: {refused}");

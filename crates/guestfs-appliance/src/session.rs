@@ -8,14 +8,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use guestfs::engine::{Command, GuestExec, Output, Session};
+use guestfs::engine::{Command, GuestExec, Output, Session, Terminal, TerminalSize};
 use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result, Stat, StatFs, Time, Unpack};
 use imgcore::ImageMut;
 
 use crate::connection::{Connection, Limits, Outlet, Trouble};
 use crate::monitor::Monitor;
 use crate::protocol::{self, Failure, OUTPUT_LIMIT, Place, Reply, Request, WireEntry, WirePiece};
-use crate::tools::Tools;
+use crate::tools::{Borrowed, Tools};
 
 /// Most bytes of one directory's listing, and of one file's attributes.
 const LISTING_LIMIT: usize = 256 << 20;
@@ -206,6 +206,17 @@ impl ApplianceSession {
             return Err(Error::Guest { path: program, action: "run", what });
         }
         Ok(Output { status, stdout: both, stderr })
+    }
+
+    /// Gives the appliance files of the host's.
+    fn install(&self, files: Vec<Borrowed>) -> Result<()> {
+        for file in files {
+            let mut content = std::fs::File::open(&file.path)
+                .map_err(|e| Error::Invalid(format!("{}: {e}, but the appliance needs it", file.path.display())))?;
+            let path = file.path.into_os_string().into_encoded_bytes();
+            self.send(&path, &Request::Install { path: path.clone(), mode: file.mode }, &mut content)?;
+        }
+        Ok(())
     }
 
     fn inside(&self, device: &str) -> String {
@@ -403,14 +414,29 @@ impl GuestExec for ApplianceSession {
     }
 
     fn run_tool(&mut self, command: &Command) -> Result<Output> {
-        let program = command.argv.first().map(Vec::as_slice).unwrap_or_default();
-        for file in self.tools.files_for(program)? {
-            let mut content = std::fs::File::open(&file.path)
-                .map_err(|e| Error::Invalid(format!("{}: {e}, but the appliance needs it", file.path.display())))?;
-            let path = file.path.into_os_string().into_encoded_bytes();
-            self.send(&path, &Request::Install { path: path.clone(), mode: file.mode }, &mut content)?;
-        }
+        let files = self.tools.files_for(command.argv.first().map(Vec::as_slice).unwrap_or_default())?;
+        self.install(files)?;
         self.execute(command, Place::Appliance)
+    }
+
+    fn lend(&mut self, programs: &[&str]) -> Result<()> {
+        for program in programs {
+            match self.tools.files_for(program.as_bytes()) {
+                Err(Error::Missing(_)) => {}
+                files => self.install(files?)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn run_on_terminal(&mut self, command: &Command, terminal: &dyn Terminal) -> Result<i32> {
+        let about = About { path: command.argv.first().map(Vec::as_slice).unwrap_or_default(), action: "run" };
+        let TerminalSize { rows, columns } = terminal.size();
+        let request = Request::Terminal { argv: command.argv.clone(), env: command.env.clone(), rows, columns };
+        match self.over(about, |connection| Ok(connection.converse(&request, terminal)?))? {
+            Reply::Ran { status, .. } => Ok(status),
+            _ => Err(self.nonsense()),
+        }
     }
 }
 

@@ -58,16 +58,50 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
+/// What a person does at a [`Terminal`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TerminalInput {
+    /// Types.
+    Keys(Vec<u8>),
+    /// Makes the window larger or smaller.
+    Size(TerminalSize),
+}
+
+/// A window's size in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct TerminalSize {
+    pub rows: u16,
+    pub columns: u16,
+}
+
+/// A terminal that a program of the appliance is shown on.
+pub trait Terminal: Sync {
+    /// Its size now.
+    fn size(&self) -> TerminalSize;
+    /// Shows what the program writes.
+    fn show(&self, output: &[u8]) -> std::io::Result<()>;
+    /// Waits for what the person does; `None` when that was to end the program, or after [`stop`](Terminal::stop).
+    fn next(&self) -> Option<TerminalInput>;
+    /// The program has ended: who waits for the person waits no longer.
+    fn stop(&self);
+}
+
 /// What a running appliance does besides files.
 pub trait GuestExec {
     /// Runs a command in the mounted guest's root, with /proc, /sys, /dev in place.
     fn run(&mut self, command: &Command) -> Result<Output>;
     /// Runs a program of the tools image in the appliance itself.
     fn run_tool(&mut self, command: &Command) -> Result<Output>;
+    /// Gives the appliance those of these programs that the host has.
+    fn lend(&mut self, programs: &[&str]) -> Result<()>;
+    /// Runs a program that was [lent](GuestExec::lend) on a terminal, and gives its exit code. The guest's tree is at
+    /// `/sysroot`. Afterwards nothing is mounted any more.
+    fn run_on_terminal(&mut self, command: &Command, terminal: &dyn Terminal) -> Result<i32>;
 }
 
 /// A booted appliance: the guest's tree once something is mounted, and what else it can do.
-pub trait Session: GuestFsMut + GuestExec {
+pub trait Session: GuestFsMut + GuestExec + Send {
     /// Mounts a device of the appliance (`/dev/vda1`) at a path of the guest's tree; `filesystem` empty means any.
     fn mount(&mut self, device: &str, path: &[u8], filesystem: &str, options: &str) -> Result<()>;
     /// Unmounts everything, in order.

@@ -60,8 +60,11 @@ impl Default for OpenOptions<'_> {
     }
 }
 
-enum Access {
+/// Who works on a guest that was opened.
+pub enum Access {
+    /// The readers in this process.
     Direct(Tree),
+    /// An appliance.
     Appliance(Box<dyn Session>),
 }
 
@@ -161,6 +164,11 @@ impl Guest {
             Access::Direct(tree) => tree,
             Access::Appliance(session) => session.as_fs(),
         }
+    }
+
+    /// Who works on it, for those who keep nothing else.
+    pub fn into_access(self) -> Access {
+        self.access
     }
 
     /// The appliance, if it is one that works on the guest.

@@ -42,12 +42,12 @@ mod xfs;
 
 pub use error::{Error, Result, show};
 pub use fs::{Attributes, DirEntry, Ext, FileType, GuestFs, GuestFsMut, Stat, StatFs, Time, Xattrs};
-pub use guest::{EngineChoice, Guest, MountRequest, OpenOptions};
+pub use guest::{Access, EngineChoice, Guest, MountRequest, OpenOptions};
 pub use inspect::Inspection;
 pub use keys::{KeyRing, Keys};
 pub use reader::FsReader;
 pub use roots::Roots;
-pub use tree::Tree;
+pub use tree::{Node as TreeNode, Tree};
 pub use unpack::{Node, Unpack, What};
 pub use volume::{GuestDisk, GuestDiskMut, Volume, Volumes};
 use window::Window;

@@ -12,9 +12,9 @@ const LINKS: usize = 40;
 /// No path is longer, with the targets of links put in.
 const PATH_LIMIT: usize = 64 << 10;
 
-/// A file: which mounted filesystem, and its inode there.
+/// A file of a [`Tree`]: which mounted filesystem, and its inode there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Node {
+pub struct Node {
     mount: usize,
     ino: u64,
 }
@@ -53,7 +53,24 @@ impl Tree {
         self.mounts[node.mount].as_ref()
     }
 
-    fn node_stat(&self, node: Node) -> Result<Stat> {
+    /// The root directory, for those who walk by themselves, without the cost of whole paths.
+    pub fn root(&self) -> Node {
+        self.top(Node { mount: 0, ino: self.mounts[0].root() })
+    }
+
+    /// The file of a name in a directory, with what is mounted there; links are not followed.
+    pub fn child(&self, dir: Node, name: &[u8]) -> Result<Option<Node>> {
+        let ino = self.reader(dir).lookup(dir.ino, name)?;
+        Ok(ino.map(|ino| self.top(Node { mount: dir.mount, ino })))
+    }
+
+    /// A file's filesystem and its inode there.
+    pub fn inode(&self, node: Node) -> (&dyn FsReader, u64) {
+        (self.reader(node), node.ino)
+    }
+
+    /// A file's attributes.
+    pub fn node_stat(&self, node: Node) -> Result<Stat> {
         let mut stat = self.reader(node).stat(node.ino)?;
         stat.dev = stat.dev << 16 | (node.mount as u64 + 1);
         Ok(stat)
@@ -99,7 +116,7 @@ impl Tree {
     fn resolve_all(&self, path: &[u8], follow_last: bool) -> Result<Node> {
         let not_found = || Error::NotFound(path.to_vec());
         let mut pending: Vec<Vec<u8>> = words(path);
-        let root = self.top(Node { mount: 0, ino: self.mounts[0].root() });
+        let root = self.root();
         let mut stack = vec![root];
         let mut links = 0;
         let trailing_slash = path.ends_with(b"/");
@@ -114,8 +131,7 @@ impl Tree {
             if self.node_stat(here)?.kind != FileType::Directory {
                 return Err(not_a_directory(path));
             }
-            let ino = self.reader(here).lookup(here.ino, &word)?.ok_or_else(not_found)?;
-            let node = self.top(Node { mount: here.mount, ino });
+            let node = self.child(here, &word)?.ok_or_else(not_found)?;
             let last = pending.is_empty();
             if (last && !follow_last && !trailing_slash) || self.node_stat(node)?.kind != FileType::Symlink {
                 stack.push(node);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use guestfs::engine::{Command, GuestExec, Output, Session};
+use guestfs::engine::{Command, GuestExec, Output, Session, Terminal};
 use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result, Stat, StatFs, Time};
 
 use crate::layout::{Layout, Table, TargetDisk, Volume};
@@ -261,6 +261,14 @@ impl GuestExec for MemFs {
 
     fn run_tool(&mut self, command: &Command) -> Result<Output> {
         self.run(command)
+    }
+
+    fn lend(&mut self, _: &[&str]) -> Result<()> {
+        Ok(())
+    }
+
+    fn run_on_terminal(&mut self, command: &Command, _: &dyn Terminal) -> Result<i32> {
+        Ok(self.run(command)?.status)
     }
 }
 

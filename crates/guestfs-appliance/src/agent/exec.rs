@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, chroot, kill_process_group, pidfd_open, setsid, wait};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, chroot, ioctl_tiocsctty, kill_process_group, pidfd_open, setsid, wait};
 
 use super::failure::{Result, because, other};
 use super::mounts::{ROOT, STUBS};
@@ -21,7 +21,10 @@ const IN_GUEST: &str = "guestlift-exec-in-guest";
 /// And under this one it stays in the appliance's root.
 const HERE: &str = "guestlift-exec";
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The same, and the standard input becomes the terminal that controls the command.
+pub const ON_TERMINAL: &str = "guestlift-exec-on-terminal";
+
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long killed processes may take to end.
 const REAPING: Duration = Duration::from_secs(10);
@@ -81,7 +84,7 @@ fn wait_for(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> 
 }
 
 /// Kills every process but this one, which is the system's first: `kill(-1)` spares that.
-fn end_everything() {
+pub fn end_everything() {
     if rustix::process::getpid() == Pid::INIT {
         let _ = kill_process_group(Pid::INIT, Signal::KILL);
     }
@@ -89,7 +92,7 @@ fn end_everything() {
 
 /// Takes the status of every process that was left to us. All were killed; one that is deep in the kernel may need
 /// a moment, and one that hangs there is not waited for.
-fn reap() {
+pub fn reap() {
     let until = Instant::now() + REAPING;
     loop {
         match wait(WaitOptions::NOHANG) {
@@ -121,21 +124,19 @@ fn last_bytes(stream: Option<impl Read>) -> Vec<u8> {
 /// If this process was started by [`run`], becomes the command and never returns.
 pub fn become_command(args: &[OsString]) {
     let Some((name, argv)) = args.split_first() else { return };
-    let in_guest = match name.to_str() {
-        Some(IN_GUEST) => true,
-        Some(HERE) => false,
-        _ => return,
-    };
-    let Err(error) = exec(in_guest, argv);
+    let Some(name @ (IN_GUEST | HERE | ON_TERMINAL)) = name.to_str() else { return };
+    let Err(error) = exec(name, argv);
     let program = argv.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
     eprintln!("{program}: {error}");
     std::process::exit(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 });
 }
 
-fn exec(in_guest: bool, argv: &[OsString]) -> io::Result<Infallible> {
+fn exec(name: &str, argv: &[OsString]) -> io::Result<Infallible> {
     setsid()?;
-    if in_guest {
-        chroot(ROOT)?;
+    match name {
+        IN_GUEST => chroot(ROOT)?,
+        ON_TERMINAL => ioctl_tiocsctty(io::stdin())?,
+        _ => {}
     }
     std::env::set_current_dir("/")?;
     let (program, args) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;

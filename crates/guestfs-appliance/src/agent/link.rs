@@ -86,6 +86,24 @@ impl Link {
     }
 }
 
+/// Sends data of a request that is being answered.
+pub struct Outlet {
+    id: u32,
+    out: Arc<Mutex<Out>>,
+}
+
+impl Outlet {
+    /// Sends bytes to the host.
+    pub fn send_data(&mut self, data: &[u8]) -> io::Result<()> {
+        protocol::send(&mut lock(&self.out).port, self.id, Kind::Data, data)
+    }
+
+    /// Says that there are no more.
+    pub fn send_end(&mut self) -> io::Result<()> {
+        protocol::send(&mut lock(&self.out).port, self.id, Kind::End, &[])
+    }
+}
+
 /// One request that is being answered.
 pub struct Exchange<'l> {
     id: u32,
@@ -146,6 +164,11 @@ impl Exchange<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Another way out for this request's data, for another thread.
+    pub fn outlet(&self) -> Outlet {
+        Outlet { id: self.id, out: self.link.out.clone() }
     }
 
     /// Sends a message as a data frame.

@@ -9,6 +9,7 @@ pub(crate) mod link;
 mod modules;
 mod mounts;
 mod sys;
+mod terminal;
 mod tree;
 mod unpack;
 
@@ -158,6 +159,14 @@ impl State {
                 exchange.send_data(&ran.stderr)?;
                 let (stdout, stderr) = (ran.stdout.len() as u64, ran.stderr.len() as u64);
                 Ok(Reply::Ran { status: ran.status, stdout, stderr, timed_out: ran.timed_out })
+            }
+            Request::Terminal { argv, env, rows, columns } => {
+                self.prepare()?;
+                let status = terminal::run(&argv, &env, (rows, columns), exchange);
+                // Whoever sat there may have mounted and unmounted at will.
+                self.mounts = Mounts::default();
+                terminal::unmount_everything()?;
+                Ok(Reply::Ran { status: status?, stdout: 0, stderr: 0, timed_out: false })
             }
             Request::Install { path, mode } => install(path, mode, exchange).map(done),
             Request::FindDisks { count } => devices::find_disks(count).map(done),

@@ -12,7 +12,8 @@ pub(super) fn detect(fs: &dyn GuestFs) -> &'static str {
     PROGRAMS.iter().find_map(|p| of_program(fs, p.as_bytes())).unwrap_or("unknown")
 }
 
-fn of_program(fs: &dyn GuestFs, path: &[u8]) -> Option<&'static str> {
+/// Which processors a program is for, if it is one.
+pub fn of_program(fs: &dyn GuestFs, path: &[u8]) -> Option<&'static str> {
     if !fs.is_file(path) {
         return None;
     }

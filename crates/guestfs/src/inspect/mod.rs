@@ -12,6 +12,7 @@ mod names;
 pub mod packages;
 pub(crate) mod subvolume;
 
+pub use arch::of_program as program_arch;
 pub use distro::{Family, Release};
 pub use fstab::FstabEntry;
 pub use icon::icon;

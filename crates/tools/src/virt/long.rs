@@ -27,13 +27,18 @@ struct Line {
 
 /// Prints a directory, or a file alone.
 pub(super) fn list(fs: &dyn GuestFs, path: &[u8], human_sizes: bool, out: &mut Out) -> Result<(), Failure> {
-    let mut lines = Vec::new();
+    rows(fs, path, human_sizes)?.iter().try_for_each(|row| out.name(row).and_then(|()| out.bytes(b"\n")))
+}
+
+/// The rows of that, which hold names as they are.
+pub(super) fn rows(fs: &dyn GuestFs, path: &[u8], human_sizes: bool) -> Result<Vec<Vec<u8>>, Failure> {
+    let (mut rows, mut lines) = (Vec::new(), Vec::new());
     if fs.stat(path)?.kind == FileType::Directory {
         for name in [b".".to_vec(), b"..".to_vec()].into_iter().chain(ls::sorted_names(fs, path)?) {
             lines.push(line(fs, &join(path, &name), name)?);
         }
         let total = lines.iter().map(|l| l.stat.blocks).sum::<u64>() * 512;
-        out.bytes(format!("total {}\n", if human_sizes { human(total) } else { total.div_ceil(1024).to_string() }).as_bytes())?;
+        rows.push(format!("total {}", if human_sizes { human(total) } else { total.div_ceil(1024).to_string() }).into_bytes());
     } else {
         lines.push(line(fs, path, path.to_vec())?);
     }
@@ -55,15 +60,10 @@ pub(super) fn list(fs: &dyn GuestFs, path: &[u8], human_sizes: bool, out: &mut O
         };
         let modes = modes(s);
         let row = format!("{modes} {:>links$} {:>uid$} {:>gid$} {shown} {} ", s.nlink, s.uid, s.gid, time::ls(s.mtime.sec, now));
-        out.bytes(row.as_bytes())?;
-        out.name(name)?;
-        if let Some(target) = target {
-            out.bytes(b" -> ")?;
-            out.name(target)?;
-        }
-        out.bytes(b"\n")?;
+        let arrow: &[u8] = if target.is_some() { b" -> " } else { b"" };
+        rows.push([row.as_bytes(), name, arrow, target.as_deref().unwrap_or_default()].concat());
     }
-    Ok(())
+    Ok(rows)
 }
 
 fn line(fs: &dyn GuestFs, path: &[u8], name: Vec<u8>) -> Result<Line, Failure> {

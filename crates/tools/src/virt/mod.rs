@@ -27,13 +27,17 @@ mod format;
 mod get_kernel;
 mod host;
 mod inspector;
+mod launched;
 mod log;
 mod long;
 mod ls;
 mod make_fs;
+mod mount;
 mod options;
 mod paths;
+mod rescue;
 mod resize;
+mod shell;
 mod show;
 mod sparsify;
 mod sysprep;
@@ -76,7 +80,13 @@ const COMMANDS: &[Entry] = &[
     tar_in::ENTRY,
     tar_out::ENTRY,
     tail::ENTRY,
+    mount::ENTRY,
+    rescue::ENTRY,
+    shell::ENTRY,
 ];
+
+/// libguestfs's names for commands that we call otherwise.
+const ALSO: &[(&str, &str)] = &[("guestfish", "shell"), ("guestmount", "mount")];
 
 /// The program's command line.
 pub fn command() -> Command {
@@ -114,7 +124,8 @@ pub fn main() -> ExitCode {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let name = arguments.first().and_then(|a| Path::new(a).file_name()?.to_str()).unwrap_or("virt").to_string();
-    if let Some(entry) = COMMANDS.iter().find(|c| name.strip_prefix("virt-") == Some(c.name)) {
+    let also = ALSO.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| *ours);
+    if let Some(entry) = COMMANDS.iter().find(|c| name.strip_prefix("virt-").or(also) == Some(c.name)) {
         arguments.splice(..1, ["virt".into(), entry.name.into()]);
     }
     let matches = match command().try_get_matches_from(arguments) {
@@ -162,7 +173,8 @@ mod tests {
                     "host",
                     "walk",
                     "columns",
-                    "paths"
+                    "paths",
+                    "launched"
                 ]
                 .contains(&stem.as_str())
                     || COMMANDS.iter().any(|c| c.name == stem),

@@ -9,11 +9,13 @@ mod sources;
 
 use clap::{Args, ValueEnum};
 use guestfs::engine::{Disk, Engine, Session};
-use guestfs::{EngineChoice, Guest, GuestDisk, MountRequest, StatFs, Volumes};
+use guestfs::{EngineChoice, Guest, GuestDisk, GuestDiskMut, MountRequest, StatFs, Volumes};
 use guestfs_appliance::{Accel, Appliance};
 
-use self::keys::{KeyArgs, Ring};
-use self::sources::{Named, Sources};
+use self::keys::KeyArgs;
+pub(super) use self::keys::Ring;
+use self::sources::Named;
+pub(super) use self::sources::Sources;
 use crate::common::{Failure, signals};
 
 /// Which guest, and how to open it.
@@ -80,6 +82,35 @@ impl GuestArgs {
     /// The guest's disks, opened for reading.
     pub(super) fn disks(&self) -> Result<Vec<GuestDisk>, Failure> {
         self.sources.disks()
+    }
+
+    /// The same, opened for writing.
+    pub(super) fn disks_mut(&self) -> Result<Vec<GuestDiskMut>, Failure> {
+        self.sources.disks_mut()
+    }
+
+    /// Whether the user says what to mount.
+    pub(super) fn has_mounts(&self) -> bool {
+        !self.mount.is_empty()
+    }
+
+    /// The operating system that the user chose.
+    pub(super) fn root(&self) -> Option<&str> {
+        self.root.as_deref()
+    }
+
+    /// Who is to work on the filesystems.
+    pub(super) fn engine(&self) -> EngineChoice {
+        match self.engine {
+            EngineArg::Auto => EngineChoice::Auto,
+            EngineArg::Direct => EngineChoice::Direct,
+            EngineArg::Appliance => EngineChoice::Appliance,
+        }
+    }
+
+    /// The keys that are given, and a user who is asked for others.
+    pub(super) fn asked_keys(&self) -> Result<Ring, Failure> {
+        self.keys.ring(true)
     }
 
     /// The keys that are given, for programs that list what is there and ask nobody.
@@ -159,12 +190,12 @@ impl GuestArgs {
     }
 
     fn options<'a>(&'a self, appliance: &'a dyn Engine, keys: &'a Ring, log: &'a dyn Fn(&str)) -> guestfs::OpenOptions<'a> {
-        let engine = match self.engine {
-            EngineArg::Auto => EngineChoice::Auto,
-            EngineArg::Direct => EngineChoice::Direct,
-            EngineArg::Appliance => EngineChoice::Appliance,
-        };
-        guestfs::OpenOptions { engine, appliance: Some(appliance), root: self.root.as_deref(), keys: Some(keys), log }
+        guestfs::OpenOptions { engine: self.engine(), appliance: Some(appliance), root: self.root.as_deref(), keys: Some(keys), log }
+    }
+
+    /// Whether the user wants to hear of every step.
+    pub(super) fn traces(&self) -> bool {
+        self.trace
     }
 
     /// Whether the user wants to hear what is done.
@@ -174,16 +205,18 @@ impl GuestArgs {
 
     /// Tells the user with `-v` or `-x`.
     pub(super) fn say(&self, line: &str) {
-        if self.verbose || self.trace {
+        if self.talks() {
             eprintln!("{line}");
         }
     }
 
-    fn appliance(&self) -> Announced {
-        Announced::new(self.accel, self.verbose || self.trace)
+    /// What starts appliances.
+    pub(super) fn appliance(&self) -> Announced {
+        Announced::new(self.accel, self.talks())
     }
 
-    fn mounts(&self) -> Result<Vec<MountRequest>, Failure> {
+    /// What `-m` asks for.
+    pub(super) fn mounts(&self) -> Result<Vec<MountRequest>, Failure> {
         let parse = |text: &String| {
             let mut parts = text.splitn(4, ':');
             let mut next = || parts.next().unwrap_or_default().to_string();

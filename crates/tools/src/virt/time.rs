@@ -1,6 +1,8 @@
 //! Seconds since 1970 as dates, UTC, as in the appliance.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use guestfs::Time;
 
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 /// Half a mean year: ls shows the year of what is older.
@@ -8,6 +10,13 @@ const HALF_YEAR: i64 = 31_556_952 / 2;
 
 pub(super) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().try_into().unwrap_or(i64::MAX))
+}
+
+/// A guest's time as the system's, as far as that goes.
+pub(super) fn system(time: Time) -> SystemTime {
+    let seconds = Duration::from_secs(time.sec.unsigned_abs());
+    let whole = if time.sec < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    whole.and_then(|t| t.checked_add(Duration::from_nanos(time.nsec.into()))).unwrap_or(UNIX_EPOCH)
 }
 
 /// Year, month from 1 and day from 1 of a day counted from 1970-01-01.

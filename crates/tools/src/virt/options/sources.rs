@@ -150,8 +150,18 @@ impl Sources {
         Sources { added, domains, connect: self.connect.clone(), ro: self.ro, allow_path: self.allow_path.clone() }
     }
 
+    /// One other disk alone, found in the same way.
+    pub(in crate::virt) fn with_disk(&self, disk: OsString, format: Option<String>) -> Self {
+        Sources { added: vec![(disk, format)], domains: Vec::new(), connect: None, ro: self.ro, allow_path: self.allow_path.clone() }
+    }
+
+    /// Whether nothing is named.
+    pub(in crate::virt) fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.domains.is_empty()
+    }
+
     /// The guest's disks, opened for reading.
-    pub(super) fn disks(&self) -> Result<Vec<GuestDisk>, Failure> {
+    pub(in crate::virt) fn disks(&self) -> Result<Vec<GuestDisk>, Failure> {
         self.open(&self.guest()?)
     }
 
@@ -168,7 +178,7 @@ impl Sources {
     }
 
     /// The guest's disks, opened for writing, too.
-    pub(super) fn disks_mut(&self) -> Result<Vec<GuestDiskMut>, Failure> {
+    pub(in crate::virt) fn disks_mut(&self) -> Result<Vec<GuestDiskMut>, Failure> {
         let open = |disk: &DiskArg| {
             let image: Arc<dyn ImageMut> = match &disk.place {
                 Place::Nbd(server) => Arc::new(server.connect_writable(disk.format.as_deref())?),
@@ -193,7 +203,7 @@ impl Sources {
     }
 
     /// Whether nothing may be changed.
-    pub(super) fn only_reads(&self) -> bool {
+    pub(in crate::virt) fn only_reads(&self) -> bool {
         self.ro
     }
 
