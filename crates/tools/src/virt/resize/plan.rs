@@ -261,7 +261,7 @@ impl Layout<'_> {
             let wanted = self.wanted(node.number, flexible);
             let last_old = node.inside.iter().flatten().filter(|n| !n.deleted).map(|n| n.old.end).max();
             let end = match (wanted, last_old) {
-                (Some(len), _) => start.checked_add(len.next_multiple_of(self.table.sector_size)),
+                (Some(len), _) => len.checked_next_multiple_of(self.table.sector_size).and_then(|len| start.checked_add(len)),
                 // As much behind the last logical partition as there was.
                 (None, Some(last)) => inner_end.checked_add(node.old.end - last),
                 (None, None) => start.checked_add(node.old.end - node.old.start),
