@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn tags_are_found_by_number_and_type() {
         let data = b"bash\x005.1\0\0\0\0\0\x07shell\0concha\0";
-        let app = application(&blob(&[(NAME, 6, 0), (VERSION, 6, 5), (EPOCH, 4, 12), (SUMMARY, 9, 16)], data)).unwrap();
+        let app = application(&blob(&[(NAME, 6, 0), (VERSION, 6, 5), (EPOCH, 4, 10), (SUMMARY, 9, 14)], data)).unwrap();
         assert_eq!((app.name.as_str(), app.version.as_str(), app.epoch, app.summary.as_str()), ("bash", "5.1", 7, "shell"));
     }
 
