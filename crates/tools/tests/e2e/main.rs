@@ -136,7 +136,7 @@ fn bullseye_as_a_legacy_xva_directory() {
     let guest = Guest { name: "customized".into(), password: "new secret".into(), ..guest };
     let mut console = boots(&guest, disks);
     let seen = console.ok("cat /root/first /root/.ssh/authorized_keys; stat -c %a /root/.ssh; hostname");
-    assert_eq!(seen.lines().collect::<Vec<_>>(), ["ran", "ssh-ed25519 AAAAC3 somebody", "700", "customized"]);
+    assert_eq!(seen.trim().lines().collect::<Vec<_>>(), ["ran", "ssh-ed25519 AAAAC3 somebody", "700", "customized"]);
 }
 
 #[test]
