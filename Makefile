@@ -32,7 +32,7 @@ test: setup
 	scripts/make-guest --all >/dev/null
 	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast
 	# Above, appliances continued a template; here the same ones boot.
-	GUESTLIFT_TEMPLATES=off $(CARGO) test -p guestfs-appliance --test commands --test files --test trouble
+	GUESTLIFT_ACCEL=tcg GUESTLIFT_TEMPLATES=off $(CARGO) test --workspace --test appliance -- commands:: files:: trouble::
 
 # Every fuzz target for SECONDS, from a seed of its own each time; `make test` gives them moments.
 SECONDS ?= 300
