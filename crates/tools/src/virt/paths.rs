@@ -8,6 +8,9 @@ use guestfs::{FileType, GuestFs, Stat};
 use super::show::join;
 use crate::common::Failure;
 
+/// No directory of a sound guest lies deeper.
+const DEPTH: usize = 20_000;
+
 /// In which order files come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
@@ -42,7 +45,11 @@ pub(super) struct Found {
 impl<'a> Walk<'a> {
     /// The walk that begins at a path, which may be a link.
     pub(super) fn new(fs: &'a dyn GuestFs, path: &[u8], order: Order) -> Result<(Self, Found), Failure> {
-        let stat = fs.stat(path)?;
+        Self::at(fs, path, fs.stat(path)?, order)
+    }
+
+    /// The walk that begins at a path and what is known of it.
+    pub(super) fn at(fs: &'a dyn GuestFs, path: &[u8], stat: Stat, order: Order) -> Result<(Self, Found), Failure> {
         let mut walk = Walk { fs, order, levels: Vec::new(), seen: HashSet::new() };
         if stat.kind == FileType::Directory {
             walk.enter(path.to_vec(), &stat)?;
@@ -54,6 +61,9 @@ impl<'a> Walk<'a> {
         if !self.seen.insert((stat.dev, stat.ino)) {
             let message = format!("{}: the directory is in two places", guestfs::show(&path));
             return Err(Failure::new(message).hint("the filesystem is damaged: check it with its fsck"));
+        }
+        if self.levels.len() >= DEPTH {
+            return Err(Failure::new(format!("{}: directories nest too deep", guestfs::show(&path))));
         }
         let mut steps = Vec::new();
         for entry in self.fs.read_dir(&path)? {
@@ -74,7 +84,7 @@ impl<'a> Walk<'a> {
                 continue;
             };
             let name = if step.enter { step.name.strip_suffix(b"/").unwrap_or(&step.name) } else { &step.name };
-            let path = join(directory, name);
+            let path = join(directory, checked(name)?);
             let stat = self.fs.lstat(&path)?;
             let is_directory = stat.kind == FileType::Directory;
             if is_directory && (step.enter || self.order == Order::Tree) {
@@ -94,4 +104,12 @@ impl Iterator for Walk<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         self.advance().transpose()
     }
+}
+
+/// A name from the guest that means one file in its directory.
+fn checked(name: &[u8]) -> Result<&[u8], Failure> {
+    if name.is_empty() || name == b"." || name == b".." || name.iter().any(|b| matches!(b, b'/' | 0)) {
+        return Err(Failure::new(format!("the guest has a file called '{}': that is no name", guestfs::show(name))));
+    }
+    Ok(name)
 }
