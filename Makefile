@@ -30,6 +30,7 @@ check: setup
 test: setup
 	scripts/build-agent
 	scripts/make-guest --all >/dev/null
+	scripts/recipe-guest --all >/dev/null
 	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast
 	# Above, appliances continued a template; here the same ones boot.
 	GUESTLIFT_ACCEL=tcg GUESTLIFT_TEMPLATES=off $(CARGO) test --workspace --test appliance -- commands:: files:: trouble::

@@ -32,13 +32,21 @@ pub fn top() -> &'static Path {
 
 /// The guest that `make-guest --suite SUITE --variant VARIANT` makes. `None`, said aloud, where it can't be made; in CI that is a failure.
 pub fn guest(suite: &str, variant: &str) -> Option<Guest> {
-    let made =
-        Command::new(top().join("scripts/make-guest")).args(["--suite", suite, "--variant", variant]).stderr(Stdio::piped()).output();
-    let made = made.expect("scripts/make-guest starts");
+    made_by("make-guest", &["--suite", suite, "--variant", variant])
+}
+
+/// The guest of a recipe in `tests/fixtures/guests`, as `recipe-guest NAME` makes it; `None` as for [`guest`].
+pub fn recipe(name: &str) -> Option<Guest> {
+    made_by("recipe-guest", &[name])
+}
+
+fn made_by(script: &str, args: &[&str]) -> Option<Guest> {
+    let made = Command::new(top().join("scripts").join(script)).args(args).stderr(Stdio::piped()).output();
+    let made = made.unwrap_or_else(|e| panic!("scripts/{script} does not start: {e}"));
     if !made.status.success() {
         let why = String::from_utf8_lossy(&made.stderr).trim().to_owned();
-        assert!(std::env::var_os("CI").is_none(), "no guest {suite} {variant}: {why}");
-        eprintln!("skipped: no guest {suite} {variant}: {why}");
+        assert!(std::env::var_os("CI").is_none(), "no guest {args:?}: {why}");
+        eprintln!("skipped: no guest {args:?}: {why}");
         return None;
     }
     let dir = PathBuf::from(String::from_utf8(made.stdout).expect("a path").trim());

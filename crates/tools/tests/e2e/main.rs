@@ -1,49 +1,18 @@
 //! Real guests of xen-create-image, converted by the real programs and booted in QEMU: what a person does, with nothing replaced.
 
+mod booted;
 mod console;
 mod guest;
+mod mechanisms;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use booted::{CONVERSION, boots, convert, healthy, scratch};
 use console::{Console, Hardware, Writes};
 use guest::{Guest, check_outputs, finish, guest, outputs, run, sha256, top, v2v};
-
-const CONVERSION: Duration = Duration::from_secs(600);
-
-fn scratch() -> tempfile::TempDir {
-    // Beside the build's other products: /tmp may be small.
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch directory")
-}
-
-/// `v2v GUEST -os DIR`, the short form that a person uses.
-fn convert(source: &Path, out: &Path) {
-    let mut command = v2v();
-    command.args(["--from", "xen", "--to", "kvm"]).arg(source).arg("-os").arg(out);
-    run(&mut command, None, CONVERSION);
-}
-
-/// What every converted guest has to have, on its first boot and its second.
-fn boots(guest: &Guest, disks: Vec<PathBuf>) -> Console {
-    let hardware = Hardware { disks, extra: None, macs: vec![&guest.mac], writes: Writes::Discarded };
-    let mut console = Console::start(&hardware);
-    console.login(&guest.name, &guest.password);
-    healthy(&mut console, guest);
-    console
-}
-
-fn healthy(console: &mut Console, guest: &Guest) {
-    console.settle();
-    // Through a pipe: Debian 13 colours what goes to a terminal.
-    let address = console.ok("ip -4 -o addr show dev eth0 | cat; systemctl --no-pager --full status networking | tail -20; true");
-    assert!(address.contains(&format!("inet {}/24", guest.ip)), "eth0: {address}");
-    let swaps = console.ok("swapon --show=NAME --noheadings");
-    assert_eq!(swaps.trim().lines().count(), 1, "swap: {swaps:?}");
-    let failed = console.ok("systemctl --failed --plain --no-legend");
-    assert_eq!(failed.trim(), "", "failed units");
-}
 
 #[test]
 fn bookworm_by_its_cfg_boots_twice_and_with_another_kernel() {

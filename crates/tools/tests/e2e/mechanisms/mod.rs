@@ -1,0 +1,3 @@
+//! Guests of `scripts/recipe-guest`: each shows mechanisms that xen-create-image's own guests do not have.
+
+mod volumes;
