@@ -45,18 +45,23 @@ pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
     let prepared = Prepared::new(request, &source, &guest)?;
     let options = step_options(request, &source)?;
     let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
-    Ok(prepared.plan(&source, &context, files(request, &name, &prepared.layout)))
+    let outputs = if request.discard { Vec::new() } else { files(request, &name, &prepared.layout) };
+    Ok(prepared.plan(&source, &context, outputs))
 }
 
 /// Converts a guest.
 ///
 /// A boot check that fails is not an error: the result is kept, and [`Report::is_success`] says so.
-pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
+///
+/// `ready` gets the report when all is done but the renaming of the result's files into place: who keeps it there knows of every
+/// result how it came about. Its error stops the conversion.
+pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report) -> Result<()>) -> Result<Report> {
     let mut clock = Clock::new(host.events);
     let (mut source, stream) = read(request, host, &mut clock)?;
     let name = name_of(request, &source)?;
     let folder = Folder::begin(&request.out, &name)?;
-    if !request.force {
+    let may_replace = request.force || request.discard;
+    if !may_replace {
         folder.check_free(&[format!("{name}.xml")])?;
     }
     let mut spool = None;
@@ -71,11 +76,14 @@ pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
     let options = step_options(request, &source)?;
     let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
     let files = files(request, &name, &prepared.layout);
-    if !request.force {
+    if !may_replace {
         folder.check_free(&files)?;
     }
-    spare_source(request, &source, &folder, &files)?;
-    let plan = prepared.plan(&source, &context, files.iter().map(|f| folder.path_of(f).display().to_string()).collect());
+    if !request.discard {
+        spare_source(request, &source, &folder, &files)?;
+    }
+    let shown = if request.discard { &[][..] } else { &files[..] };
+    let plan = prepared.plan(&source, &context, shown.iter().map(|f| folder.path_of(f).display().to_string()).collect());
     for warning in &plan.warnings {
         host.events.warning(warning);
     }
@@ -107,8 +115,15 @@ pub fn convert(request: &Request, host: &Host<'_>) -> Result<Report> {
     // What was spooled is no part of the result.
     drop(context);
     drop(guest);
-    folder.commit(&files, request.force)?;
-    Ok(Report { name: machine.name, plan, ran: ran.iter().map(Ran::from).collect(), boot_check, timings: clock.timings() })
+    let report = Report { name: machine.name, plan, ran: ran.iter().map(Ran::from).collect(), boot_check, timings: clock.timings() };
+    if request.discard {
+        ready(&report)?;
+        return Ok(report);
+    }
+    folder.make_way(&files, request.force)?;
+    ready(&report)?;
+    folder.commit(&files)?;
+    Ok(report)
 }
 
 /// The source, complete: every NIC has a MAC address.

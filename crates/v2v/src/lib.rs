@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod bootcheck;
 pub mod bootloader;
 pub mod convert;

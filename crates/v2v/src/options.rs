@@ -43,6 +43,8 @@ pub struct Request {
     pub name: Option<String>,
     /// Replace a result that is there.
     pub force: bool,
+    /// Do everything, and throw the result away: a rehearsal.
+    pub discard: bool,
     /// Where NICs are plugged in.
     pub plugs: Vec<PlugRule>,
     /// Start the result and wait so long for a login prompt.

@@ -63,6 +63,8 @@ pub struct GuestDisk {
     pub target: String,
     /// Size in bytes.
     pub size: u64,
+    /// Bytes of it that are not known to read as zeroes: what a sparse copy takes. `None` for a stream that was not read.
+    pub data: Option<u64>,
     /// Where it lies.
     pub origin: String,
 }
@@ -119,7 +121,12 @@ impl Guest {
             Boot::Bios => "fully virtual, BIOS".into(),
             Boot::Uefi => "fully virtual, UEFI".into(),
         };
-        let disk = |d: &crate::source::SourceDisk| GuestDisk { target: d.target.clone(), size: d.size, origin: d.origin.clone() };
+        let disk = |d: &crate::source::SourceDisk| GuestDisk {
+            target: d.target.clone(),
+            size: d.size,
+            data: d.image.as_deref().and_then(data_of),
+            origin: d.origin.clone(),
+        };
         Guest {
             name: source.name.clone(),
             origin: source.origin.clone(),
@@ -133,6 +140,15 @@ impl Guest {
             macs: source.nics.iter().filter_map(|n| n.mac.clone()).collect(),
         }
     }
+}
+
+fn data_of(image: &dyn imgcore::Image) -> Option<u64> {
+    let mut data: u64 = 0;
+    let walked = image.extents(0..image.size(), &mut |extent| {
+        data += if extent.kind.reads_zero() { 0 } else { extent.len };
+        std::ops::ControlFlow::Continue(())
+    });
+    walked.ok().map(|()| data)
 }
 
 /// The disks of a layout.

@@ -52,6 +52,11 @@ impl Failure {
         self.code
     }
 
+    /// What to do next.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// The message with its causes.
     pub fn message(&self) -> &str {
         &self.message

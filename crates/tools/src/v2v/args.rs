@@ -26,6 +26,8 @@ Examples:
       takes a disk from elsewhere than the configuration says
   v2v web.cfg -os out --kernel-package linux-image-amd64.deb
       gives a kernel to a guest that has none of its own
+  v2v batch plan.toml
+      converts many guests by a plan: 'v2v batch --help'
 
 Written are DIR/NAME-vda.qcow2 (-vdb, …), DIR/NAME.xml for 'virsh define', and DIR/NAME-run.sh, which starts the guest in QEMU.
 NAME.xml comes last: where it is, the result is whole. The source is only read.";
@@ -51,12 +53,17 @@ pub(crate) struct Args {
     #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto")]
     pub input: String,
 
-    /// How the result is handed over: files in a folder
+    /// How the result is handed over: as files in a folder (local), defined in libvirt besides (libvirt), or not at all: all is
+    /// done, and thrown away (null)
     #[arg(short = 'o', long = "output", value_name = "MODE", default_value = "local")]
-    pub output: String,
+    pub output: OutputMode,
+
+    /// The libvirt of '-o libvirt' (also -oc), as qemu:///system
+    #[arg(long, value_name = "URI")]
+    pub connect: Option<String>,
 
     /// The folder of the result (also -os)
-    #[arg(long, value_name = "DIR", required_unless_present = "plan")]
+    #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
     /// The format of its disks (also -of)
@@ -135,6 +142,14 @@ pub(crate) struct Args {
     #[arg(long)]
     pub json: bool,
 
+    /// Print what happens as JSON lines on standard output: for the program that has started this one
+    #[arg(long, hide = true, conflicts_with = "json")]
+    pub events: bool,
+
+    /// End when this process, which must be the parent, does
+    #[arg(long, hide = true, value_name = "PID")]
+    pub parent: Option<i32>,
+
     /// Say what is done and why, and show the console of --check-boot
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
@@ -142,6 +157,14 @@ pub(crate) struct Args {
     /// Say nothing but errors
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// How a result is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputMode {
+    Local,
+    Libvirt,
+    Null,
 }
 
 /// The format of disks.
@@ -166,7 +189,8 @@ pub(crate) enum LayoutArg {
 }
 
 /// virt-v2v's words of several letters behind one dash, which clap does not know.
-const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name")];
+const WORDS: &[(&str, &str)] = 
+    &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name"), ("-oc", "--connect")];
 
 const PACKAGE: &str = "--kernel-package";
 
@@ -195,10 +219,13 @@ pub(crate) fn translated(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
 impl Args {
     /// What is asked for, in the library's words.
     pub fn request(&self) -> Result<Request, Failure> {
-        if self.output != "local" {
-            return Err(Failure::new(format!("-o {}: no such output", self.output))
-                .hint("use '-o local -os DIR', then 'virsh define DIR/NAME.xml' to hand the guest over to libvirt"));
-        }
+        let discard = self.output == OutputMode::Null;
+        let out = match &self.out {
+            Some(out) => out.clone(),
+            None if discard => std::env::temp_dir(),
+            None if self.plan => ".".into(),
+            None => return Err(Failure::new("where to? say it with -os DIR").code(2)),
+        };
         let plugs = |texts: &[String], plug: fn(String) -> Plug| texts.iter().map(|t| PlugRule::parse(t, plug)).collect::<Vec<_>>();
         Ok(Request {
             guest: self.guest.clone(),
@@ -211,11 +238,12 @@ impl Args {
             kernel_packages: self.kernel_package.clone(),
             root: self.root.clone(),
             keep_layout: self.layout == LayoutArg::Keep,
-            out: self.out.clone().unwrap_or_else(|| ".".into()),
+            out,
             format: if self.format == Format::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 },
             preallocated: self.allocation == Allocation::Preallocated,
             name: self.name.clone(),
             force: self.force,
+            discard,
             plugs: [plugs(&self.bridge, Plug::Bridge), plugs(&self.network, Plug::Network)].concat(),
             check_boot: self.check_boot.map(Duration::from_secs),
         })
@@ -283,11 +311,17 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_an_error() {
-        for words in [&["x"][..], &["x", "-os"], &["x", "-os", "out", "--from", "vmware"], &["x", "-os", "out", "-v", "-q"]] {
+        assert_eq!(parse(&["x"]).request().unwrap_err().exit_code(), 2);
+        for words in [&["x", "-os"][..], &["x", "-os", "out", "-o", "rhv"], &["x", "-os", "out", "--from", "vmware"], &["x", "-os", "out", "-v", "-q"]] {
             let words = std::iter::once("v2v").chain(words.iter().copied()).map(OsString::from);
             assert!(Args::try_parse_from(translated(words)).is_err());
         }
-        let failure = parse(&["x", "-os", "out", "-o", "libvirt"]).request().unwrap_err();
-        assert_eq!(failure.message(), "-o libvirt: no such output");
+    }
+
+    #[test]
+    fn a_rehearsal_needs_no_place() {
+        let request = parse(&["x", "-o", "null"]).request().unwrap();
+        assert!(request.discard && request.out == std::env::temp_dir());
+        assert!(!parse(&["x", "-os", "out", "-o", "libvirt", "-oc", "qemu:///system"]).request().unwrap().discard);
     }
 }

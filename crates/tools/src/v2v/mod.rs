@@ -1,6 +1,7 @@
 //! The program `v2v`.
 
 mod args;
+mod batch;
 mod events;
 
 use std::io::Write;
@@ -9,40 +10,57 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use guestfs_appliance::Appliance;
+use v2v::batch::files;
 use v2v::options::{Events, Host};
+use v2v::output::virsh;
 use v2v::report::Report;
 
 use crate::common::{Failure, formats, json};
-use args::Args;
+use args::{Args, OutputMode};
 use events::{Level, Screen};
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    let args = Args::parse_from(args::translated(std::env::args_os()));
-    match run(&args) {
-        Ok(code) => code,
-        Err(failure) => failure.report("v2v"),
+    // Only here the word is no guest's name: `v2v ./batch` converts a guest of that name.
+    if std::env::args_os().nth(1).is_some_and(|a| a == "batch") {
+        return batch::main(std::env::args_os().skip(1));
     }
-}
-
-/// The command line, for manual pages and completions.
-pub fn command() -> clap::Command {
-    Args::command()
-}
-
-fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let args = Args::parse_from(args::translated(std::env::args_os()));
+    if let Some(parent) = args.parent {
+        // Whoever has started this process shall not leave it behind, however it ends.
+        let bound = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        if bound.is_err() || rustix::process::getppid().map(|p| p.as_raw_pid()) != Some(parent) {
+            return ExitCode::FAILURE;
+        }
+    }
     let level = match (args.quiet, args.verbose) {
         (true, _) => Level::Quiet,
         (_, true) => Level::Verbose,
         _ => Level::Normal,
     };
-    let screen = Screen::new(level)?;
+    let failed = |failure: Failure| failure.report("v2v");
+    let screen = match Screen::new(level, args.events) {
+        Ok(screen) => screen,
+        Err(e) => return failed(e.into()),
+    };
+    run(&args, level, &screen).unwrap_or_else(|failure| {
+        screen.failed(&failure);
+        failed(failure)
+    })
+}
+
+/// The command line, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Args::command().subcommand(batch::command())
+}
+
+fn run(args: &Args, level: Level, screen: &Screen) -> Result<ExitCode, Failure> {
     let note = if args.verbose { |line: &str| eprintln!("  {line}") } else { |_: &str| {} };
     let (formats, appliance) = (formats(), Appliance { accel: args.accel, note, ..Appliance::new() });
     if args.verbose {
         screen.detail(&format!("The appliance runs in {}.", appliance.describe()));
     }
-    let host = Host { formats: &formats, engine: &appliance, machines: &appliance, progress: &screen, events: &screen };
+    let host = Host { formats: &formats, engine: &appliance, machines: &appliance, progress: screen, events: screen };
     let request = args.request()?;
     let guest = |e: v2v::Error| {
         screen.finish();
@@ -71,20 +89,26 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let report = v2v::convert::convert(&request, &host).map_err(guest)?;
+    let mut ready = |report: &Report| match &args.report {
+        Some(file) => write_report(file, report),
+        None => Ok(()),
+    };
+    let report = v2v::convert::convert(&request, &host, &mut ready).map_err(guest)?;
     screen.finish();
-    if let Some(file) = &args.report {
-        write_report(file, &report)?;
+    if args.output == OutputMode::Libvirt && report.is_success() {
+        let xml = request.out.join(format!("{}.xml", report.name));
+        virsh::define(&xml, &report.name, args.connect.as_deref())?;
     }
     if args.json {
         json::print(&report);
-    } else if level > Level::Quiet {
-        print(&next(&report))?;
+    } else if level > Level::Quiet && !args.events {
+        print(&next(&report, args.output))?;
     }
     match &report.boot_check {
         Some(check) if !check.booted => {
             let screen = check.screen.join("\n  ");
-            let message = format!("{}: written, but it does not boot: {}\nThe console ended with:\n  {screen}", report.name, check.what);
+            let written = if args.output == OutputMode::Null { "converted" } else { "written" };
+            let message = format!("{}: {written}, but it does not boot: {}\nThe console ended with:\n  {screen}", report.name, check.what);
             Err(Failure::new(message).hint("'-v' shows the whole console; a slow host may need --check-boot=SECONDS"))
         }
         _ => Ok(ExitCode::SUCCESS),
@@ -105,18 +129,29 @@ fn hint(error: &v2v::Error) -> Option<&'static str> {
     }
 }
 
-fn next(report: &Report) -> String {
+/// What was made, and what to do with it.
+fn next(report: &Report, output: OutputMode) -> String {
     let outputs = &report.plan.outputs;
     let find = |end: &str| outputs.iter().find(|o| o.ends_with(end)).map_or("", |o| o);
-    let mut text = format!("Converted {}:\n", report.name);
+    let name = &report.name;
+    let mut text = match output {
+        OutputMode::Null => format!("{name} can be converted; nothing was kept.\n"),
+        _ => format!("Converted {name}:\n"),
+    };
     for output in outputs {
         text += &format!("  {output}\n");
     }
     if let Some(check) = report.boot_check.as_ref().filter(|c| c.booted) {
         text += &format!("It boots: {} ({} s).\n", check.what, check.seconds);
     }
-    text += &format!("Next:\n  {} -snapshot    starts it here, and forgets what it writes\n", find("-run.sh"));
-    text + &format!("  virsh define {} && virsh start {}\n", find(".xml"), report.name)
+    match output {
+        OutputMode::Null => text,
+        OutputMode::Libvirt => text + &format!("Next:\n  virsh start {name}\n"),
+        OutputMode::Local => {
+            text += &format!("Next:\n  {} -snapshot    starts it here, and forgets what it writes\n", find("-run.sh"));
+            text + &format!("  virsh define {} && virsh start {name}\n", find(".xml"))
+        }
+    }
 }
 
 /// Prints, and takes it well when nobody reads to the end.
@@ -127,7 +162,6 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-fn write_report(file: &Path, report: &impl serde::Serialize) -> Result<(), Failure> {
-    let text = json::pretty(report) + "\n";
-    std::fs::write(file, text).map_err(|e| Failure::new(format!("{}: cannot write the report: {e}", file.display())))
+fn write_report(file: &Path, report: &impl serde::Serialize) -> v2v::Result<()> {
+    files::write_whole(file, (json::pretty(report) + "\n").as_bytes())
 }

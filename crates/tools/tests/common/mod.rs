@@ -2,6 +2,7 @@
 
 #![allow(dead_code, missing_docs)]
 
+pub mod small;
 pub mod twin;
 
 use std::path::Path;

@@ -87,19 +87,23 @@ impl Folder {
         write().map_err(|e| failed(&self.path_of(file), "write", e))
     }
 
-    /// Gives all files their place, in this order. With `force`, what is there is replaced; the last file, the mark of a whole
-    /// result, is removed before any other changes.
-    pub fn commit(mut self, files: &[String], force: bool) -> Result<()> {
-        if force {
-            for file in files.iter().rev() {
-                match fs::remove_file(self.path_of(file)) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(&self.path_of(file), "replace", e)),
-                    _ => {}
-                }
-            }
-        } else {
-            self.check_free(files)?;
+    /// Sees to it that none of these files is there: with `force` they are removed, the last one, the mark of a whole result, before
+    /// any other.
+    pub fn make_way(&self, files: &[String], force: bool) -> Result<()> {
+        if !force {
+            return self.check_free(files);
         }
+        for file in files.iter().rev() {
+            match fs::remove_file(self.path_of(file)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(&self.path_of(file), "replace", e)),
+                _ => {}
+            }
+        }
+        sync(&self.target)
+    }
+
+    /// Gives all files their place, in this order.
+    pub fn commit(mut self, files: &[String]) -> Result<()> {
         for (index, file) in files.iter().enumerate() {
             let place = fs::rename(self.work.join(file), self.path_of(file));
             if let Err(e) = place {
@@ -207,7 +211,8 @@ mod tests {
         folder.write("web-run.sh", "#!/bin/sh\n", true).unwrap();
         folder.write("web.xml", "x", false).unwrap();
         folder.check_free(&all).unwrap();
-        folder.commit(&all, false).unwrap();
+        folder.make_way(&all, false).unwrap();
+        folder.commit(&all).unwrap();
         assert_eq!(names(dir.path()), all);
         assert_ne!(fs::metadata(dir.path().join("web-run.sh")).unwrap().permissions().mode() & 0o100, 0);
 
@@ -216,7 +221,8 @@ mod tests {
         assert!(error.ends_with("web-run.sh: is there already; --force replaces it, -on gives the result another name"), "{error}");
         folder.write("web-run.sh", "new", true).unwrap();
         folder.write("web.xml", "new", false).unwrap();
-        folder.commit(&all, true).unwrap();
+        folder.make_way(&all, true).unwrap();
+        folder.commit(&all).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("web.xml")).unwrap(), "new");
     }
 

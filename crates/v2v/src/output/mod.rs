@@ -6,6 +6,7 @@ pub mod folder;
 pub mod libvirt;
 pub mod names;
 pub mod script;
+pub mod virsh;
 
 pub use folder::Folder;
 
