@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::small::{Small, tool};
 use serde_json::Value;
@@ -404,4 +405,35 @@ fn the_tasks_of_a_cluster_do_the_same_work() {
         .unwrap();
     assert!(pod.status.success(), "{}", code(&pod).1);
     assert_eq!(results(&small).keys().collect::<Vec<_>>(), ["g02"]);
+}
+
+/// By hand: `scripts/slurm-here start DIR`, then this test with `SLURM_CONF=DIR/slurm.conf`.
+#[test]
+#[ignore = "needs the daemons of a Slurm cluster, which scripts/slurm-here starts, and takes minutes"]
+fn a_real_slurm_finishes_a_plan_though_a_node_is_lost() {
+    let conf = std::env::var("SLURM_CONF").expect("SLURM_CONF names the cluster of scripts/slurm-here");
+    let small = guests(6);
+    plan(&small, &["-j", "2"]);
+    let ran = small.run(&["batch", "plan.toml", "--runner", "slurm"]);
+    assert!(ran.status.success(), "{}", code(&ran).1);
+    let start = Instant::now();
+    let mut wait = |what: &str, reached: &dyn Fn(&Value) -> bool| {
+        loop {
+            let status: Value = serde_json::from_slice(&small.run(&["batch", "status", "plan.toml", "--json"]).stdout).unwrap();
+            if reached(&status) {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(900), "{what}: {status:#}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    let on_second = || !Command::new("squeue").args(["-h", "-w", "n2", "-t", "running"]).output().unwrap().stdout.is_empty();
+    wait("no task ran on the second node", &|status| status["summary"]["running"].as_u64() >= Some(1) && on_second());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/slurm-here");
+    tool(script, &["lose", Path::new(&conf).parent().unwrap().to_str().unwrap(), "n2"]);
+    wait("the plan was not finished", &|status| status["summary"]["done"] == 6);
+    assert_eq!(results(&small).len(), 6);
+    let all: Vec<_> = (0..6).map(|i| outcomes(&small, &format!("g{i:02}"))).collect();
+    assert!(all.iter().all(|o| o.iter().filter(|o| *o == "done").count() == 1), "{all:?}");
+    assert!(all.iter().any(|o| o.len() == 2), "the lost node had nothing to do: {all:?}");
 }

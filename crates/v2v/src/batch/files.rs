@@ -51,6 +51,12 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_json::from_slice(&content).map(Some).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
 }
 
+/// When a file was written, in seconds since 1970; 0 if it cannot be told.
+pub fn written(path: &Path) -> u64 {
+    let time = path.metadata().and_then(|m| m.modified()).ok();
+    time.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs())
+}
+
 /// Removes a file that may be missing.
 pub fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
@@ -77,7 +83,11 @@ pub struct Lock {
 impl Lock {
     /// Takes the lock, and waits for it so long; `None` when others hold it.
     pub fn take(path: &Path, hold: Hold, patience: Duration) -> Result<Option<Lock>> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        // Whoever may only read can ask whether it is held.
+        let file = match hold {
+            Hold::Together if path.exists() => File::open(path),
+            _ => File::options().read(true).write(true).create(true).truncate(false).open(path),
+        };
         let file = file.map_err(|e| io_error(path, "open", e))?;
         let operation = match hold {
             Hold::Alone => FlockOperation::NonBlockingLockExclusive,

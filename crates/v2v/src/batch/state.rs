@@ -217,12 +217,13 @@ impl OpenGuest {
         self.dir.join("log.txt")
     }
 
-    /// The report, where there is one and every file of its result is there: the conversion came to its end.
+    /// The report, where there is one and every file of its result is there: the last attempt came to its end.
     ///
     /// A conversion writes the report after it has seen to it that no other result is in the way, and before its own gets its
     /// place; and the report is removed before another conversion begins.
     pub fn whole(&self) -> Result<Option<Value>> {
-        let Some(report) = files::read_json::<Value>(&self.report_file())? else { return Ok(None) };
+        let report = files::read_json::<Value>(&self.report_file())?.filter(|_| !self.state.attempts.is_empty());
+        let Some(report) = report else { return Ok(None) };
         let outputs = report["outputs"].as_array().map(Vec::as_slice).unwrap_or_default();
         let there = outputs.iter().all(|o| o.as_str().is_some_and(|o| Path::new(o).is_file()));
         Ok(Some(report).filter(|_| there))
@@ -243,10 +244,12 @@ impl OpenGuest {
         files::remove(&self.report_file())
     }
 
-    /// Ends the last attempt.
+    /// Ends the last attempt. One that was cut off when its result was whole ended when its report was written.
     pub fn end(&mut self, outcome: Outcome, message: Option<String>, hint: Option<String>) -> Result<()> {
+        let is_result = matches!(outcome, Outcome::Done | Outcome::NoBoot);
+        let ended = if is_result { files::written(&self.report_file()) } else { now() };
         if let Some(last) = self.state.attempts.last_mut() {
-            (last.ended, last.outcome, last.message, last.hint) = (Some(now()), Some(outcome), message, hint);
+            (last.ended, last.outcome, last.message, last.hint) = (Some(ended.max(last.started)), Some(outcome), message, hint);
         }
         self.save()
     }
@@ -315,8 +318,9 @@ mod tests {
     #[test]
     fn a_result_is_whole_when_its_report_and_all_its_files_are_there() {
         let dir = tempfile::tempdir().unwrap();
-        let guest = State::of(&dir.path().join("p.toml")).open("web").unwrap();
+        let mut guest = State::of(&dir.path().join("p.toml")).open("web").unwrap();
         let (disk, xml) = (dir.path().join("web-vda.qcow2"), dir.path().join("web.xml"));
+        guest.begin().unwrap();
         assert!(guest.whole().unwrap().is_none());
         fs::write(&disk, "").unwrap();
         let report = serde_json::json!({ "outputs": [disk, xml] });
@@ -324,5 +328,7 @@ mod tests {
         assert!(guest.whole().unwrap().is_none(), "a half result passed for a whole one");
         fs::write(&xml, "").unwrap();
         assert!(guest.whole().unwrap().is_some());
+        guest.begin().unwrap();
+        assert!(guest.whole().unwrap().is_none(), "another attempt's report passed for this one's");
     }
 }
