@@ -417,7 +417,7 @@ fn a_real_slurm_finishes_a_plan_though_a_node_is_lost() {
     let ran = small.run(&["batch", "plan.toml", "--runner", "slurm"]);
     assert!(ran.status.success(), "{}", code(&ran).1);
     let start = Instant::now();
-    let mut wait = |what: &str, reached: &dyn Fn(&Value) -> bool| {
+    let wait = |what: &str, reached: &dyn Fn(&Value) -> bool| {
         loop {
             let status: Value = serde_json::from_slice(&small.run(&["batch", "status", "plan.toml", "--json"]).stdout).unwrap();
             if reached(&status) {
