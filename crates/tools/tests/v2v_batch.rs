@@ -232,7 +232,9 @@ fn one_that_fails_stops_no_other_and_the_report_tells() {
 
     let (status, said, events) = Running::start(&small, &[]).end();
     assert_eq!(status, 1, "{said}");
-    let of = |guest: &str| events.iter().find(|e| e["event"] == "ended" && e["guest"] == guest).unwrap_or_else(|| panic!("{guest}: {events:#?}"));
+    let of = |guest: &str| {
+        events.iter().find(|e| e["event"] == "ended" && e["guest"] == guest).unwrap_or_else(|| panic!("{guest}: {events:#?}"))
+    };
     assert_eq!(of("g01")["status"], "done");
     assert_eq!(of("no-disk")["status"], "failed");
     assert!(of("no-disk")["message"].as_str().unwrap().contains("/nonexistent/x.img is not there"));
@@ -241,7 +243,14 @@ fn one_that_fails_stops_no_other_and_the_report_tells() {
     assert_eq!(of(name)["status"], "no-boot", "no boot takes a second only");
     assert!(small.path(&format!("out/{name}.xml")).exists());
     assert!(!events.iter().any(|e| e["guest"] == "other"));
-    let shown = ["</td><script>alert('x')</script>&", "What needs a person", "no room in", "The console's last lines", "/etc/fstab", "Copying the disks"];
+    let shown = [
+        "</td><script>alert('x')</script>&",
+        "What needs a person",
+        "no room in",
+        "The console's last lines",
+        "/etc/fstab",
+        "Copying the disks",
+    ];
     page(&small, &shown);
 
     // What is finished stays; what failed is tried again; the page comes from the state alone.
@@ -376,7 +385,11 @@ fn libvirt_itself_takes_a_result() {
 fn the_tasks_of_a_cluster_do_the_same_work() {
     let small = guests(3);
     let text = plan(&small, &[]);
-    fs::write(small.path("plan.toml"), format!("{text}\n[slurm]\noptions = [\"--partition=short\"]\n[kubernetes]\nimage = \"v2v:1\"\nclaim = \"guests\"\n")).unwrap();
+    fs::write(
+        small.path("plan.toml"),
+        format!("{text}\n[slurm]\noptions = [\"--partition=short\"]\n[kubernetes]\nimage = \"v2v:1\"\nclaim = \"guests\"\n"),
+    )
+    .unwrap();
     // Runs the script it gets for each number, as Slurm's nodes would; each is begun twice, as after a node was lost.
     let path = stand_in(
         &small,
@@ -387,7 +400,10 @@ fn the_tasks_of_a_cluster_do_the_same_work() {
     assert!(output.status.success(), "{}", code(&output).1);
     assert!(code(&output).1.contains("Slurm's job 77 has 3 tasks"), "{}", code(&output).1);
     let log = fs::read_to_string(small.path("sbatch.log")).unwrap();
-    assert!(log.contains("--requeue") && log.contains("--dependency=afterany:77") && log.matches("--partition=short").count() == 2, "{log}");
+    assert!(
+        log.contains("--requeue") && log.contains("--dependency=afterany:77") && log.matches("--partition=short").count() == 2,
+        "{log}"
+    );
     assert_eq!(results(&small).len(), 3);
     assert!((0..3).all(|i| outcomes(&small, &format!("g{i:02}")) == ["done"]));
     page(&small, &["3 converted"]);

@@ -189,8 +189,7 @@ pub(crate) enum LayoutArg {
 }
 
 /// virt-v2v's words of several letters behind one dash, which clap does not know.
-const WORDS: &[(&str, &str)] = 
-    &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name"), ("-oc", "--connect")];
+const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name"), ("-oc", "--connect")];
 
 const PACKAGE: &str = "--kernel-package";
 
@@ -312,7 +311,12 @@ mod tests {
     #[test]
     fn what_is_not_there_is_an_error() {
         assert_eq!(parse(&["x"]).request().unwrap_err().exit_code(), 2);
-        for words in [&["x", "-os"][..], &["x", "-os", "out", "-o", "rhv"], &["x", "-os", "out", "--from", "vmware"], &["x", "-os", "out", "-v", "-q"]] {
+        for words in [
+            &["x", "-os"][..],
+            &["x", "-os", "out", "-o", "rhv"],
+            &["x", "-os", "out", "--from", "vmware"],
+            &["x", "-os", "out", "-v", "-q"],
+        ] {
             let words = std::iter::once("v2v").chain(words.iter().copied()).map(OsString::from);
             assert!(Args::try_parse_from(translated(words)).is_err());
         }

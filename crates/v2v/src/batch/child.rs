@@ -79,8 +79,7 @@ impl Program {
     /// Runs it to its end, and gives its standard output up to `limit` bytes and the end of its standard error.
     pub fn output(&self, arguments: &[OsString], limit: u64) -> io::Result<(ExitStatus, Vec<u8>, String)> {
         let mut errors = tempfile::tempfile()?;
-        let mut child =
-            self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors.try_clone()?).spawn()?;
+        let mut child = self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors.try_clone()?).spawn()?;
         let mut output = Vec::new();
         if let Some(stdout) = child.stdout.take() {
             stdout.take(limit).read_to_end(&mut output)?;
@@ -174,8 +173,7 @@ mod tests {
         let program = Program { path, folder: dir.path().into() };
         let mut events = Vec::new();
         let start = Instant::now();
-        let status =
-            program.run(&[], tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap(), stop, &mut |e| events.push(e)).unwrap();
+        let status = program.run(&[], tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap(), stop, &mut |e| events.push(e)).unwrap();
         (status, events, start.elapsed())
     }
 

@@ -24,8 +24,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         // Behind a symbolic link the file is replaced, not the link.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file =
-            tempfile::Builder::new().prefix(".guestlift-").permissions(fs::Permissions::from_mode(0o666)).tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(".guestlift-").permissions(fs::Permissions::from_mode(0o666)).tempfile_in(folder)?;
         file.write_all(content)?;
         file.as_file().sync_all()?;
         file.persist(&path)?;

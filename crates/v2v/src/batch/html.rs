@@ -155,7 +155,12 @@ impl Row<'_> {
                     super::state::Outcome::Interrupted => "cut off",
                 });
                 let took = attempt.ended.and_then(|e| e.checked_sub(attempt.started)).map(duration).unwrap_or_default();
-                writeln!(out, "<tr><td>{}</td><td>{}</td><td>{outcome}</td><td>{took}</td></tr>", time(attempt.started), text(&attempt.host))?;
+                writeln!(
+                    out,
+                    "<tr><td>{}</td><td>{}</td><td>{outcome}</td><td>{took}</td></tr>",
+                    time(attempt.started),
+                    text(&attempt.host)
+                )?;
             }
             writeln!(out, "</table>")?;
         }
@@ -329,7 +334,14 @@ fn text(text: &str) -> String {
             '\'' => out.push_str("&#39;"),
             '\n' | '\t' => out.push(c),
             '\r' => {}
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
+            '\u{200e}'
+            | '\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}'
+            | '\u{61c}'
+            | '\u{feff}'
+            | '\u{fffe}'
+            | '\u{ffff}' => {
                 out.push('\u{fffd}');
             }
             c if c.is_control() => out.push('\u{fffd}'),

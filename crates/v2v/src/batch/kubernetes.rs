@@ -18,9 +18,8 @@ const RETRIES: u32 = 3;
 
 /// The manifest for these guests, and the list that its indexes count.
 pub fn manifest(plan: &Plan, state: &State, guests: &[&Guest]) -> Result<Value> {
-    let missing = |key: &str, what: &str| {
-        Error::Invalid(format!("{}: write [kubernetes] {key} = \"…\" in the plan: {what}", plan.file.display()))
-    };
+    let missing =
+        |key: &str, what: &str| Error::Invalid(format!("{}: write [kubernetes] {key} = \"…\" in the plan: {what}", plan.file.display()));
     let settings = &plan.kubernetes;
     let image = settings.image.as_ref().ok_or_else(|| missing("image", "the container image that has v2v"))?;
     let claim = settings.claim.as_ref().ok_or_else(|| missing("claim", "the volume claim with the plan, the sources and the results"))?;
@@ -91,9 +90,7 @@ mod tests {
         let file = dir.path().join("Plan of März.toml");
         let text = "[kubernetes]\nimage = \"registry.example/v2v:1\"\nclaim = \"guests\"\nmount = \"/data\"\n[defaults]\nout = \"out\"\n\
              [[guest]]\nname = \"web\"\nsource = \"web.cfg\"\ndata = \"1G\"\n[[guest]]\nname = \"db\"\nsource = \"db.cfg\"\ndata = \"1G\"\n";
-        let parse = |text: &str| {
-            Plan::parse(&file, text, &Language { options: &["out".into()], check: &|_| Ok(()) }).unwrap()
-        };
+        let parse = |text: &str| Plan::parse(&file, text, &Language { options: &["out".into()], check: &|_| Ok(()) }).unwrap();
         let (plan, state) = (parse(text), State::of(&file));
         std::fs::create_dir(state.dir()).unwrap();
         let guests: Vec<_> = plan.enabled().collect();
@@ -101,7 +98,10 @@ mod tests {
         assert_eq!(manifest["metadata"]["name"], "v2v-plan-of-m-rz");
         assert_eq!((&manifest["spec"]["completions"], &manifest["spec"]["parallelism"]), (&json!(2), &json!(2)));
         let command = manifest["spec"]["template"]["spec"]["containers"][0]["command"][2].as_str().unwrap();
-        assert!(command.starts_with("exec v2v batch run-one '/data/Plan of März.toml' --tasks '/data/Plan of März.state/.tasks-"), "{command}");
+        assert!(
+            command.starts_with("exec v2v batch run-one '/data/Plan of März.toml' --tasks '/data/Plan of März.state/.tasks-"),
+            "{command}"
+        );
         let list = std::fs::read_dir(state.dir()).unwrap().next().unwrap().unwrap().path();
         assert_eq!(Tasks::read(&list, 1).unwrap(), "db");
         assert!(Tasks::read(&list, 2).unwrap_err().to_string().contains("has no task 2"));

@@ -55,7 +55,9 @@ impl Need {
     /// Bytes that it will still take.
     fn left(&self) -> u64 {
         let written: u64 = fs::read_dir(&self.work)
-            .map(|entries| entries.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.blocks().saturating_mul(512)).fold(0, u64::saturating_add))
+            .map(|entries| {
+                entries.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.blocks().saturating_mul(512)).fold(0, u64::saturating_add)
+            })
             .unwrap_or(0);
         self.disk.saturating_sub(written)
     }

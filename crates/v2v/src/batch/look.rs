@@ -119,8 +119,7 @@ pub fn look_at_all(
                     if stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let seen =
-                        if one.is_packed { look_at_packed(&one.source, formats) } else { look(program, &one.source, &one.options) };
+                    let seen = if one.is_packed { look_at_packed(&one.source, formats) } else { look(program, &one.source, &one.options) };
                     if sender.send((index, seen)).is_err() {
                         return;
                     }

@@ -32,7 +32,11 @@ pub fn text(header: &Header<'_>, guests: &[(&Path, Seen)]) -> String {
 
 fn write(out: &mut String, header: &Header<'_>, guests: &[(&Path, Seen)]) -> std::fmt::Result {
     let can = guests.iter().filter(|(_, seen)| seen.problem.is_none()).count();
-    writeln!(out, "# A plan of 'v2v batch': {} found in", if guests.len() == 1 { "1 guest".into() } else { format!("{} guests", guests.len()) })?;
+    writeln!(
+        out,
+        "# A plan of 'v2v batch': {} found in",
+        if guests.len() == 1 { "1 guest".into() } else { format!("{} guests", guests.len()) }
+    )?;
     for place in &header.places {
         writeln!(out, "#   {}", comment(place))?;
     }
@@ -183,7 +187,8 @@ mod tests {
         let mut defaults = Options::default();
         defaults.set("out", Setting::Value("/vm".into()));
         defaults.set("bridge", Setting::Values(vec!["a:b".into()]));
-        let header = Header { places: vec!["/xen\n[x]".into()], others: 3, warnings: &["y\n[z]".into()], defaults: &defaults, jobs: Some(2) };
+        let header =
+            Header { places: vec!["/xen\n[x]".into()], others: 3, warnings: &["y\n[z]".into()], defaults: &defaults, jobs: Some(2) };
         let text = text(&header, &guests);
         let options = ["out".to_owned(), "bridge".into()];
         let plan = Plan::parse(Path::new("p.toml"), &text, &Language { options: &options, check: &|_| Ok(()) });

@@ -71,8 +71,12 @@ pub fn submit(plan: &Plan, state: &State, guests: &[&Guest], program: &Path) -> 
     arguments.extend(plan.slurm.options.iter().map(Into::into));
     let job = sbatch(&arguments, &script)?;
     let report = format!("#!/bin/sh\nexec {} batch report {}\n", quoted(program), quoted(&file));
-    let mut arguments: Vec<OsString> =
-        vec!["--parsable".into(), "--job-name=v2v-report".into(), format!("--dependency=afterany:{job}").into(), "--output=/dev/null".into()];
+    let mut arguments: Vec<OsString> = vec![
+        "--parsable".into(),
+        "--job-name=v2v-report".into(),
+        format!("--dependency=afterany:{job}").into(),
+        "--output=/dev/null".into(),
+    ];
     arguments.extend(plan.slurm.options.iter().map(Into::into));
     sbatch(&arguments, &report)?;
     Ok(job)

@@ -127,7 +127,9 @@ fn cluster(
     submit: impl FnOnce(&[&v2v::batch::plan::Guest]) -> v2v::Result<()>,
 ) -> Result<ExitCode, Failure> {
     if !args.again.is_empty() {
-        return Err(Failure::new("--again is for this machine").hint("remove the guest's folder in PLAN.state, and its result").code(COULD_NOT_BEGIN));
+        return Err(Failure::new("--again is for this machine")
+            .hint("remove the guest's folder in PLAN.state, and its result")
+            .code(COULD_NOT_BEGIN));
     }
     // Whoever submits does none of the work: tasks of an earlier submission may be at it.
     let _lock = state.lock(Hold::Together).map_err(could_not_begin)?;
@@ -158,12 +160,8 @@ fn run_one(plan: &Plan, state: &State, name: &str, json: bool) -> Result<ExitCod
 
 /// Reads a plan, in the words of `v2v`'s own command line.
 fn open(file: &Path) -> Result<(Plan, State), Failure> {
-    let options: Vec<String> = GuestArgs::command()
-        .get_arguments()
-        .filter_map(|a| a.get_long())
-        .filter(|name| !OURS.contains(name))
-        .map(Into::into)
-        .collect();
+    let options: Vec<String> =
+        GuestArgs::command().get_arguments().filter_map(|a| a.get_long()).filter(|name| !OURS.contains(name)).map(Into::into).collect();
     let check = |arguments: &[OsString]| {
         let words = std::iter::once(OsString::from("v2v")).chain(arguments.iter().cloned());
         let args = GuestArgs::try_parse_from(words).map_err(|e| first_line(&e))?;
