@@ -193,7 +193,7 @@ fn open(request: &Request, source: &Source, host: &Host<'_>) -> Result<Guest> {
 
 /// What the steps are asked for: the Xen host's kernel, and packages.
 fn step_options(request: &Request, source: &Source) -> Result<step::Options> {
-    let mut options = step::Options::default();
+    let mut options = step::Options { target: request.target, ..step::Options::default() };
     if let Boot::Direct { kernel: Some(kernel), ramdisk, .. } = &source.boot {
         match host_kernel(request, kernel, ramdisk.as_deref()) {
             Ok(kernel) => options.host_kernel = Some(kernel),
@@ -247,7 +247,7 @@ struct Prepared {
 impl Prepared {
     fn new(request: &Request, source: &Source, guest: &Guest) -> Result<Self> {
         let contents = disk_build::examine(source)?;
-        let layout = disk_build::compute(source, &contents, &disk_build::Options { keep: request.keep_layout })?;
+        let layout = disk_build::compute(source, &contents, &disk_build::Options { keep: request.keep_layout, target: request.target })?;
         let inspection = guest.inspection.clone().ok_or_else(|| Error::Invalid(format!("{}: was not inspected", source.name)))?;
         Ok(Prepared { layout, inspection, volumes: guest.volumes.clone() })
     }
@@ -297,7 +297,7 @@ impl Prepared {
         let on_target = |volume: &Volume| match volume.place {
             Place::Disk { disk, start } => {
                 let place = self.layout.volumes().find(|v| v.disk == disk && v.source_offset == start);
-                place.map(|place| format!("/dev/{}", place.target_device))
+                place.and_then(|place| self.layout.in_appliance(place))
             }
             // What lies on other volumes is found wherever they are.
             _ => Some(volume.device.clone()),

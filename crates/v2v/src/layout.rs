@@ -1,5 +1,7 @@
 //! How the source's disks and volumes lie on the target's disks, and what each device is called on both.
 
+use crate::disk_build::letters;
+
 /// The whole target, disk by disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -41,7 +43,7 @@ pub struct Volume {
     pub disk: usize,
     /// What the guest called it on Xen, without `/dev/`: `xvda2`.
     pub source_device: String,
-    /// What it is called on KVM: `vda2`.
+    /// What it is called on the target: `vda2`.
     pub target_device: String,
     /// Partition number on the target; `None` for a whole disk.
     pub partition: Option<u32>,
@@ -62,6 +64,13 @@ pub struct Volume {
 }
 
 impl Layout {
+    /// What the appliance, which sees all disks in order, calls a volume: `/dev/vda2`.
+    pub fn in_appliance(&self, volume: &Volume) -> Option<String> {
+        let disk = self.disks.iter().position(|d| d.volumes.contains(volume))?;
+        let number = volume.partition.map(|n| n.to_string()).unwrap_or_default();
+        Some(format!("/dev/vd{}{number}", letters(u32::try_from(disk).ok()?)))
+    }
+
     /// All volumes of all disks.
     pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
         self.disks.iter().flat_map(|d| &d.volumes)

@@ -1,4 +1,4 @@
-//! Conversion of guests from Xen to KVM: inputs → source description → inspection → plan → steps → outputs → boot check.
+//! Conversion of guests from Xen to KVM, or from paravirtual to fully virtual: inputs → source description → inspection → plan → steps → outputs → boot check.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod staged;
 pub mod step;
 pub mod steps;
 mod stream;
+pub mod target;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -9,10 +9,13 @@ use imgcore::{Formats, Progress};
 
 use crate::input::DiskFile;
 use crate::output::{DiskFormat, PlugRule};
+use crate::target::Target;
 
 /// What a user asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
+    /// Where it goes.
+    pub target: Target,
     /// The source: a file or folder; `-` for standard input.
     pub guest: PathBuf,
     /// The input's mode; `auto` finds out.

@@ -5,11 +5,13 @@ use guestfs::{Error as GuestError, Ext, FileType, GuestFs, GuestFsMut};
 use crate::bootloader::{BootPlace, Grub};
 use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
+use crate::guest::drivers::{self, Drivers};
 use crate::guest::kernels::Kernel;
 use crate::guest::{dpkg::Packages, mounts, text};
 use crate::layout::{Layout, Volume};
 use crate::source::{Boot, Source};
 use crate::staged::Staged;
+use crate::target::Target;
 use crate::{Error, Result};
 
 /// A configuration file larger than this is no configuration file.
@@ -45,6 +47,8 @@ pub struct StepReport {
 /// What a conversion is asked to do to the guest's insides.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    /// Where the guest goes.
+    pub target: Target,
     /// The kernel that the Xen host started the guest with, where the configuration names one.
     pub host_kernel: Option<HostKernel>,
     /// Why there is no [`host_kernel`](Self::host_kernel) though the configuration names one: `/boot/vmlinuz-6.1: permission denied`.
@@ -80,7 +84,7 @@ pub struct Package {
 pub struct Facts {
     /// The kernel that the result starts; set by step `kernel`. `None` where the guest brings a boot loader and kernels that are not looked for.
     pub kernel: Option<Kernel>,
-    /// All kernels that can start on KVM, the chosen one first; set by step `kernel`.
+    /// All kernels that can start on the target, the chosen one first; set by step `kernel`.
     pub kernels: Vec<Kernel>,
     /// What the result's firmware starts, in words; set by step `bootloader`.
     pub boot_loader: String,
@@ -211,7 +215,7 @@ impl<'a> Context<'a> {
         Ok(spec.map(|s| self.devices.stable(s).unwrap_or_else(|| s.into())))
     }
 
-    /// The kernel that starts on KVM and that a boot loader's configuration means by a path, which may be seen from /boot.
+    /// The kernel that starts on the target and that a boot loader's configuration means by a path, which may be seen from /boot.
     pub fn kernel_at(&self, path: &str) -> Option<&Kernel> {
         let path = path.rsplit_once(')').map_or(path, |(_, p)| p);
         let inode = |p: &str| self.fs.stat(p.as_bytes()).ok().map(|s| (s.dev, s.ino));
@@ -222,9 +226,25 @@ impl<'a> Context<'a> {
             .find(|kernel| candidates.iter().any(|c| c == &kernel.image || inode(c).is_some_and(|i| Some(i) == inode(&kernel.image))))
     }
 
+    /// What drives the target's devices in the result: what the chosen kernel has.
+    pub fn drivers(&self) -> &'static Drivers {
+        self.facts.kernel.as_ref().map_or(&self.options.target.drivers()[0], |kernel| self.drivers_of(kernel))
+    }
+
+    /// As [`drivers`](Self::drivers), for a kernel.
+    pub fn drivers_of(&self, kernel: &Kernel) -> &'static Drivers {
+        drivers::of_kernel(&self.fs, self.options.target, &kernel.version)
+    }
+
     /// How kernel command lines change.
     pub fn rewrite(&self) -> Rewrite<'_> {
-        Rewrite { devices: &self.devices, kernel_nic_names: self.facts.kernel_nic_names, root: None, by_name: false }
+        Rewrite {
+            devices: &self.devices,
+            target: self.options.target,
+            kernel_nic_names: self.facts.kernel_nic_names,
+            root: None,
+            by_name: false,
+        }
     }
 
     /// The guest has a boot loader that its firmware started on Xen too.

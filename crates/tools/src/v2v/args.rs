@@ -9,6 +9,7 @@ use guestfs_appliance::Accel;
 use v2v::input::DiskFile;
 use v2v::options::Request;
 use v2v::output::{DiskFormat, Plug, PlugRule};
+use v2v::target::Target;
 
 use crate::common::Failure;
 
@@ -227,6 +228,7 @@ impl Args {
         };
         let plugs = |texts: &[String], plug: fn(String) -> Plug| texts.iter().map(|t| PlugRule::parse(t, plug)).collect::<Vec<_>>();
         Ok(Request {
+            target: Target::Kvm,
             guest: self.guest.clone(),
             input: self.input.clone(),
             machine: self.machine.clone(),

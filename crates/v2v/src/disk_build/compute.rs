@@ -44,7 +44,7 @@ pub fn compute(source: &Source, contents: &[DiskContents], options: &Options) ->
     for mut pieces in letters_of.into_values() {
         check_names(source, &pieces)?;
         pieces.sort_by_key(|p| p.device.number);
-        let name = |disks: &Vec<TargetDisk>| format!("vd{}", letters(disks.len() as u32));
+        let name = |disks: &Vec<TargetDisk>| format!("{}{}", options.target.disk_prefix(), letters(disks.len() as u32));
         let is_new = |p: &Piece<'_>| p.device.number.is_some() || (root == Some(p.index) && p.contents.table.is_none());
         if pieces.iter().any(is_new) && !options.keep {
             disks.push(partitioned(source, &pieces, name(&disks))?);

@@ -13,8 +13,11 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use crate::target::Target;
+
 pub use compute::compute;
 pub use examine::{DiskContents, Found, examine};
+pub(crate) use naming::letters;
 pub use write::{Move, build, moves, write_swaps, write_table};
 
 /// What the user asks of a layout.
@@ -22,4 +25,6 @@ pub use write::{Move, build, moves, write_swaps, write_table};
 pub struct Options {
     /// `--layout keep`: every disk of the source stays a disk of its own, as it is. The result may not be able to start by itself.
     pub keep: bool,
+    /// Where the guest goes, which says how disks are called.
+    pub target: Target,
 }

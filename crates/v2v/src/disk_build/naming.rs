@@ -43,7 +43,7 @@ pub(super) fn devices(source: &Source, contents: &[DiskContents]) -> Result<Vec<
 }
 
 /// `a`, `b`, … `z`, `aa`, … for 0, 1, …
-pub(super) fn letters(mut index: u32) -> String {
+pub(crate) fn letters(mut index: u32) -> String {
     let mut reversed = Vec::new();
     loop {
         // Below 26.

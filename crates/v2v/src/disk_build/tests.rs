@@ -278,7 +278,7 @@ fn a_gpt_where_an_mbr_does_not_do() {
 #[test]
 fn kept_volumes_stay_disks() {
     let source = source(vec![("xvda2", root("")), ("xvda1", swap())]);
-    let layout = compute(&source, &examine(&source).unwrap(), &Options { keep: true }).unwrap();
+    let layout = compute(&source, &examine(&source).unwrap(), &Options { keep: true, ..Options::default() }).unwrap();
     assert_eq!(names(&layout), [("xvda1".into(), "vda"), ("xvda2".into(), "vdb")]);
     assert!(layout.disks.iter().all(|d| matches!(d.table, Table::Keep { .. }) && d.volumes[0].partition.is_none()));
 }

@@ -1,6 +1,7 @@
-//! Kernel command lines: what only Xen has goes, devices and consoles become KVM's.
+//! Kernel command lines: what only Xen has goes, devices and consoles become the target's.
 
 use super::devices::Devices;
+use crate::target::Target;
 
 /// The serial console that the result has.
 pub const SERIAL_CONSOLE: &str = "console=ttyS0,115200n8";
@@ -10,6 +11,8 @@ pub const SERIAL_CONSOLE: &str = "console=ttyS0,115200n8";
 pub struct Rewrite<'a> {
     /// Old device names and what they become.
     pub devices: &'a Devices,
+    /// Where the guest goes.
+    pub target: Target,
     /// Network interfaces keep the kernel's names: `net.ifnames=0 biosdevname=0`.
     pub kernel_nic_names: bool,
     /// The root device to name where the line names none that is known. Only for whole lines that are to start a system.
@@ -18,22 +21,12 @@ pub struct Rewrite<'a> {
     pub by_name: bool,
 }
 
-/// Parameters that mean something only on Xen. Those with `=` go whatever their value, others only as they stand.
-const XEN_ONLY: &[&str] = &[
-    "xencons=",
-    "clocksource=xen",
-    "independent_wallclock=",
-    "independent_wallclock",
-    "xen_emul_unplug=",
-    "earlyprintk=xen",
-    "earlycon=xenboot",
-    "xen_blkfront.",
-    "xen-blkfront.",
-    "xen_netfront.",
-    "xen-netfront.",
-    "xenfb",
-    "video=xenfb",
-];
+/// Parameters that mean something only to a paravirtual guest. Those with `=` go whatever their value, others only as they stand.
+const PARAVIRTUAL_ONLY: &[&str] =
+    &["xencons=", "independent_wallclock=", "independent_wallclock", "earlyprintk=xen", "earlycon=xenboot", "xenfb", "video=xenfb"];
+
+/// Parameters that mean something only on Xen, likewise.
+const XEN_ONLY: &[&str] = &["clocksource=xen", "xen_emul_unplug=", "xen_blkfront.", "xen-blkfront.", "xen_netfront.", "xen-netfront."];
 
 /// Consoles that only Xen has.
 pub fn is_xen_console(tty: &str) -> bool {
@@ -93,7 +86,8 @@ impl Rewrite<'_> {
     }
 
     fn word(&self, word: &str) -> Option<String> {
-        if XEN_ONLY.iter().any(|x| if x.ends_with(['=', '.']) { word.starts_with(x) } else { word == *x }) {
+        let xen_only = XEN_ONLY.iter().filter(|_| !self.target.is_xen());
+        if PARAVIRTUAL_ONLY.iter().chain(xen_only).any(|x| if x.ends_with(['=', '.']) { word.starts_with(x) } else { word == *x }) {
             return None;
         }
         if let Some(tty) = word.strip_prefix("console=") {
@@ -118,7 +112,7 @@ mod tests {
     fn with<T>(nic: bool, f: impl FnOnce(&Rewrite<'_>) -> T) -> T {
         let (source, layout) = xen_tools_guest();
         let devices = Devices::new(&source, &layout);
-        f(&Rewrite { devices: &devices, kernel_nic_names: nic, root: None, by_name: false })
+        f(&Rewrite { devices: &devices, target: Target::Kvm, kernel_nic_names: nic, root: None, by_name: false })
     }
 
     #[test]
@@ -151,6 +145,16 @@ mod tests {
             assert_eq!(r.part("quiet console=hvc0"), "quiet");
             assert_eq!(r.part("console=hvc0"), "");
             assert_eq!(r.part(""), "");
+        });
+    }
+
+    #[test]
+    fn what_xens_drivers_understand_stays_on_xen() {
+        with(false, |r| {
+            let hvm = Rewrite { target: Target::XenHvm, ..r.clone() };
+            let line = "xen_blkfront.max=64 clocksource=xen earlyprintk=xen console=hvc0 quiet";
+            assert_eq!(hvm.part(line), "xen_blkfront.max=64 clocksource=xen quiet");
+            assert_eq!(r.part(line), "quiet");
         });
     }
 

@@ -1,8 +1,11 @@
-//! A guest's kernels: which there are, which of them start on KVM, and which is the best.
+//! A guest's kernels: which there are, which of them start on the target, and which is the best.
 
 use std::cmp::Ordering;
 
 use guestfs::{Ext, FileType, GuestFs};
+
+use super::drivers::{Drivers, config_symbol};
+use crate::target::Target;
 
 /// A kernel configuration larger than this is none.
 const CONFIG_LIMIT: u64 = 4 << 20;
@@ -16,7 +19,7 @@ pub struct Kernel {
     pub image: String,
     /// The initrd, likewise.
     pub initrd: Option<String>,
-    /// Why it can't start on KVM.
+    /// Why it can't start on the target.
     pub unfit: Option<String>,
     /// It is not there yet: a package that will be installed brings it, with its initrd.
     pub pending: bool,
@@ -27,8 +30,8 @@ const NAMES: [&str; 4] = ["vmlinuz-", "vmlinux-", "kernel-", "bzImage-"];
 /// The release in a bzImage's header lies before this.
 const HEAD: usize = 0x1_0300;
 
-/// All kernels in /boot, the best first: those that start on KVM, release before debug builds, newer before older.
-pub fn find(fs: &dyn GuestFs) -> Vec<Kernel> {
+/// All kernels in /boot, the best first: those that start on the target, release before debug builds, newer before older.
+pub fn find(fs: &dyn GuestFs, target: Target) -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::new();
     for entry in fs.read_dir(b"/boot").unwrap_or_default() {
         let Ok(name) = String::from_utf8(entry.name) else { continue };
@@ -44,7 +47,7 @@ pub fn find(fs: &dyn GuestFs) -> Vec<Kernel> {
             let Some(version) = (entry.kind == FileType::Regular).then(|| version_of(fs, &image)).flatten() else { continue };
             (version, initrd_by_name(fs, suffix))
         };
-        kernels.push(Kernel { unfit: why_unfit(fs, &version, &image), initrd, version, image, pending: false });
+        kernels.push(Kernel { unfit: why_unfit(fs, target, &version, &image), initrd, version, image, pending: false });
     }
     kernels.sort_by(|a, b| {
         let rank = |k: &Kernel| (k.unfit.is_some(), is_debug(&k.version), !has_modules(fs, &k.version));
@@ -92,8 +95,8 @@ fn version_of(fs: &dyn GuestFs, image: &str) -> Option<String> {
     bzimage_version(&head[..len])
 }
 
-/// Why a kernel can't start on KVM; `None` when it can as far as can be seen.
-fn why_unfit(fs: &dyn GuestFs, version: &str, image: &str) -> Option<String> {
+/// Why a kernel can't start on the target; `None` when it can as far as can be seen.
+fn why_unfit(fs: &dyn GuestFs, target: Target, version: &str, image: &str) -> Option<String> {
     let mut head = vec![0; 0x206];
     if fs.read_at(image.as_bytes(), 0, &mut head).ok() == Some(head.len()) && !is_bzimage(&head) {
         return Some("only Xen can start it: it has no boot header".into());
@@ -105,14 +108,18 @@ fn why_unfit(fs: &dyn GuestFs, version: &str, image: &str) -> Option<String> {
         if let Some(xen) = ["CONFIG_X86_XEN", "CONFIG_X86_64_XEN"].into_iter().find(|c| set(c)) {
             return Some(format!("built for Xen only ({xen} in /boot/config-{version})"));
         }
-        let missing = ["CONFIG_VIRTIO_PCI", "CONFIG_VIRTIO_BLK"].into_iter().find(|c| !set(c));
-        return missing.map(|m| format!("it has no virtio disk driver ({m} is not set in /boot/config-{version})"));
+        // What the best way lacks is what the message names.
+        let missing = |d: &Drivers| d.disk.iter().map(|m| config_symbol(m)).find(|c| !set(c));
+        let missing: Option<Vec<String>> = target.drivers().iter().map(missing).collect();
+        let missing = missing.and_then(|m| m.into_iter().next());
+        return missing.map(|m| format!("it has no driver for {}'s disks ({m} is not set in /boot/config-{version})", target.name()));
     }
     if ["el5xen", "-xenU", "-xen0"].iter().any(|n| version.contains(n)) || version.ends_with("-xen") {
         return Some("its name says that it is for Xen only".into());
     }
-    (has_modules(fs, version) && !has_module(fs, version, "virtio_blk"))
-        .then(|| "neither its modules nor its built-ins have virtio_blk".into())
+    let best = &target.drivers()[0];
+    let is_driven = || target.drivers().iter().any(|d| has_module(fs, version, d.block()));
+    (has_modules(fs, version) && !is_driven()).then(|| format!("neither its modules nor its built-ins have {}", best.block()))
 }
 
 /// Whether a bzImage's boot protocol header is there.
@@ -157,7 +164,7 @@ pub fn is_builtin(fs: &dyn GuestFs, version: &str, module: &str) -> bool {
         return true;
     }
     let config = fs.read(format!("/boot/config-{version}").as_bytes(), CONFIG_LIMIT).unwrap_or_default();
-    let wanted = format!("CONFIG_{}=y", module.to_ascii_uppercase());
+    let wanted = format!("{}=y", config_symbol(module));
     String::from_utf8_lossy(&config).lines().any(|l| l == wanted)
 }
 
@@ -239,7 +246,7 @@ mod tests {
             .file("/boot/vmlinuz-4.1-tiny", bzimage("4.1-tiny"))
             .file("/boot/config-4.1-tiny", "CONFIG_VIRTIO_PCI=y\n")
             .file("/boot/memtest86+.bin", "x");
-        let found = find(&fs);
+        let found = find(&fs, Target::Kvm);
         let names: Vec<_> = found.iter().map(|k| (k.version.as_str(), k.unfit.is_none())).collect();
         assert_eq!(
             names,
@@ -268,7 +275,7 @@ mod tests {
             .file("/boot/vmlinuz-6.1", bzimage("6.1"))
             .link_to("/boot/vmlinuz-default", "vmlinuz-6.1")
             .file("/boot/vmlinuz-nothing", "x");
-        let found = find(&fs);
+        let found = find(&fs, Target::Kvm);
         let seen: Vec<_> = found.iter().map(|k| (k.version.as_str(), k.initrd.as_deref())).collect();
         let alpine = ("6.6.14-0-virt", Some("/boot/initramfs-virt"));
         assert_eq!(seen, [("6.9.1-1-lts", Some("/boot/initramfs-linux-lts.img")), alpine, ("6.1", None)]);

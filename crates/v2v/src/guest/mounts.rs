@@ -21,8 +21,9 @@ pub fn volume<'a>(spec: &str, layout: &'a Layout, devices: &Devices) -> Option<&
         return by_label(label);
     }
     let name = spec.strip_prefix("/dev/")?;
-    let target = if name.starts_with("vd") { Some(name) } else { devices.volume(name).map(|v| v.target_device.as_str()) };
-    layout.volumes().find(|v| Some(v.target_device.as_str()) == target)
+    let by_name = |name: &str| layout.volumes().find(|v| v.target_device == name);
+    // On Xen again a disk is called as before: what is written by now is its new name.
+    by_name(name).or_else(|| by_name(&devices.volume(name)?.target_device))
 }
 
 /// The device specification that fstab mounts on a path.

@@ -5,7 +5,7 @@ use guestfs::engine::Command;
 
 use super::{Builder, has_program, modular};
 use crate::Result;
-use crate::guest::drivers::{VIRTIO, for_kvm};
+use crate::guest::drivers::fitting;
 use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
@@ -19,13 +19,14 @@ const SETTINGS: &str = "/etc/dracut.conf.d/50-guestlift.conf";
 const LISTS: [&str; 4] = ["add_drivers", "force_drivers", "drivers", "omit_drivers"];
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
+    let (target, wanted) = (cx.options.target, cx.drivers().initrd);
     let names = cx.names(FOLDER).into_iter().map(|name| [FOLDER.as_bytes(), b"/", &name[..]].concat());
     for file in std::iter::once(b"/etc/dracut.conf".to_vec()).chain(names).collect::<Vec<_>>() {
         cx.edit_lines(file, |line| {
             let Some(list) = word_list(line).filter(|list| LISTS.contains(&list.name)) else { return Line::Keep };
-            let mut words = for_kvm(list.words.iter().copied(), &[]);
+            let mut words = fitting(list.words.iter().copied(), &[], target);
             if list.name == "omit_drivers" {
-                words.retain(|w| !VIRTIO.contains(&w.replace('-', "_").as_str()));
+                words.retain(|w| !wanted.contains(&w.replace('-', "_").as_str()));
             }
             Line::of((words != list.words).then(|| list.with(&words)))
         })?;
@@ -33,7 +34,7 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
     // Old ones have the file only, and no folder.
     if cx.fs.is_dir(FOLDER.as_bytes()) && !cx.fs.exists(SETTINGS.as_bytes()) {
         // The blanks are part of the list: without them the words of two files would become one.
-        cx.fs.put(SETTINGS.as_bytes(), format!("add_drivers+=\" {} \"\n", VIRTIO.join(" ")).as_bytes(), None)?;
+        cx.fs.put(SETTINGS.as_bytes(), format!("add_drivers+=\" {} \"\n", wanted.join(" ")).as_bytes(), None)?;
     }
     Ok(())
 }
@@ -43,7 +44,7 @@ fn path(kernel: &Kernel) -> String {
 }
 
 fn build(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
-    let drivers = modular(cx, kernel, &VIRTIO).join(" ");
+    let drivers = modular(cx, kernel, cx.drivers_of(kernel).initrd).join(" ");
     Some(Command::new(["dracut", "--force", "--add-drivers", &drivers, initrd, &kernel.version]))
 }
 

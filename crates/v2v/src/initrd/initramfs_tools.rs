@@ -5,7 +5,7 @@ use guestfs::engine::Command;
 
 use super::{Builder, has_program};
 use crate::Result;
-use crate::guest::drivers::{VIRTIO, is_xens};
+use crate::guest::drivers::is_useless;
 use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, add_line, fields, map_lines};
 use crate::step::Context;
@@ -18,10 +18,11 @@ fn is_there(cx: &Context<'_>) -> bool {
 }
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
+    let (target, wanted) = (cx.options.target, cx.drivers().initrd);
     cx.edit("/etc/initramfs-tools/modules", |text| {
         let first = |line: &str| fields(line).first().map(|w| w.1.replace('-', "_"));
-        let text = map_lines(text, |line| if first(line).is_some_and(|m| is_xens(&m)) { Line::Drop } else { Line::Keep });
-        let missing = VIRTIO.iter().filter(|module| !text.lines().any(|l| first(l).as_deref() == Some(**module)));
+        let text = map_lines(text, |line| if first(line).is_some_and(|m| is_useless(&m, target)) { Line::Drop } else { Line::Keep });
+        let missing = wanted.iter().filter(|module| !text.lines().any(|l| first(l).as_deref() == Some(**module)));
         missing.fold(text.clone(), |text, module| add_line(&text, module))
     })?;
     Ok(())

@@ -4,7 +4,7 @@ use guestfs::engine::Command;
 
 use super::{Builder, has_program};
 use crate::Result;
-use crate::guest::drivers::{VIRTIO, for_kvm};
+use crate::guest::drivers::fitting;
 use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
@@ -12,9 +12,10 @@ use crate::step::Context;
 pub(super) const BUILDER: Builder = Builder { name: "mkinitcpio", is_there: |cx| has_program(cx, "mkinitcpio"), configure, path, build };
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
+    let (target, wanted) = (cx.options.target, cx.drivers().initrd);
     cx.edit_lines("/etc/mkinitcpio.conf", |line| {
         let Some(list) = word_list(line).filter(|list| list.name == "MODULES") else { return Line::Keep };
-        let words = for_kvm(list.words.iter().copied(), &VIRTIO);
+        let words = fitting(list.words.iter().copied(), wanted, target);
         Line::of((words != list.words).then(|| list.with(&words)))
     })?;
     Ok(())

@@ -11,6 +11,10 @@ use crate::step::Context;
 pub(super) const BUILDER: Builder = Builder { name: "mkinitfs", is_there: |cx| has_program(cx, "mkinitfs"), configure, path, build };
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
+    // Where it found its root on Xen, it has the feature for that.
+    if cx.options.target.is_xen() {
+        return Ok(());
+    }
     cx.edit_lines("/etc/mkinitfs/mkinitfs.conf", |line| {
         let list = word_list(line).filter(|list| list.name == "features" && !list.words.contains(&"virtio"));
         Line::of(list.map(|list| list.with(&[&list.words[..], &["virtio"]].concat())))

@@ -15,12 +15,13 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
     if !has_program(cx, "mkinitrd") || has_program(cx, "dracut") {
         return Ok(());
     }
+    let block = cx.drivers().block();
     cx.edit("/etc/modprobe.conf", |text| {
         let driver = |line: &str| fields(line).get(2).map(|w| w.1.replace('-', "_"));
-        if text.lines().any(|line| driver(line).as_deref() == Some("virtio_blk")) {
+        if text.lines().any(|line| driver(line).as_deref() == Some(block)) {
             return text.into();
         }
-        add_line(text, "alias scsi_hostadapter virtio_blk")
+        add_line(text, &format!("alias scsi_hostadapter {block}"))
     })?;
     Ok(())
 }
@@ -31,7 +32,7 @@ fn path(kernel: &Kernel) -> String {
 
 fn build(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
     // Kernels of 5 call no other by itself: the bus is no dependency of the disk's driver.
-    let with = modular(cx, kernel, &["virtio_pci", "virtio_blk"]).into_iter().map(|module| format!("--with={module}"));
+    let with = modular(cx, kernel, cx.drivers_of(kernel).disk).into_iter().map(|module| format!("--with={module}"));
     let words = ["mkinitrd", "-f"].into_iter().map(String::from).chain(with).chain([initrd.into(), kernel.version.clone()]);
     Some(Command::new(words.collect::<Vec<_>>()))
 }

@@ -4,7 +4,7 @@ use guestfs::engine::Command;
 
 use super::{Builder, has_program, modular};
 use crate::Result;
-use crate::guest::drivers::{VIRTIO, for_kvm};
+use crate::guest::drivers::fitting;
 use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
@@ -21,12 +21,13 @@ fn is_there(cx: &Context<'_>) -> bool {
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
     let kernel = cx.facts.kernel.clone();
-    let wanted = kernel.map_or_else(|| VIRTIO.to_vec(), |kernel| modular(cx, &kernel, &VIRTIO));
+    let (target, all) = (cx.options.target, cx.drivers().initrd);
+    let wanted = kernel.map_or_else(|| all.to_vec(), |kernel| modular(cx, &kernel, all));
     cx.edit_lines(SETTINGS, |line| {
         let Some(list) = word_list(line) else { return Line::Keep };
         let words = match list.name {
-            "INITRD_MODULES" => for_kvm(list.words.iter().copied(), &wanted),
-            "DOMU_INITRD_MODULES" => for_kvm(list.words.iter().copied(), &[]),
+            "INITRD_MODULES" => fitting(list.words.iter().copied(), &wanted, target),
+            "DOMU_INITRD_MODULES" => fitting(list.words.iter().copied(), &[], target),
             _ => return Line::Keep,
         };
         Line::of((words != list.words).then(|| list.with(&words)))

@@ -1,4 +1,4 @@
-//! The tools that build initrds in guests: which of them a guest has, how they are told of virtio for good, how they are run.
+//! The tools that build initrds in guests: which of them a guest has, how they are told of the target's drivers for good, how they are run.
 //!
 //! A new one is a new file and a line in [`BUILDERS`].
 
@@ -22,7 +22,7 @@ pub struct Builder {
     pub name: &'static str,
     /// Whether the guest has it.
     pub is_there: fn(&Context<'_>) -> bool,
-    /// Has its settings, where there are any, name virtio's drivers and Xen's no more.
+    /// Has its settings, where there are any, name the target's drivers, and none that are useless there.
     pub configure: fn(&mut Context<'_>) -> Result<()>,
     /// The initrd that it makes for a kernel.
     pub path: fn(&Kernel) -> String,

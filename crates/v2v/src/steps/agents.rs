@@ -28,6 +28,9 @@ const XEN_SERVICES: &[&str] = &[
 const UNIT_DIRS: [&str; 3] = ["/etc/systemd/system", "/lib/systemd/system", "/usr/lib/systemd/system"];
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
+    if cx.options.target.is_xen() {
+        return Ok(());
+    }
     for service in XEN_SERVICES {
         let mut off = disable_sysv(cx, service)?;
         off |= disable_unit(cx, service)?;

@@ -8,7 +8,7 @@ use crate::step::{Context, Step};
 
 pub(super) const STEP: Step = Step {
     name: "bls",
-    about: "boot entries that are files of their own name KVM's devices and consoles, and the right one is the default",
+    about: "boot entries that are files of their own name the new devices and consoles, and the right one is the default",
     run,
 };
 

@@ -14,7 +14,7 @@ use crate::steps::grub_legacy;
 
 pub(super) const STEP: Step = Step {
     name: "bootloader",
-    about: "Xen started the kernel, or read the boot loader's configuration itself: on KVM a BIOS needs a boot loader on the disk",
+    about: "Xen started the kernel, or read the boot loader's configuration itself: a BIOS needs a boot loader on the disk",
     run,
 };
 

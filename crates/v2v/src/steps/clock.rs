@@ -1,4 +1,4 @@
-//! The clock is KVM's: Xen's wallclock setting goes, and the hardware clock is read again where xen-tools had switched that off.
+//! The machine has a clock of its own: the setting for a paravirtual guest's goes, and the hardware clock is read again where xen-tools had switched that off.
 
 use guestfs::engine::Command;
 use guestfs::{Ext, GuestFs};
@@ -7,7 +7,8 @@ use crate::Result;
 use crate::guest::text::Line;
 use crate::step::{Context, Step};
 
-pub(super) const STEP: Step = Step { name: "clock", about: "settings of Xen's clock are errors on KVM, which has a hardware clock", run };
+pub(super) const STEP: Step =
+    Step { name: "clock", about: "settings of a paravirtual guest's clock are errors on a machine that has a hardware clock", run };
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let mut files: Vec<Vec<u8>> = vec![b"/etc/sysctl.conf".to_vec(), b"/etc/rc.local".to_vec()];

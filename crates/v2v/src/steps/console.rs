@@ -10,7 +10,7 @@ use crate::step::{Context, Step};
 
 pub(super) const STEP: Step = Step {
     name: "console",
-    about: "Xen's console hvc0 is not there on KVM: the login waits on ttyS0, and on the screen's tty1 again",
+    about: "Xen's console hvc0 is none of the new machine's: the login waits on ttyS0, and on the screen's tty1 again",
     run,
 };
 

@@ -3,7 +3,7 @@
 use crate::guest::text::{Line, fields, replaced};
 use crate::step::{Context, Step};
 
-pub(super) const STEP: Step = Step { name: "crypttab", about: "encrypted volumes have other device names on KVM", run };
+pub(super) const STEP: Step = Step { name: "crypttab", about: "encrypted volumes have other device names on the new machine", run };
 
 fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     let devices = cx.devices.clone();

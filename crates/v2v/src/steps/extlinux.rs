@@ -6,11 +6,12 @@ use crate::guest::grub::SYSLINUX;
 use crate::guest::text::{Line, fields};
 use crate::step::{Context, Step};
 
-pub(super) const STEP: Step = Step { name: "extlinux", about: "extlinux's entries name KVM's devices and consoles", run };
+pub(super) const STEP: Step = Step { name: "extlinux", about: "extlinux's entries name the new devices and consoles", run };
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let devices = cx.devices.clone();
-    let words = Rewrite { devices: &devices, kernel_nic_names: cx.facts.kernel_nic_names, root: None, by_name: false };
+    let words =
+        Rewrite { devices: &devices, target: cx.options.target, kernel_nic_names: cx.facts.kernel_nic_names, root: None, by_name: false };
     for path in SYSLINUX {
         cx.edit_lines(path, |line| {
             let parts = fields(line);

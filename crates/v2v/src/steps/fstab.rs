@@ -5,7 +5,7 @@ use crate::guest::text::{Line, fields, replaced};
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step =
-    Step { name: "fstab", about: "disks have other names on KVM: mounts and swap are found by UUID where they have one", run };
+    Step { name: "fstab", about: "disks have other names on the new machine: mounts and swap are found by UUID where they have one", run };
 
 fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     let devices = cx.devices.clone();

@@ -10,7 +10,7 @@ use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step =
-    Step { name: "grub2", about: "grub.cfg and the settings that update-grub reads name KVM's devices and consoles", run };
+    Step { name: "grub2", about: "grub.cfg and the settings that update-grub reads name the new devices and consoles", run };
 
 const DEFAULTS: &str = "/etc/default/grub";
 

@@ -11,7 +11,7 @@ use crate::step::{Context, Step};
 
 pub(super) const STEP: Step = Step {
     name: "grub-legacy",
-    about: "menu.lst names KVM's devices and consoles, in its entries and in the comments from which update-grub makes new ones",
+    about: "menu.lst names the new devices and consoles, in its entries and in the comments from which update-grub makes new ones",
     run,
 };
 
@@ -88,7 +88,7 @@ fn magic(comment: &str, words: &Rewrite<'_>, moved: Option<&str>) -> Option<Stri
         _ if name.starts_with("kopt_") => words.whole(value),
         "defoptions" | "altoptions" | "xenkopt" | "lockoptions" => words.part(value),
         "groot" if value.starts_with('(') => moved?.to_string(),
-        // update-grub would go by what it finds around it; on KVM no entry is for a Xen guest.
+        // update-grub would go by what it finds around it; no entry is for a paravirtual guest any more.
         "indomU" => "false".into(),
         _ => return None,
     };

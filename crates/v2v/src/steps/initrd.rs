@@ -1,4 +1,4 @@
-//! The initrd can find a virtio disk: looked at first, rebuilt or extended only when it can't.
+//! The initrd can find the target's disks: looked at first, rebuilt or extended only when it can't.
 
 use guestfs::engine::Command;
 use guestfs::{Ext, GuestFs, GuestFsMut};
@@ -10,22 +10,21 @@ use crate::initrd;
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step =
-    Step { name: "initrd", about: "the initrd must drive virtio disks, or the root is not found; most can already", run };
+    Step { name: "initrd", about: "the initrd must drive the new disks, or the root is not found; most can already", run };
 
-/// What the root's disk needs.
-const NEEDED: [&str; 2] = ["virtio_pci", "virtio_blk"];
 /// Larger initrds are not read.
 const LIMIT: u64 = 512 << 20;
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let Some(kernel) = cx.facts.kernel.clone() else { return Ok(()) };
     if kernel.pending {
-        cx.note("the packages' hooks build it, with virtio in their settings");
+        cx.note("the packages' hooks build it, with the new disks' drivers in their settings");
         return Ok(());
     }
-    let modular: Vec<&str> = NEEDED.into_iter().filter(|m| !kernels::is_builtin(&cx.fs, &kernel.version, m)).collect();
+    let needed = cx.drivers_of(&kernel).disk;
+    let modular: Vec<&str> = needed.iter().copied().filter(|m| !kernels::is_builtin(&cx.fs, &kernel.version, m)).collect();
     if modular.is_empty() {
-        cx.note(format!("{} has the virtio drivers built in", kernel.image));
+        cx.note(format!("{} has {} built in", kernel.image, needed.join(" and ")));
         return Ok(());
     }
     let Some(path) = &kernel.initrd else { return without_initrd(cx, &kernel) };
@@ -72,8 +71,9 @@ fn rebuild(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
 fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
     if kernels::is_builtin(&cx.fs, &kernel.version, "ext4") || !kernels::has_modules(&cx.fs, &kernel.version) {
         cx.warn(format!(
-            "{} starts without an initrd: it must have virtio_blk and the root's filesystem built in, which cannot be seen",
-            kernel.image
+            "{} starts without an initrd: it must have {} and the root's filesystem built in, which cannot be seen",
+            kernel.image,
+            cx.drivers_of(kernel).block()
         ));
         return Ok(());
     }
@@ -81,12 +81,13 @@ fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
     let with_initrd = Kernel { initrd: Some(image.clone()), ..kernel.clone() };
     let Some(command) = rebuild(cx, kernel, &image) else {
         return Err(cx.fail(format!(
-            "{} has virtio only as modules, there is no initrd for it, and the guest has no tool to make one: give it a kernel with such a tool \
+            "{} has {} only as a module, there is no initrd for it, and the guest has no tool to make one: give it a kernel with such a tool \
              by --kernel-package FILE",
-            kernel.image
+            kernel.image,
+            cx.drivers_of(kernel).block()
         )));
     };
-    cx.fs.command(format!("{} has virtio only as modules", kernel.image), command);
+    cx.fs.command(format!("{} has {} only as a module", kernel.image, cx.drivers_of(kernel).block()), command);
     cx.facts.kernel = Some(with_initrd.clone());
     if let Some(first) = cx.facts.kernels.first_mut() {
         *first = with_initrd;

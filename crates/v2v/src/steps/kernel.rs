@@ -11,7 +11,7 @@ use crate::step::{Context, HostKernel, Package, Step};
 
 pub(super) const STEP: Step = Step {
     name: "kernel",
-    about: "KVM starts the kernel that lies in the guest: one that can drive virtio disks is chosen, or brought in",
+    about: "the new machine starts the kernel that lies in the guest: one that can drive its disks is chosen, or brought in",
     run,
 };
 
@@ -30,7 +30,7 @@ exit $status
 "#;
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
-    let (fit, unfit): (Vec<_>, Vec<_>) = kernels::find(&cx.fs).into_iter().partition(|k| k.unfit.is_none());
+    let (fit, unfit): (Vec<_>, Vec<_>) = kernels::find(&cx.fs, cx.options.target).into_iter().partition(|k| k.unfit.is_none());
     for kernel in &unfit {
         cx.note(format!("{} is not used: {}", kernel.image, kernel.unfit.as_deref().unwrap_or_default()));
     }
@@ -69,12 +69,13 @@ fn no_kernel(cx: &Context<'_>, unfit: &[Kernel]) -> String {
     };
     let machine = if cx.packages.names().any(|n| n == "libc6-i386") || cx.fs.lstat(b"/lib64").is_ok() { "amd64" } else { "686" };
     let (major, os) = os_name(cx);
+    let target = cx.options.target.name();
     let package = match (machine, major) {
         ("686", Some(7..) | None) => "linux-image-686-pae".to_string(),
         (machine, _) => format!("linux-image-{machine}"),
     };
     format!(
-        "the guest has no kernel that starts on KVM: {found}.{host} Get the kernel that {package} of {os} stands for, with \
+        "the guest has no kernel that starts on {target}: {found}.{host} Get the kernel that {package} of {os} stands for, with \
          initramfs-tools and what that needs where the guest lacks it (apt-get download), and add each file with --kernel-package FILE.deb"
     )
 }

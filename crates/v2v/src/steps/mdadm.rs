@@ -3,7 +3,8 @@
 use crate::guest::text::{Line, fields};
 use crate::step::{Context, Step};
 
-pub(super) const STEP: Step = Step { name: "mdadm", about: "software RAID is assembled from disks that have other names on KVM", run };
+pub(super) const STEP: Step =
+    Step { name: "mdadm", about: "software RAID is assembled from disks that have other names on the new machine", run };
 
 fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     let devices = cx.devices.clone();

@@ -1,14 +1,15 @@
-//! Lists of kernel modules name virtio's drivers instead of Xen's.
+//! Lists of kernel modules name the target's drivers instead of those that are of use to a paravirtual guest only.
 
 use crate::Result;
-use crate::guest::drivers::is_xens;
+use crate::guest::drivers::is_useless;
 use crate::guest::text::{Line, fields};
 use crate::initrd;
 use crate::step::{Context, Step};
+use crate::target::Target;
 
 pub(super) const STEP: Step = Step {
     name: "modules",
-    about: "Xen's drivers cannot be loaded on KVM, which would fail at boot; virtio's must be in every initrd that the guest builds",
+    about: "drivers that find no device would fail at boot; the new machine's must be in every initrd that the guest builds",
     run,
 };
 
@@ -16,27 +17,29 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let mut lists: Vec<Vec<u8>> = vec![b"/etc/modules".to_vec()];
     lists.extend(cx.names("/etc/modules-load.d").into_iter().map(|n| [b"/etc/modules-load.d/", &n[..]].concat()));
     for list in lists {
-        cx.edit_lines(list, without_xens)?;
+        let target = cx.options.target;
+        cx.edit_lines(list, |line| without_useless(line, target))?;
     }
     let mut aliases: Vec<Vec<u8>> = vec![b"/etc/modprobe.conf".to_vec(), b"/etc/modules.conf".to_vec()];
     aliases.extend(cx.names("/etc/modprobe.d").into_iter().map(|n| [b"/etc/modprobe.d/", &n[..]].concat()));
+    let drivers = cx.drivers();
     for path in aliases {
         cx.edit_lines(path, |line| {
             let words = fields(line);
             let (Some((_, "alias")), Some((range, driver))) = (words.first(), words.get(2)) else { return Line::Keep };
             let new = match driver.replace('-', "_").as_str() {
-                "xennet" | "xen_vnif" | "xen_netfront" => "virtio_net",
-                "xenblk" | "xen_vbd" | "xen_blkfront" => "virtio_blk",
+                "xennet" | "xen_vnif" | "xen_netfront" => drivers.nic,
+                "xenblk" | "xen_vbd" | "xen_blkfront" => drivers.block(),
                 _ => return Line::Keep,
             };
-            Line::Become(crate::guest::text::replaced(line, range.clone(), new))
+            Line::of((driver.replace('-', "_") != new).then(|| crate::guest::text::replaced(line, range.clone(), new)))
         })?;
     }
     initrd::configure(cx)
 }
 
-fn without_xens(line: &str) -> Line {
-    if fields(line).first().is_some_and(|w| is_xens(w.1)) { Line::Drop } else { Line::Keep }
+fn without_useless(line: &str, target: Target) -> Line {
+    if fields(line).first().is_some_and(|w| is_useless(w.1, target)) { Line::Drop } else { Line::Keep }
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ use crate::Result;
 use crate::guest::text::{Line, add_line};
 use crate::step::{Context, Step};
 
-pub(super) const STEP: Step =
-    Step { name: "network", about: "a NIC on KVM would get another name, and its addresses be lost: names are kept by MAC address", run };
+pub(super) const STEP: Step = Step {
+    name: "network",
+    about: "a NIC on the new machine would get another name, and its addresses be lost: names are kept by MAC address",
+    run,
+};
 
 /// Where udev's rules of old give names.
 const RULES: &str = "/etc/udev/rules.d/70-persistent-net.rules";
@@ -60,7 +63,8 @@ fn by_link(cx: &mut Context<'_>, mac: &str, name: &str) -> Result<()> {
         return Ok(());
     }
     // Bridges and VLANs carry the MAC of their NIC: the driver tells them apart.
-    let text = format!("[Match]\nMACAddress={mac}\nDriver=virtio_net\n\n[Link]\nName={name}\n");
+    let driver = cx.drivers().nic_in_udev;
+    let text = format!("[Match]\nMACAddress={mac}\nDriver={driver}\n\n[Link]\nName={name}\n");
     cx.fs.put(path.as_bytes(), text.as_bytes(), None)?;
     Ok(())
 }
@@ -164,13 +168,17 @@ fn is_name(word: &str) -> bool {
 
 /// Rules and settings that know a NIC by Xen's driver or bus.
 fn other_drivers(cx: &mut Context<'_>, macs: &[Option<String>]) -> Result<()> {
+    let new = cx.drivers().nic_in_udev;
+    if new == "vif" {
+        return Ok(());
+    }
     for dir in ["/etc/systemd/network", "/etc/netplan"] {
         for name in cx.names(dir) {
             cx.edit_lines([dir.as_bytes(), b"/", &name[..]].concat(), |line| {
                 let (key, value) = line.split_once(['=', ':']).unwrap_or((line, ""));
                 let driver = value.trim().trim_matches('"');
                 let xen = key.trim().eq_ignore_ascii_case("driver") && matches!(driver, "vif" | "xen_netfront" | "xen-netfront");
-                Line::of(xen.then(|| line.replace(driver, "virtio_net")))
+                Line::of(xen.then(|| line.replace(driver, new)))
             })?;
         }
     }
@@ -182,7 +190,7 @@ fn other_drivers(cx: &mut Context<'_>, macs: &[Option<String>]) -> Result<()> {
                     text = text.replace(&format!("KERNELS==\"vif-{i}\""), &format!("ATTR{{address}}==\"{mac}\""));
                 }
             }
-            text.replace("DRIVERS==\"vif\"", "DRIVERS==\"virtio_net\"")
+            text.replace("DRIVERS==\"vif\"", &format!("DRIVERS==\"{new}\""))
         })?;
     }
     Ok(())

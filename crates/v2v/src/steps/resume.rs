@@ -4,7 +4,7 @@ use crate::guest::text::Line;
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step =
-    Step { name: "resume", about: "the initrd would wait at each boot for a swap device that has another name on KVM", run };
+    Step { name: "resume", about: "the initrd would wait at each boot for a swap device that has another name on the new machine", run };
 
 fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     let devices = cx.devices.clone();
