@@ -22,6 +22,12 @@ pub trait KeyRing {
 #[derive(Clone, Default)]
 pub struct Keys(Vec<(String, Secret)>);
 
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keys({})", self.0.len())
+    }
+}
+
 impl Keys {
     /// Adds one.
     ///

@@ -158,6 +158,9 @@ const ENDS: &[(&str, &str)] = &[
     ("Cannot open access to console, the root account is locked", "emergency mode, with root's account locked"),
 ];
 
+/// What initramfs-tools, systemd (dracut) and mkinitcpio ask of those who start a machine with an encrypted disk.
+const PASSPHRASE: &[&str] = &["Please unlock disk ", "Please enter passphrase for disk ", "Enter passphrase for /dev/"];
+
 impl Watch {
     fn feed(&mut self, bytes: &[u8]) {
         for c in String::from_utf8_lossy(bytes).chars() {
@@ -207,6 +210,8 @@ impl Watch {
         if self.booted {
             self.stage = Stage::Login;
         }
+        // Further it comes only with a person.
+        self.booted |= self.asks_for_passphrase();
     }
 
     /// Gives the lines that came since the last time, the unfinished one only at the `end`; without a menu's frames.
@@ -228,6 +233,9 @@ impl Watch {
 
     /// In words, once it is clear how the boot ends.
     fn verdict(&self) -> Option<String> {
+        if self.asks_for_passphrase() {
+            return Some("asks for the passphrase of its disk, which is not typed here: its kernel and initrd have started".into());
+        }
         if self.booted {
             return Some("reached its login prompt".into());
         }
@@ -237,6 +245,11 @@ impl Watch {
             if prompt { self.text.lines().any(|l| l.trim_start().starts_with(sign)) } else { self.text.contains(sign) }
         })?;
         Some(format!("stopped at \"{sign}\": {meaning}"))
+    }
+
+    fn asks_for_passphrase(&self) -> bool {
+        let last = self.text.lines().last().unwrap_or_default().trim_start();
+        !self.text.ends_with('\n') && PASSPHRASE.iter().any(|prompt| last.contains(prompt)) && last.trim_end().ends_with(':')
     }
 
     fn stalled(&self, how_long: &str) -> String {
@@ -340,6 +353,13 @@ mod tests {
     fn login_prompt_with_a_kernel_message_behind() {
         assert!(run(&[b"web login: [   20.123456] clocksource: switched\r\n"], false).booted);
         assert!(!run(&[b"Last login: Mon Nov 2 on ttyS0\r\n"], false).booted);
+    }
+
+    #[test]
+    fn an_encrypted_disk_is_for_a_person() {
+        let r = run(&[b"Linux version 6.1\r\nPlease unlock disk xvda2_crypt: "], false);
+        assert!(r.booted && r.stage == Stage::Kernel && r.what.contains("passphrase"), "{r:?}");
+        assert!(!run(&[b"Linux version 6.1\r\nPlease unlock disk xvda2_crypt: \r\n(initramfs) "], false).booted);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use imgcore::{Image, ImageMut, Overlay, Progress, copy};
 
 use crate::bootcheck::{self, BootReport};
 use crate::disk_build;
+use crate::grow::Growth;
 use crate::layout::Layout;
 use crate::options::{Host, Request};
 use crate::output::{DiskFormat, Folder, Machine, MachineDisk, libvirt, names, script};
@@ -24,7 +25,7 @@ use crate::source::{Boot, Source};
 use crate::staged::Staged;
 use crate::step::{self, Context};
 use crate::stream::Spool;
-use crate::{Error, Result, health, input, steps, stream};
+use crate::{Error, Result, health, input, room, stack, steps, stream};
 
 /// Files of the Xen host and packages are no larger.
 const HOST_FILE_LIMIT: u64 = 1 << 30;
@@ -82,13 +83,15 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     if !request.discard {
         spare_source(request, &source, &folder, &files)?;
     }
+    // A stream is in the folder already.
+    let room = if spool.is_none() { room::check(&source, &prepared.layout, folder.work(), request.preallocated)? } else { None };
     let shown = if request.discard { &[][..] } else { &files[..] };
     let plan = prepared.plan(&source, &context, shown.iter().map(|f| folder.path_of(f).display().to_string()).collect());
-    for warning in &plan.warnings {
+    for warning in plan.warnings.iter().chain(&room) {
         host.events.warning(warning);
     }
 
-    if !context.fs.is_unchanged() {
+    if !context.fs.is_unchanged() || prepared.growth.is_some() {
         host.engine.check()?;
     }
     let targets =
@@ -187,7 +190,13 @@ fn open(request: &Request, source: &Source, host: &Host<'_>) -> Result<Guest> {
     };
     let disks = source.disks.iter().map(disk).collect::<Result<_>>()?;
     let log = |what: &str| host.events.detail(what);
-    let options = OpenOptions { appliance: Some(host.engine), root: request.root.as_deref(), log: &log, ..Default::default() };
+    let options = OpenOptions {
+        appliance: Some(host.engine),
+        root: request.root.as_deref(),
+        keys: Some(&request.keys),
+        log: &log,
+        ..Default::default()
+    };
     Guest::open(disks, &options).map_err(|e| Error::Invalid(format!("{}: {e}", source.name)))
 }
 
@@ -242,18 +251,32 @@ struct Prepared {
     layout: Layout,
     inspection: Inspection,
     volumes: Volumes,
+    mounts: Vec<stack::Mounted>,
+    growth: Option<Growth>,
 }
 
 impl Prepared {
     fn new(request: &Request, source: &Source, guest: &Guest) -> Result<Self> {
-        let contents = disk_build::examine(source)?;
-        let layout = disk_build::compute(source, &contents, &disk_build::Options { keep: request.keep_layout, target: request.target })?;
         let inspection = guest.inspection.clone().ok_or_else(|| Error::Invalid(format!("{}: was not inspected", source.name)))?;
-        Ok(Prepared { layout, inspection, volumes: guest.volumes.clone() })
+        let mounts = stack::mounted(&guest.volumes, &inspection);
+        let places = disk_build::Places { boot: stack::disks(&mounts, "/boot"), root: stack::disks(&mounts, "/") };
+        let growth = request.grow.map(|by| Growth::new(&source.name, &guest.volumes, inspection.root, &mounts, by)).transpose()?;
+        let contents = disk_build::examine(source)?;
+        let options = disk_build::Options {
+            keep: request.keep_layout,
+            target: request.target,
+            alignment: request.alignment.unwrap_or(disk_build::ALIGNMENT),
+            realign: request.alignment.is_some(),
+            grow: growth.clone(),
+            places: Some(places),
+        };
+        let layout = disk_build::compute(source, &contents, &options)?;
+        Ok(Prepared { layout, inspection, volumes: guest.volumes.clone(), mounts, growth })
     }
 
     fn run_steps<'a>(&'a self, source: &'a Source, options: &'a step::Options, guest: &'a Guest) -> Result<Context<'a>> {
         let mut context = Context::new(source, &self.layout, options, Staged::new(guest.fs()))?;
+        context.mounts.clone_from(&self.mounts);
         steps::run_all(&mut context)?;
         Ok(context)
     }
@@ -290,10 +313,10 @@ impl Prepared {
         targets: &[Arc<dyn ImageMut>],
         host: &Host<'_>,
     ) -> Result<Vec<crate::staged::Ran>> {
-        if staged.is_unchanged() {
+        if staged.is_unchanged() && self.growth.is_none() {
             return Ok(Vec::new());
         }
-        let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), false)?;
+        let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), self.growth.is_some())?;
         let on_target = |volume: &Volume| match volume.place {
             Place::Disk { disk, start } => {
                 let place = self.layout.volumes().find(|v| v.disk == disk && v.source_offset == start);
@@ -303,6 +326,9 @@ impl Prepared {
             _ => Some(volume.device.clone()),
         };
         self.volumes.activate_on(session.as_mut(), &on_target)?;
+        if let Some(growth) = &self.growth {
+            growth.apply(session.as_mut(), &self.volumes, &on_target)?;
+        }
         for mount in &self.inspection.mounts {
             let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
             let Some(device) = on_target(volume) else {
@@ -343,14 +369,18 @@ fn copy_disks(
 ) -> Result<Vec<Arc<dyn ImageMut>>> {
     // The largest disk is made of the spool itself, after all others were copied from there.
     let spool = spool.filter(|_| request.format == DiskFormat::Qcow2 && !request.preallocated);
-    let moved = (0..layout.disks.len()).max_by_key(|i| layout.disks[*i].size).filter(|_| spool.is_some());
+    // One whose partitions move is copied, for they may begin anywhere.
+    let whole = (0..layout.disks.len()).filter(|i| layout.disks[*i].moved.is_none());
+    let moved = whole.max_by_key(|i| layout.disks[*i].size).filter(|_| spool.is_some());
     let copied = || layout.disks.iter().zip(files).enumerate().filter(|(index, _)| Some(*index) != moved);
     let total = Total::new(host.progress, copied().flat_map(|(_, (disk, _))| disk_build::moves(disk)).map(|m| m.len).sum());
     let mut targets = Vec::new();
     for (_, (disk, file)) in copied() {
         let target = create(request, host, &folder.work().join(file), disk.size)?;
         let options = copy::Options { target_is_zero: true, ..copy::Options::default() };
-        disk_build::build(source, disk, target.as_ref(), &options, &total)?;
+        for doubt in disk_build::build(source, disk, target.as_ref(), &options, &total)? {
+            host.events.warning(&doubt);
+        }
         targets.push(target);
     }
     if let Some((spool, index)) = spool.zip(moved) {

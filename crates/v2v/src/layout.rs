@@ -1,6 +1,7 @@
 //! How the source's disks and volumes lie on the target's disks, and what each device is called on both.
 
 use crate::disk_build::letters;
+use crate::resize::plan::Plan;
 
 /// The whole target, disk by disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,12 +21,14 @@ pub struct TargetDisk {
     pub table: Table,
     /// The filesystems, swaps and others on it.
     pub volumes: Vec<Volume>,
+    /// Where the partitions of a table that is kept go, if not where they were.
+    pub moved: Option<Plan>,
 }
 
 /// What becomes of a disk's partition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// The disk is the source's disk of this index, byte for byte: its table (or none) stays.
+    /// The disk is the source's disk of this index: its table (or none) stays, and byte for byte all else that does not move or grow.
     Keep {
         /// Index in [`Source::disks`](crate::source::Source::disks).
         disk: usize,
@@ -51,8 +54,10 @@ pub struct Volume {
     pub source_offset: u64,
     /// First byte on the target's disk.
     pub target_offset: u64,
-    /// Length in bytes.
+    /// Length in bytes on the source.
     pub len: u64,
+    /// Bytes by which it is larger on the target.
+    pub grow: u64,
     /// `ext4`, `swap`, `LVM2_member`, as blkid says; empty when nothing was recognised.
     pub filesystem: String,
     /// The filesystem's UUID.

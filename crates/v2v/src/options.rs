@@ -36,6 +36,13 @@ pub struct Request {
     pub root: Option<String>,
     /// Leave every disk as it is.
     pub keep_layout: bool,
+    /// Partitions start at multiples of so many bytes: a power of two, and no less than 64 KiB. Those of a table that is kept only if
+    /// it is said.
+    pub alignment: Option<u64>,
+    /// Make the root larger by so many bytes.
+    pub grow: Option<u64>,
+    /// Passphrases of encrypted volumes.
+    pub keys: guestfs::Keys,
     /// The folder of the result. May be missing for a plan.
     pub out: PathBuf,
     /// The format of its disks.

@@ -6,6 +6,7 @@ use imgcore::size;
 use serde::Serialize;
 
 use crate::layout::{Layout, Table};
+use crate::room::is_empty;
 use crate::source::{Boot, Source};
 use crate::staged::{FileDiff, Kind};
 use crate::step::StepReport;
@@ -155,6 +156,7 @@ fn data_of(image: &dyn imgcore::Image) -> Option<u64> {
 pub fn disks(layout: &Layout, source: &Source) -> Vec<Disk> {
     let table = |table: Table| match table {
         Table::Keep { disk } => match source.disks.get(disk) {
+            Some(disk) if disk.image.as_deref().is_some_and(is_empty) => format!("empty, as {} is", disk.target),
             Some(disk) => format!("as on {}", disk.target),
             None => "as it was".into(),
         },
@@ -165,7 +167,7 @@ pub fn disks(layout: &Layout, source: &Source) -> Vec<Disk> {
         device: v.target_device.clone(),
         was: v.source_device.clone(),
         offset: v.target_offset,
-        size: v.len,
+        size: v.len.saturating_add(v.grow),
         filesystem: v.filesystem.clone(),
         uuid: v.uuid.clone(),
         recreated: v.recreate,
@@ -173,7 +175,7 @@ pub fn disks(layout: &Layout, source: &Source) -> Vec<Disk> {
     let disk = |d: &crate::layout::TargetDisk| Disk {
         device: d.device.clone(),
         size: d.size,
-        table: table(d.table),
+        table: format!("{}{}", table(d.table), if d.moved.is_some() { ", with partitions moved or larger" } else { "" }),
         volumes: d.volumes.iter().map(volume).collect(),
     };
     layout.disks.iter().map(disk).collect()

@@ -10,6 +10,7 @@ use crate::guest::kernels::Kernel;
 use crate::guest::{dpkg::Packages, mounts, text};
 use crate::layout::{Layout, Volume};
 use crate::source::{Boot, Source};
+use crate::stack::Mounted;
 use crate::staged::Staged;
 use crate::target::Target;
 use crate::{Error, Result};
@@ -108,6 +109,8 @@ pub struct Context<'a> {
     pub fs: Staged<'a>,
     /// Old device names and what they become.
     pub devices: Devices,
+    /// What the guest's mounts lie on; empty where it was not inspected.
+    pub mounts: Vec<Mounted>,
     /// The guest's packages, as they were before the first step.
     pub packages: Packages,
     /// What steps tell those after them.
@@ -125,6 +128,7 @@ impl<'a> Context<'a> {
             layout,
             options,
             devices: Devices::new(source, layout),
+            mounts: Vec::new(),
             packages,
             fs,
             facts: Facts::default(),

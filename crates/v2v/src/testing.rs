@@ -335,6 +335,7 @@ pub(crate) fn xen_tools_guest() -> (Source, Layout) {
         source_offset: 0,
         target_offset: 1 << 20,
         len: 1 << 30,
+        grow: 0,
         filesystem: filesystem.into(),
         uuid: uuid.map(Into::into),
         label: None,
@@ -357,8 +358,8 @@ pub(crate) fn xen_tools_guest() -> (Source, Layout) {
     let data = volume(2, "xvdb1", 1, "", None);
     let layout = Layout {
         disks: vec![
-            TargetDisk { device: "vda".into(), size: 3 << 30, table: Table::NewMbr, volumes: vec![root, swap] },
-            TargetDisk { device: "vdb".into(), size: 1 << 30, table: Table::Keep { disk: 2 }, volumes: vec![data] },
+            TargetDisk { device: "vda".into(), size: 3 << 30, table: Table::NewMbr, volumes: vec![root, swap], moved: None },
+            TargetDisk { device: "vdb".into(), size: 1 << 30, table: Table::Keep { disk: 2 }, volumes: vec![data], moved: None },
         ],
     };
     (source, layout)

@@ -61,6 +61,15 @@ pub(crate) struct Btrfs {
 
 /// Opens the filesystem in `len` bytes of an image from byte `start`, with the subvolume that mount options name.
 pub(crate) fn open(image: Arc<dyn Image>, start: u64, len: u64, options: &str) -> Result<Arc<dyn FsReader>> {
+    Ok(Arc::new(mounted(image, start, len, options)?))
+}
+
+/// Where the subvolume that mount options name stands, seen from the top: `@/.snapshots/1/snapshot`; empty for the top itself.
+pub(crate) fn subvolume_path(image: Arc<dyn Image>, start: u64, len: u64, options: &str) -> Result<Vec<u8>> {
+    subvolume::path(&mounted(image, start, len, options)?)
+}
+
+fn mounted(image: Arc<dyn Image>, start: u64, len: u64, options: &str) -> Result<Btrfs> {
     let window = Window::new(image, start, len, "btrfs");
     let superblock = Superblock::parse(&window.bytes(superblock::OFFSET, superblock::SIZE)?, &window)?;
     let chunks = Chunks::of_system(&superblock, &window)?;
@@ -75,7 +84,7 @@ pub(crate) fn open(image: Arc<dyn Image>, start: u64, len: u64, options: &str) -
     let top = Node { subvolume: subvolume::TOP, inode: subvolume::FIRST };
     let mut fs = Btrfs { nodes, top, directories: Directories::default(), trees: Mutex::default(), unpacked: Cache::new(UNPACKED) };
     fs.top.subvolume = subvolume::wanted(&fs, options)?;
-    Ok(Arc::new(fs))
+    Ok(fs)
 }
 
 impl Btrfs {

@@ -12,6 +12,7 @@ use crate::bytes::{crc32c, cut, le32, le64};
 use crate::{Result, Window};
 
 pub(crate) const INODE_ITEM: u8 = 1;
+pub(crate) const INODE_REF: u8 = 12;
 pub(crate) const XATTR_ITEM: u8 = 24;
 pub(crate) const DIR_ITEM: u8 = 84;
 pub(crate) const DIR_INDEX: u8 = 96;

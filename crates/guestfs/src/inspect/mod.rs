@@ -38,6 +38,19 @@ impl Mount {
         subvolume::selection(&self.options).iter().map(|o| String::from_utf8_lossy(o)).collect::<Vec<_>>().join(",")
     }
 
+    /// Where on its filesystem that begins what is mounted, as a boot loader sees it, which knows no default subvolume:
+    /// `/@/.snapshots/1/snapshot`; empty where it is all of it.
+    pub fn begins_at(&self, volumes: &Volumes) -> Result<String> {
+        let volume = volumes.volumes.get(self.volume).filter(|v| v.kind() == "btrfs");
+        let Some(volume) = volume else { return Ok(String::new()) };
+        let path = crate::btrfs::subvolume_path(volumes.image(volume)?, 0, volume.len, &self.selection())?;
+        match String::from_utf8(path) {
+            Ok(path) if path.is_empty() => Ok(path),
+            Ok(path) => Ok(format!("/{path}")),
+            Err(_) => Err(Error::Unsupported { filesystem: "btrfs", what: "a subvolume's name that is no text".into() }),
+        }
+    }
+
     /// What is mounted, by libguestfs's name: `/dev/sda2`, `btrfsvol:/dev/sda2/home`.
     pub fn device_name(&self, volumes: &Volumes) -> String {
         let device = volumes.volumes.get(self.volume).map_or("?", |v| v.device.as_str());

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use guestfs::Keys;
 use guestfs_appliance::Accel;
+use imgcore::size;
 use v2v::input::DiskFile;
 use v2v::options::Request;
 use v2v::output::{DiskFormat, Plug, PlugRule};
@@ -25,6 +27,8 @@ Examples:
       shows everything that would be changed, and changes nothing
   v2v web.cfg -os out --disk xvda2=/mnt/backup/web-root.img
       takes a disk from elsewhere than the configuration says
+  v2v web.cfg -os out --grow 10G
+      makes the root larger, with its partition and its logical volume
   v2v web.cfg -os out --kernel-package linux-image-amd64.deb
       gives a kernel to a guest that has none of its own
   v2v batch plan.toml
@@ -98,6 +102,19 @@ pub(crate) struct Args {
     /// Whether volumes become partitions of one bootable disk, or every disk stays as it is
     #[arg(long, value_name = "LAYOUT", default_value = "merge")]
     pub layout: LayoutArg,
+
+    /// Make the root larger by so much: its partition, its logical volume and its filesystem
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size::parse(text.strip_prefix('+').unwrap_or(text)))]
+    pub grow: Option<u64>,
+
+    /// Where partitions start: at multiples of so many bytes, from 64K to 1G. New ones do so at 1M if it is not given; those of a
+    /// disk that has a partition table move if they have to
+    #[arg(long, value_name = "SIZE", value_parser = alignment)]
+    pub alignment: Option<u64>,
+
+    /// A key of an encrypted volume: ID:key:PASSPHRASE or ID:file:FILE, where ID is its device, its UUID or 'all' (may be repeated)
+    #[arg(long, value_name = "SELECTOR")]
+    pub key: Vec<String>,
 
     /// The Xen host's kernel, for a guest without one of its own
     #[arg(long, value_name = "FILE")]
@@ -216,6 +233,13 @@ pub(crate) fn translated(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
     arguments.map(word).collect()
 }
 
+/// A power of two, so that what is aligned to it is aligned to less; never less than what a stream is put together of.
+fn alignment(text: &str) -> Result<u64, String> {
+    let size = size::parse(text).map_err(|e| e.to_string())?;
+    let fits = size.is_power_of_two() && (64 << 10..=1 << 30).contains(&size);
+    if fits { Ok(size) } else { Err("it must be a power of two from 64K to 1G".into()) }
+}
+
 impl Args {
     /// What is asked for, in the library's words.
     pub fn request(&self) -> Result<Request, Failure> {
@@ -226,6 +250,8 @@ impl Args {
             None if self.plan => ".".into(),
             None => return Err(Failure::new("where to? say it with -os DIR").code(2)),
         };
+        let mut keys = Keys::default();
+        self.key.iter().try_for_each(|selector| keys.add(selector))?;
         let plugs = |texts: &[String], plug: fn(String) -> Plug| texts.iter().map(|t| PlugRule::parse(t, plug)).collect::<Vec<_>>();
         Ok(Request {
             target: Target::Kvm,
@@ -239,6 +265,9 @@ impl Args {
             kernel_packages: self.kernel_package.clone(),
             root: self.root.clone(),
             keep_layout: self.layout == LayoutArg::Keep,
+            grow: self.grow,
+            alignment: self.alignment,
+            keys,
             out,
             format: if self.format == Format::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 },
             preallocated: self.allocation == Allocation::Preallocated,

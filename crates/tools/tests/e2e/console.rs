@@ -117,18 +117,29 @@ impl Console {
         self.keys.write_all(keys.as_bytes()).and_then(|()| self.keys.flush()).expect("QEMU takes keys");
     }
 
-    /// Waits for the login prompt of `host` and logs in as root.
-    pub fn login(&mut self, host: &str, password: &str) {
+    /// Waits until a starting guest asks this.
+    fn boot_to(&mut self, prompt: &str) {
         for _ in 0..3 {
             // An emulated machine that gets little of a busy host may take its timer for dead: no fault of the guest.
-            if self.wait_for(&[&format!("{host} login:"), "IO-APIC + timer doesn't work"], BOOT) == 0 {
-                break;
+            if self.wait_for(&[prompt, "IO-APIC + timer doesn't work"], BOOT) == 0 {
+                return;
             }
             let _ = self.child.kill();
             let _ = self.child.wait();
             let qemu = std::mem::replace(&mut self.qemu, Command::new("true"));
             *self = Console::spawn(qemu);
         }
+    }
+
+    /// Waits until a starting guest asks this, and answers.
+    pub fn answer(&mut self, prompt: &str, answer: &str) {
+        self.boot_to(prompt);
+        self.type_keys(&format!("{answer}\n"));
+    }
+
+    /// Waits for the login prompt of `host` and logs in as root.
+    pub fn login(&mut self, host: &str, password: &str) {
+        self.boot_to(&format!("{host} login:"));
         self.type_keys("root\n");
         self.expect("Password:", Duration::from_secs(60));
         self.type_keys(&format!("{password}\n"));
@@ -158,9 +169,14 @@ impl Console {
         self.run("systemctl is-system-running --wait", Duration::from_secs(180));
     }
 
+    /// Has the guest restart.
+    pub fn restart(&mut self) {
+        self.type_keys("reboot\n");
+    }
+
     /// Restarts the guest, up to its next login.
     pub fn reboot(&mut self, host: &str, password: &str) {
-        self.type_keys("reboot\n");
+        self.restart();
         self.login(host, password);
     }
 

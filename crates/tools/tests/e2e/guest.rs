@@ -115,7 +115,7 @@ pub fn sha256(files: &[PathBuf]) -> String {
     sums
 }
 
-/// The outputs are sound to the reference tools: qemu-img check on each disk, e2fsck on the root filesystem found on the first.
+/// The outputs are sound to the reference tools: qemu-img check on each disk, and on each partition of the first the filesystem's own.
 pub fn check_outputs(disks: &[PathBuf], scratch: &Path) {
     for disk in disks {
         tool("qemu-img", ["check".as_ref(), disk.as_os_str()]);
@@ -129,12 +129,25 @@ pub fn check_outputs(disks: &[PathBuf], scratch: &Path) {
         let start = partition["start"].as_u64().expect("a start") * 512;
         let device = format!("{}?offset={start}", raw.display());
         let kind = tool_output("blkid", &["-p", "-o", "value", "-s", "TYPE", "-O", &start.to_string(), &raw.to_string_lossy()]);
-        if kind.trim().starts_with("ext") {
-            tool("e2fsck", ["-fn", device.as_str()]);
-            checked += 1;
+        let part = || {
+            let (size, file) = (partition["size"].as_u64().expect("a size"), scratch.join("part.raw"));
+            let dd = format!("dd if={} of={} bs=512 skip={} count={size} conv=sparse status=none", raw.display(), file.display(), start / 512);
+            tool("sh", ["-c", &dd]);
+            file
+        };
+        match kind.trim() {
+            "xfs" => drop(tool("xfs_repair", ["-n".as_ref(), "-f".as_ref(), part().as_os_str()])),
+            "btrfs" => drop(tool("btrfs", ["check".as_ref(), "--readonly".as_ref(), part().as_os_str()])),
+            "crypto_LUKS" => drop(tool("cryptsetup", ["luksDump".as_ref(), part().as_os_str()])),
+            // What is on these only the guest sees.
+            "LVM2_member" | "linux_raid_member" => {}
+            kind if kind.starts_with("ext") => drop(tool("e2fsck", ["-fn", device.as_str()])),
+            _ => continue,
         }
+        checked += 1;
     }
-    assert!(checked > 0, "no ext filesystem on the first disk:\n{table}");
+    assert!(checked > 0, "nothing is known on the first disk:\n{table}");
+    let _ = std::fs::remove_file(scratch.join("part.raw"));
     std::fs::remove_file(raw).expect("the scratch file can be removed");
 }
 

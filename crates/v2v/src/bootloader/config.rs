@@ -22,7 +22,7 @@ fn search(place: &BootPlace) -> String {
 
 /// Reads GRUB legacy's menu at each start: the guest's `update-grub` goes on writing that.
 pub(super) fn for_menu_lst(place: &BootPlace) -> String {
-    let (search, dir) = (search(place), place.boot_dir);
+    let (search, dir) = (search(place), path(&place.boot_dir));
     format!(
         "{MARK} It reads menu.lst, which stays the menu to edit and is what this system's update-grub writes.\n\
          {CONSOLES}{search}insmod legacycfg\ninsmod gzio\nlegacy_configfile {dir}/grub/menu.lst\n"
@@ -34,7 +34,7 @@ pub(super) fn for_menu_lst(place: &BootPlace) -> String {
 /// The newest by its version is the default. GRUB's scripts can't sort, and its globs come in no order: versions are compared number by
 /// number. Kernels of Xen's own (`-xen`, but not Debian's `-xen-amd64`) do not start on KVM and are passed over, as are rescue images and backup copies.
 pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str) -> String {
-    let (search, dir) = (search(place), place.boot_dir);
+    let (search, dir) = (search(place), &path(&place.boot_dir));
     let root = word(root);
     let options: String = options.split_whitespace().map(|o| format!(" {}", word(o))).collect();
     FINDS_KERNELS
@@ -44,6 +44,12 @@ pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str) -> Str
         .replace("@DIR@", dir)
         .replace("@ROOT@", &root)
         .replace("@OPTIONS@", &options)
+}
+
+/// A path in the script: it stands in globs and tests, where quotes would be in the way.
+fn path(dir: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-@+:,".contains(c);
+    dir.chars().map(|c| if plain(c) { c.to_string() } else { format!("\\{c}") }).collect()
 }
 
 /// A word that GRUB's shell takes as it is.

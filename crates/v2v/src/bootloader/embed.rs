@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use imgcore::ImageMut;
+use imgcore::{Image, ImageMut};
 use imgcore::partition::{self, PartitionType, Table};
 
 use super::{BootPlace, Grub};
@@ -28,27 +28,44 @@ impl Grub {
     /// [`Error::Invalid`] when there is no room for the core image: it needs about 30 KiB before the first partition, or a bios_grub
     /// partition.
     pub fn embed(&self, target: &dyn ImageMut, place: &BootPlace) -> Result<()> {
-        let table =
-            partition::read(target)?.ok_or_else(|| Error::Invalid("a disk without a partition table has no room for GRUB".into()))?;
-        let core = self.core_image(place, table.kind)?;
+        let table = table_of(target)?;
+        let core = self.fitting(&table, target.size(), place)?;
         let boot = self.read("boot.img")?;
         write(target, &table, &boot, core)
     }
+
+    /// Whether [`embed`](Self::embed) will find room on a disk of this size that gets this table, or else keeps the one it has.
+    pub fn check_room(&self, disk: &dyn Image, table: Option<&Table>, size: u64, place: &BootPlace) -> Result<()> {
+        let table = table.map_or_else(|| table_of(disk), |table| Ok(table.clone()))?;
+        self.fitting(&table, size, place).map(drop)
+    }
+
+    /// The core image, if there is room for it.
+    fn fitting(&self, table: &Table, size: u64, place: &BootPlace) -> Result<Vec<u8>> {
+        let core = self.core_image(place, table.kind)?;
+        let room = room(table, size)?;
+        let available = room.end.saturating_sub(room.start);
+        if available < core.len() as u64 {
+            return Err(Error::Invalid(format!(
+                "no room for GRUB: it needs {} bytes before the first partition or in a bios_grub partition, and there are {available}; on a disk \
+                 with an MBR, --alignment 1M moves the partitions",
+                core.len()
+            )));
+        }
+        Ok(core)
+    }
+}
+
+fn table_of(disk: &dyn Image) -> Result<Table> {
+    partition::read(disk)?.ok_or_else(|| Error::Invalid("a disk without a partition table has no room for GRUB".into()))
 }
 
 fn write(target: &dyn ImageMut, table: &Table, boot: &[u8], mut core: Vec<u8>) -> Result<()> {
     if boot.len() < CODE || core.len() < 2 * SECTOR as usize || !core.len().is_multiple_of(SECTOR as usize) {
         return Err(Error::Invalid("boot.img or the core image that grub-mkimage made is too short: is GRUB's package damaged?".into()));
     }
-    let room = room(table, target.size())?;
-    let available = room.end.saturating_sub(room.start);
-    if available < core.len() as u64 {
-        return Err(Error::Invalid(format!(
-            "no room for GRUB: it needs {} bytes before the first partition or in a bios_grub partition, and there are {available}",
-            core.len()
-        )));
-    }
-    let first = room.start / SECTOR;
+    let start = room(table, target.size())?.start;
+    let first = start / SECTOR;
     let rest = u16::try_from(core.len() as u64 / SECTOR - 1).map_err(|_| Error::Invalid("GRUB's core image is too large".into()))?;
     core[LIST_START..LIST_START + 8].copy_from_slice(&(first + 1).to_le_bytes());
     core[LIST_LEN..LIST_LEN + 2].copy_from_slice(&rest.to_le_bytes());
@@ -62,7 +79,7 @@ fn write(target: &dyn ImageMut, table: &Table, boot: &[u8], mut core: Vec<u8>) -
     sector[BOOT_DRIVE] = 0xff;
     sector[BOOT_DRIVE_CHECK..BOOT_DRIVE_CHECK + 2].copy_from_slice(&[0x90, 0x90]);
     // The core first: a disk never points at what is not there.
-    target.write_at(&core, room.start)?;
+    target.write_at(&core, start)?;
     target.write_at(&sector, 0)?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use imgcore::partition::TableKind;
 
 use super::BootPlace;
+use crate::stack::Layer;
 use crate::{Error, Result};
 
 /// Names another folder than Debian's.
@@ -78,15 +79,33 @@ impl Grub {
             TableKind::Mbr => ("msdos", "part_msdos"),
             TableKind::Gpt => ("gpt", "part_gpt"),
         };
-        let partition = format!("{scheme}{}", place.partition);
+        let partition = place.partition.map(|number| format!("{scheme}{number}"));
         let prefix = format!("{}/grub", place.boot_dir);
         let mut modules = vec!["biosdisk", module, filesystem];
+        for layer in &place.layers {
+            modules.extend_from_slice(match layer {
+                Layer::Group => &["lvm"],
+                Layer::Array => &["mdraid09", "mdraid1x"],
+                Layer::Encrypted => return Err(Error::Invalid("GRUB is not installed to start from an encrypted volume".into())),
+            });
+        }
+        if !place.layers.is_empty() {
+            // It may lie on disks with the other kind of table, too.
+            modules.extend(["part_msdos", "part_gpt"].into_iter().filter(|m| *m != module));
+        }
         // Found by UUID, it may be on any disk; without one it is on the disk that the BIOS started.
-        let config = place.uuid.as_deref().filter(|uuid| is_plain(uuid)).map(|uuid| {
+        let uuid = place.uuid.as_deref().filter(|uuid| is_plain(uuid));
+        let config = uuid.map(|uuid| {
             modules.push("search_fs_uuid");
-            format!("search.fs_uuid {uuid} root hd0,{partition}\nset prefix=($root){prefix}\n")
+            let hint = partition.as_ref().map_or(String::new(), |p| format!(" hd0,{p}"));
+            format!("search.fs_uuid {uuid} root{hint}\nset prefix=($root){prefix}\n")
         });
-        let mut image = self.mkimage(&format!("(,{partition}){prefix}"), config.as_deref(), &modules)?;
+        let prefix = match (&partition, uuid) {
+            (Some(partition), _) => format!("(,{partition}){prefix}"),
+            (None, Some(_)) => prefix,
+            (None, None) => return Err(Error::Invalid("GRUB cannot be installed: the filesystem with /boot has no UUID to find it by".into())),
+        };
+        let mut image = self.mkimage(&prefix, config.as_deref(), &modules)?;
         image.resize(image.len().next_multiple_of(512), 0);
         Ok(image)
     }

@@ -27,26 +27,29 @@ pub use grub::Grub;
 pub use readable::check_readable;
 
 use crate::layout::{Layout, TargetDisk, Volume};
+use crate::stack::Layer;
 use crate::{Error, Result};
 
 /// The filesystem from which the guest is to be started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootPlace {
-    /// The target's disk, an index in [`Layout::disks`].
+    /// The target's disk that the firmware starts, an index in [`Layout::disks`].
     pub disk: usize,
-    /// Partition number on it.
-    pub partition: u32,
+    /// The filesystem's partition on it; `None` where it lies on [`layers`](Self::layers), and is found by its UUID.
+    pub partition: Option<u32>,
+    /// What is between the filesystem and the disks.
+    pub layers: Vec<Layer>,
     /// The kind of filesystem, as blkid says.
     pub filesystem: String,
     /// Its UUID.
     pub uuid: Option<String>,
-    /// Where `/boot` lies on it: `/boot`, or nothing when this filesystem is mounted there.
-    pub boot_dir: &'static str,
+    /// Where `/boot` lies on it: `/boot`, nothing when this filesystem is mounted there, `/@/boot` in a subvolume of btrfs.
+    pub boot_dir: String,
 }
 
 impl BootPlace {
-    /// The place of a layout's volume. `mounted_at` is where the guest mounts it: `/` or `/boot`.
-    pub fn new(layout: &Layout, volume: &Volume, mounted_at: &str) -> Result<Self> {
+    /// The place of a layout's volume with `/boot` at `boot_dir` of its filesystem.
+    pub fn new(layout: &Layout, volume: &Volume, boot_dir: String) -> Result<Self> {
         let holds = |d: &TargetDisk| d.volumes.iter().any(|v| v.target_device == volume.target_device);
         let index = layout.disks.iter().position(holds);
         let (Some(disk), Some(partition)) = (index, volume.partition) else {
@@ -55,7 +58,13 @@ impl BootPlace {
                 volume.target_device
             )));
         };
-        let boot_dir = if mounted_at == "/boot" { "" } else { "/boot" };
-        Ok(BootPlace { disk, partition, filesystem: volume.filesystem.clone(), uuid: volume.uuid.clone(), boot_dir })
+        Ok(BootPlace {
+            disk,
+            partition: Some(partition),
+            layers: Vec::new(),
+            filesystem: volume.filesystem.clone(),
+            uuid: volume.uuid.clone(),
+            boot_dir,
+        })
     }
 }

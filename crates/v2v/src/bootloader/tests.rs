@@ -89,7 +89,7 @@ fn made(mut fs: MemFs, target: &str, mke2fs: &[&str], expected: Configured) -> R
     let source_of = |fs: &MemFs| source(target, filesystem(fs, mke2fs, 16 * MIB));
     let layout = disk_build::compute(&source_of(&fs), &disk_build::examine(&source_of(&fs)).unwrap(), &Default::default()).unwrap();
     let disk = &layout.disks[0];
-    let place = BootPlace::new(&layout, &disk.volumes[0], "/").unwrap();
+    let place = BootPlace::new(&layout, &disk.volumes[0], "/boot".into()).unwrap();
     let configured = install_files(&mut fs, &grub, &place, &format!("UUID={UUID}"), "quiet console=ttyS0").unwrap();
     assert_eq!(configured, expected);
 
@@ -245,7 +245,14 @@ fn no_room_is_an_error_that_changes_nothing() {
         guid: Default::default(),
     };
     imgcore::partition::write_mbr(&raw, 1, &[partition.clone()]).unwrap();
-    let place = BootPlace { disk: 0, partition: 1, filesystem: "ext4".into(), uuid: Some(UUID.into()), boot_dir: "/boot" };
+    let place = BootPlace {
+        disk: 0,
+        partition: Some(1),
+        layers: Vec::new(),
+        filesystem: "ext4".into(),
+        uuid: Some(UUID.into()),
+        boot_dir: "/boot".into(),
+    };
     let message = Grub::find(None).unwrap().embed(&raw, &place).unwrap_err().to_string();
     assert!(message.starts_with("no room for GRUB"), "{message}");
     let mut sector = [0; 440];

@@ -175,6 +175,40 @@ fn the_disk_with_boot_becomes_the_first_which_alone_a_bios_starts() {
 }
 
 #[test]
+fn root_and_boot_on_a_disk_each_become_partitions_of_one() {
+    let boot = || ext4(8 * MIB, DATA_UUID, &[("grub/menu.lst", "x")]);
+    let fstab = format!("/dev/xvda / ext4 defaults 0 1\nUUID={DATA_UUID} /boot ext4 defaults 0 2\n");
+    let source = source(vec![("xvda", root(&fstab)), ("xvdb", swap()), ("xvdc", boot())]);
+    let layout = layout_of(&source).unwrap();
+    assert_eq!(names(&layout), [("xvda".into(), "vda1"), ("xvdc".into(), "vda2"), ("xvdb".into(), "vdb")]);
+    assert_eq!((layout.disks[0].table, layout.disks[1].table), (Table::NewMbr, Table::Keep { disk: 1 }));
+    let offsets = |alignment| {
+        let layout = compute(&source, &examine(&source).unwrap(), &Options { alignment, ..Options::default() }).unwrap();
+        layout.disks[0].volumes.iter().map(|v| v.target_offset).collect::<Vec<_>>()
+    };
+    assert_eq!(offsets(MIB), [MIB, 14 * MIB]);
+    assert_eq!(offsets(4 * MIB), [4 * MIB, 20 * MIB]);
+    assert_eq!(offsets(MIB / 16), [MIB, 13 * MIB + MIB / 16]);
+    let kept = compute(&source, &examine(&source).unwrap(), &Options { keep: true, ..Options::default() }).unwrap();
+    assert_eq!(names(&kept), [("xvdc".into(), "vda"), ("xvda".into(), "vdb"), ("xvdb".into(), "vdc")]);
+}
+
+#[test]
+fn what_inspection_found_says_where_to_start_from() {
+    // Nothing in these can be read here, as in physical volumes.
+    let blank = || image(&[0; MIB as usize]);
+    let source = source(vec![("xvda", swap()), ("xvdb", blank()), ("xvdc", blank())]);
+    let of = |boot: &[usize], root: &[usize]| {
+        let places = Some(super::Places { boot: boot.to_vec(), root: root.to_vec() });
+        let layout = compute(&source, &examine(&source).unwrap(), &Options { places, ..Options::default() }).unwrap();
+        names(&layout).into_iter().map(|(old, new)| format!("{old} {new}")).collect::<Vec<_>>()
+    };
+    // The first disk of a volume group with /boot gets a table; the others need none.
+    assert_eq!(of(&[1, 2], &[1, 2]), ["xvdb vda1", "xvda vdb", "xvdc vdc"]);
+    assert_eq!(of(&[2], &[1, 2]), ["xvdc vda1", "xvda vdb", "xvdb vdc"]);
+}
+
+#[test]
 fn a_disk_with_a_table_stays_as_it_is() {
     let made = source(vec![("sda2", root("")), ("sda1", swap())]);
     let folder = tempfile::tempdir().unwrap();
@@ -188,6 +222,47 @@ fn a_disk_with_a_table_stays_as_it_is() {
         assert_eq!(layout.disks[0].volumes[1].uuid.as_deref(), Some(ROOT_UUID));
         assert!(build_file(&source, &layout.disks[0], &folder.path().join("copy")) == bytes);
     }
+}
+
+#[test]
+fn partitions_of_a_table_move_where_one_grows_or_all_are_aligned() {
+    if !has("sfdisk") {
+        return;
+    }
+    // As disks were partitioned before 2010: the first begins at sector 63.
+    let root_fs = root("/dev/xvda1 / ext4 defaults 0 1\n");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let mut bytes = vec![0; 24 * MIB as usize];
+    root_fs.read_at(&mut bytes[63 * 512..][..12 * MIB as usize], 0).unwrap();
+    swap().read_at(&mut bytes[13 * MIB as usize..][..5 * MIB as usize], 0).unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    let script = "label: dos\nlabel-id: 0x1a2b3c4d\nstart=63, size=24577, type=83, bootable\nstart=26624, size=10240, type=82\n";
+    let mut child = Command::new("sfdisk").arg("-q").arg(&path).stdin(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    let source = source(vec![("xvda", image(&std::fs::read(&path).unwrap()))]);
+
+    let grow = |by| Some(crate::grow::Growth { disk: 0, start: 63 * 512, by, root: 0, method: crate::resize::contents::Method::Ext, group: None });
+    let made = |options: Options| {
+        let layout = compute(&source, &examine(&source).unwrap(), &options).unwrap();
+        let bytes = build_file(&source, &layout.disks[0], &path);
+        for volume in layout.volumes() {
+            let (old, new) = (volume.source_offset, volume.target_offset as usize);
+            let mut expected = vec![0; volume.len as usize];
+            source.disks[0].image.as_ref().unwrap().read_at(&mut expected, old).unwrap();
+            assert!(bytes[new..][..expected.len()] == expected, "what is in {} moved with it", volume.target_device);
+        }
+        let dump = run(Command::new("sfdisk").arg("-d").arg(&path));
+        assert!(dump.contains("label-id: 0x1a2b3c4d"), "{dump}");
+        let rows = dump.lines().filter_map(|l| l.split_once("start=")).map(|(_, rest)| rest.replace(' ', ""));
+        rows.collect::<Vec<_>>()
+    };
+    let aligned = Options { realign: true, ..Options::default() };
+    assert_eq!(made(Options::default()), ["63,size=24577,type=83,bootable", "26624,size=10240,type=82"]);
+    assert_eq!(made(Options { grow: grow(4 * MIB), ..Options::default() }), ["63,size=32769,type=83,bootable", "34816,size=10240,type=82"]);
+    assert_eq!(made(aligned.clone()), ["2048,size=24577,type=83,bootable", "28672,size=10240,type=82"]);
+    assert_eq!(made(Options { grow: grow(4 * MIB), ..aligned }), ["2048,size=32769,type=83,bootable", "36864,size=10240,type=82"]);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Writing one disk of the target.
 
 use imgcore::copy::{self, copy_range};
-use imgcore::partition::{Guid, NewPartition, Purpose, write_gpt, write_mbr};
+use imgcore::partition::{self, Guid, NewPartition, Purpose, write_gpt, write_mbr};
 use imgcore::{ImageMut, Progress};
 
-use super::compute::ALIGNMENT;
-use super::swap;
+use super::{ALIGNMENT, swap};
 use crate::layout::{Table, TargetDisk, Volume};
+use crate::resize::boot::{self, Moved};
+use crate::resize::plan::Plan;
 use crate::source::Source;
 use crate::{Error, Result};
 
@@ -25,18 +26,38 @@ pub struct Move {
 
 /// What must be copied for one target disk, in the order of the target. Swaps that are made anew are not in it.
 pub fn moves(disk: &TargetDisk) -> Vec<Move> {
+    if let (Table::Keep { disk: index }, Some(plan)) = (disk.table, &disk.moved) {
+        return moved(index, disk, plan);
+    }
     if let Table::Keep { disk: index } = disk.table {
-        let whole = Move { disk: index, source_offset: 0, target_offset: 0, len: disk.size };
+        let grown = disk.volumes.iter().map(|v| v.grow).fold(0, u64::saturating_add);
+        let whole = Move { disk: index, source_offset: 0, target_offset: 0, len: disk.size.saturating_sub(grown) };
         return if disk.volumes.iter().any(|v| v.recreate) { Vec::new() } else { vec![whole] };
     }
     let copied = disk.volumes.iter().filter(|v| !v.recreate);
     copied.map(|v| Move { disk: v.disk, source_offset: v.source_offset, target_offset: v.target_offset, len: v.len }).collect()
 }
 
+/// Of a disk whose partitions moved: what is before the first one, the code of extended ones' boot records, and what is in the others.
+fn moved(source: usize, disk: &TargetDisk, plan: &Plan) -> Vec<Move> {
+    const RECORD: u64 = 512;
+    let head = plan.pieces.iter().flat_map(|p| [p.old.start, p.new.start]).min().unwrap_or(0);
+    let part = |source_offset, target_offset, len| Move { disk: source, source_offset, target_offset, len };
+    let extended = plan.pieces.iter().filter(|p| p.is_extended).map(|p| part(p.old.start, p.new.start, RECORD));
+    let volumes = disk.volumes.iter().map(|v| part(v.source_offset, v.target_offset, v.len));
+    std::iter::once(part(0, 0, head)).chain(extended).chain(volumes).filter(|m| m.len > 0).collect()
+}
+
 /// Writes a target disk: its table, its volumes, its swaps. `target` has the disk's size and reads as zeroes.
 ///
-/// A boot loader is not part of it, and flushing is left to the caller.
-pub fn build(source: &Source, disk: &TargetDisk, target: &dyn ImageMut, options: &copy::Options, progress: &dyn Progress) -> Result<()> {
+/// A boot loader is not part of it, and flushing is left to the caller. Gives sentences on what may not start any more.
+pub fn build(
+    source: &Source,
+    disk: &TargetDisk,
+    target: &dyn ImageMut,
+    options: &copy::Options,
+    progress: &dyn Progress,
+) -> Result<Vec<String>> {
     let moves = moves(disk);
     progress.total(moves.iter().map(|m| m.len).sum());
     for m in moves {
@@ -46,7 +67,16 @@ pub fn build(source: &Source, disk: &TargetDisk, target: &dyn ImageMut, options:
         copy_range(from.as_ref(), range, target, m.target_offset, options, &copy::Part(progress))?;
     }
     write_table(disk, target)?;
-    write_swaps(disk, target)
+    write_swaps(disk, target)?;
+    mend(disk, target)
+}
+
+/// Makes what points at sectors by their numbers point at where they are now.
+fn mend(disk: &TargetDisk, target: &dyn ImageMut) -> Result<Vec<String>> {
+    let Some(plan) = &disk.moved else { return Ok(Vec::new()) };
+    let kind = |number: u32| disk.volumes.iter().find(|v| v.partition == Some(number)).map_or("", |v| &v.filesystem);
+    let moved: Vec<Moved<'_>> = plan.pieces.iter().map(|piece| Moved { piece, kind: kind(piece.number) }).collect();
+    boot::mend(target, &moved)
 }
 
 /// Writes the partition table, where the disk gets a new one.
@@ -62,14 +92,18 @@ pub fn write_table(disk: &TargetDisk, target: &dyn ImageMut) -> Result<()> {
         .map(|(index, v)| NewPartition {
             number: v.partition.unwrap_or(1),
             start: v.target_offset,
-            len: v.len.next_multiple_of(512),
+            len: v.len.saturating_add(v.grow).next_multiple_of(512),
             purpose: purpose(v),
             bootable: Some(index) == active,
             guid: guid(disk, &v.target_device),
         })
         .collect();
     match disk.table {
-        Table::Keep { .. } => {}
+        Table::Keep { .. } => {
+            if let Some(table) = disk.moved.as_ref().and_then(|plan| plan.table.as_ref()) {
+                partition::write(target, table)?;
+            }
+        }
         Table::NewMbr => {
             let bytes = guid(disk, "").0;
             let id = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);

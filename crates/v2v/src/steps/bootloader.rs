@@ -1,6 +1,9 @@
 //! A boot loader that a BIOS can start, where the guest has none: Xen needed none.
 
+use std::sync::Arc;
+
 use guestfs::{Ext, GuestFs, GuestFsMut};
+use imgcore::Image;
 
 use crate::Result;
 use crate::bootloader::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
@@ -9,6 +12,7 @@ use crate::guest::grub::{Truth, truth};
 use crate::guest::kernels::compare_versions;
 use crate::layout::{Table, Volume};
 use crate::source::Boot;
+use crate::stack::{Layer, Mounted, holder};
 use crate::step::{Context, Step};
 use crate::steps::grub_legacy;
 
@@ -25,37 +29,39 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         cx.facts.boot_loader = "the guest's own, as on Xen".into();
         return Ok(());
     }
-    let mounted_at = if cx.mounted("/boot")? == cx.mounted("/")? { "/" } else { "/boot" };
-    let Some(volume) = cx.mounted("/boot")?.or_else(|| only_filesystem(cx)) else {
-        return Err(cx.fail(
-            "/etc/fstab does not tell which volume the system starts from (a logical volume or an array?): a boot loader cannot be placed; put /boot \
-             on a partition of its own first",
-        ));
+    let (place, image) = match boot_place(cx)? {
+        Found::Place(place, image) => (place, image),
+        Found::NoTable(device) => {
+            cx.facts.boot_loader = "none: the disk has no partition table".into();
+            cx.warn(format!(
+                "{device} has no partition table, so that no boot loader fits on its disk: the result does not start by itself; convert without \
+                 '--layout keep'"
+            ));
+            return Ok(());
+        }
     };
-    if volume.partition.is_none() && matches!(table_of(cx, &volume), Some(Table::Keep { .. })) {
-        cx.facts.boot_loader = "none: the disk has no partition table".into();
-        cx.warn(format!(
-            "{} has no partition table, so that no boot loader fits on its disk: the result does not start by itself; convert without '--layout keep'",
-            volume.target_device
-        ));
-        return Ok(());
-    }
-    let place = BootPlace::new(cx.layout, &volume, mounted_at)?;
-    if let Some(Table::Keep { disk }) = table_of(cx, &volume)
-        && let Some(image) = cx.source.disks.get(disk).and_then(|d| d.image.as_deref())
-        && let Some(loader) = starts_by_itself(image)?
+    let kept = cx.layout.disks.get(place.disk).and_then(|target| match target.table {
+        Table::Keep { disk } => cx.source.disks.get(disk).and_then(|d| d.image.clone()).map(|image| (image, target)),
+        _ => None,
+    });
+    if let Some((disk, _)) = &kept
+        && let Some(loader) = starts_by_itself(disk.as_ref())?
     {
         cx.facts.boot_loader = format!("{loader} of the guest");
         cx.note(format!("the disk starts by itself: {loader}"));
         return Ok(());
     }
-    if let Some(image) = cx.source.disks.get(volume.disk).and_then(|d| d.image.as_deref()) {
-        check_readable(image, volume.source_offset).map_err(|e| cx.fail(e.to_string()))?;
+    if let Some((image, start)) = &image {
+        check_readable(image.as_ref(), *start).map_err(|e| cx.fail(e.to_string()))?;
     }
     let grub = match &cx.options.grub {
         Some(grub) => grub.clone(),
         None => Grub::find(None).map_err(|e| cx.fail(e.to_string()))?,
     };
+    if let Some((disk, target)) = kept {
+        let table = target.moved.as_ref().and_then(|plan| plan.table.as_ref());
+        grub.check_room(disk.as_ref(), table, target.size, &place).map_err(|e| cx.fail(e.to_string()))?;
+    }
     let given = unmaintained_menu(cx)?;
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
@@ -73,8 +79,70 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-fn table_of(cx: &Context<'_>, volume: &Volume) -> Option<Table> {
-    cx.layout.disks.iter().find(|d| d.volumes.iter().any(|v| v.target_device == volume.target_device)).map(|d| d.table)
+/// Where the guest can be started from.
+enum Found {
+    /// Here, with the filesystem as it is on the source: an image, and its first byte there.
+    Place(BootPlace, Option<(Arc<dyn Image>, u64)>),
+    /// On a disk without a partition table, which has this name.
+    NoTable(String),
+}
+
+fn boot_place(cx: &Context<'_>) -> Result<Found> {
+    let mount = holder(&cx.mounts, "/boot");
+    if let Some(mount) = mount.filter(|m| !m.layers.is_empty()) {
+        return on_layers(cx, mount);
+    }
+    let separate = match mount {
+        Some(mount) => mount.path == "/boot",
+        None => cx.mounted("/boot")? != cx.mounted("/")?,
+    };
+    let volume = match mount {
+        Some(mount) => cx.layout.volumes().find(|v| mount.bottom == [(v.disk, v.source_offset)]).cloned(),
+        None => cx.mounted("/boot")?.or_else(|| only_filesystem(cx)),
+    };
+    let Some(volume) = volume else {
+        return Err(cx.fail(
+            "/etc/fstab does not tell which volume the system starts from: a boot loader cannot be placed; put /boot on a partition of its own first",
+        ));
+    };
+    if volume.partition.is_none() {
+        return Ok(Found::NoTable(volume.target_device));
+    }
+    let image = cx.source.disks.get(volume.disk).and_then(|d| d.image.clone()).map(|image| (image, volume.source_offset));
+    Ok(Found::Place(BootPlace::new(cx.layout, &volume, boot_dir(cx, mount, separate)?)?, image))
+}
+
+/// `/boot` on the filesystem that holds it.
+fn boot_dir(cx: &Context<'_>, mount: Option<&Mounted>, separate: bool) -> Result<String> {
+    let begins_at = match mount.map(|m| &m.begins_at) {
+        None => "",
+        Some(Ok(begins_at)) => begins_at,
+        Some(Err(e)) => return Err(cx.fail(format!("where /boot lies on its filesystem is not known, and so GRUB cannot be told: {e}"))),
+    };
+    Ok(format!("{begins_at}{}", if separate { "" } else { "/boot" }))
+}
+
+/// The place of a /boot on a logical volume or an array: GRUB puts them together itself, and needs a disk to start from.
+fn on_layers(cx: &Context<'_>, mount: &Mounted) -> Result<Found> {
+    let aside = "put /boot on a partition of its own first";
+    if mount.layers.contains(&Layer::Encrypted) {
+        return Err(cx.fail(format!("/boot lies on {}, which is encrypted: GRUB is not installed to start from there; {aside}", mount.device)));
+    }
+    let image = mount.image.as_ref().map_err(|e| cx.fail(format!("GRUB cannot read {}, on which /boot lies ({e}); {aside}", mount.device)))?;
+    let volumes = || cx.layout.volumes().filter(|v| mount.bottom.contains(&(v.disk, v.source_offset)));
+    let disk_of = |v: &Volume| cx.layout.disks.iter().position(|d| d.volumes.iter().any(|w| w.target_device == v.target_device));
+    let Some(disk) = volumes().filter(|v| v.partition.is_some()).filter_map(disk_of).min() else {
+        return Ok(Found::NoTable(volumes().next().map_or(mount.device.clone(), |v| v.target_device.clone())));
+    };
+    let place = BootPlace {
+        disk,
+        partition: None,
+        layers: mount.layers.clone(),
+        filesystem: mount.filesystem.clone(),
+        uuid: mount.uuid.clone(),
+        boot_dir: boot_dir(cx, Some(mount), mount.path == "/boot")?,
+    };
+    Ok(Found::Place(place, Some((image.clone(), 0))))
 }
 
 /// The one volume with a filesystem, for a guest whose fstab does not name its root.
@@ -129,11 +197,16 @@ fn cmdline(cx: &Context<'_>, given: Option<String>) -> Result<(String, String)> 
         (true, Some(volume)) => Some(format!("/dev/{}", volume.target_device)),
         _ => spec,
     };
-    let given = match (given, &cx.source.boot) {
+    let mut given = match (given, &cx.source.boot) {
         (Some(given), _) => given,
-        (None, Boot::Direct { cmdline, .. }) => cmdline.clone(),
-        _ => String::new(),
+        (None, Boot::Direct { cmdline, .. }) if !cmdline.is_empty() => cmdline.clone(),
+        _ => defaults(cx)?,
     };
+    // The default subvolume needs no words.
+    let root = holder(&cx.mounts, "/").filter(|root| !root.selection.is_empty() && !given.contains("rootflags="));
+    if let Some(root) = root {
+        given = format!("{given} rootflags={}", root.selection);
+    }
     let line = Rewrite { root: spec.as_deref(), by_name, ..cx.rewrite() }.whole(&given);
     let (root, rest): (Vec<_>, Vec<_>) = line.split_ascii_whitespace().partition(|w| w.starts_with("root="));
     let root = root.last().and_then(|w| w.strip_prefix("root=")).map(String::from).or(spec);
@@ -142,6 +215,18 @@ fn cmdline(cx: &Context<'_>, given: Option<String>) -> Result<(String, String)> 
     };
     // The configuration says `ro` itself.
     Ok((root, rest.into_iter().filter(|w| *w != "ro").collect::<Vec<_>>().join(" ")))
+}
+
+/// The words that the guest's own `grub-mkconfig` would give every kernel.
+fn defaults(cx: &Context<'_>) -> Result<String> {
+    let Some(text) = cx.text("/etc/default/grub")? else { return Ok(String::new()) };
+    let value = |name: &str| {
+        let values = text.lines().filter_map(|l| l.trim_start().strip_prefix(name)?.strip_prefix('='));
+        values.last().map_or("", |v| v.trim().trim_matches(['"', '\'']))
+    };
+    let plain = |c: char| !matches!(c, '$' | '`' | '\\');
+    let words = [value("GRUB_CMDLINE_LINUX"), value("GRUB_CMDLINE_LINUX_DEFAULT")].join(" ");
+    Ok(words.split_ascii_whitespace().filter(|w| w.chars().all(plain)).collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
@@ -180,7 +265,7 @@ mod tests {
             assert!(cx.show(GRUB_CFG).contains("legacy_configfile /boot/grub/menu.lst"));
             assert!(cx.fs.exists(b"/boot/grub/i386-pc/normal.mod"));
             let place = cx.facts.boot_place.as_ref().unwrap();
-            assert_eq!((place.disk, place.partition, place.boot_dir), (0, 2, "/boot"));
+            assert_eq!((place.disk, place.partition, place.boot_dir), (0, Some(2), "/boot".into()));
         });
         let with_leftover = base
             .file(GRUB_CFG, "menuentry old {\nlinux /vmlinuz\n}\n")

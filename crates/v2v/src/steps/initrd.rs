@@ -7,6 +7,7 @@ use crate::Result;
 use crate::guest::cpio::{self, Contents, Writer};
 use crate::guest::kernels::{self, Kernel, module_name};
 use crate::initrd;
+use crate::stack::{Layer, holder};
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step =
@@ -32,7 +33,14 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let has_all = |c: &Contents| modular.iter().all(|m| c.modules.contains(*m));
     let missing: Vec<&str> = match cpio::scan(&bytes, &has_all) {
         Ok(contents) if has_all(&contents) => {
-            cx.note(format!("{path} has {}: no rebuild", modular.join(" and ")));
+            let Some(settings) = changed_settings(cx) else {
+                cx.note(format!("{path} has {}: no rebuild", modular.join(" and ")));
+                return Ok(());
+            };
+            match rebuild(cx, &kernel, path) {
+                Some(command) => queue(cx, path, format!("{path} has a copy of {settings} with Xen's disks"), command)?,
+                None => cx.warn(format!("{path} has a copy of {settings} with Xen's disks, and the guest has no tool to rebuild it: it may not find its root")),
+            }
             return Ok(());
         }
         Ok(contents) => {
@@ -45,12 +53,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         }
     };
     if let Some(command) = rebuild(cx, &kernel, path) {
-        // The tool updates only what it made itself, and creates only what is not there.
-        if command.argv.iter().any(|w| w == b"-c") {
-            cx.fs.remove(path.as_bytes())?;
-        }
-        cx.fs.command(format!("{path} lacks {}", missing.join(" and ")), command);
-        return Ok(());
+        return queue(cx, path, format!("{path} lacks {}", missing.join(" and ")), command);
     }
     let extra = supplement(cx, &kernel, &missing)?;
     let mut whole = bytes;
@@ -60,6 +63,29 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     cx.fs.put(path.as_bytes(), &whole, None)?;
     cx.note(format!("{path} lacked {}: its modules are appended, as the guest has no tool to rebuild it", missing.join(" and ")));
     Ok(())
+}
+
+/// Has a command build an initrd that is there.
+fn queue(cx: &mut Context<'_>, path: &str, why: String, command: Command) -> Result<()> {
+    // The tool updates only what it made itself, and creates only what is not there.
+    if command.argv.iter().any(|w| w == b"-c") {
+        cx.fs.remove(path.as_bytes())?;
+    }
+    cx.fs.command(why, command);
+    Ok(())
+}
+
+/// Settings that initrds have copies of, and that were changed, where the root is put together by them.
+fn changed_settings(cx: &Context<'_>) -> Option<&'static str> {
+    const COPIED: [(Layer, &str); 4] = [
+        (Layer::Array, "/etc/mdadm/mdadm.conf"),
+        (Layer::Array, "/etc/mdadm.conf"),
+        (Layer::Group, "/etc/lvm/lvm.conf"),
+        (Layer::Group, "/etc/lvm/devices/system.devices"),
+    ];
+    let layers = &holder(&cx.mounts, "/")?.layers;
+    let changed = |path: &str| cx.fs.changes().iter().any(|c| c.op.path() == path.as_bytes());
+    COPIED.iter().find(|(layer, path)| layers.contains(layer) && changed(path)).map(|(_, path)| *path)
 }
 
 /// How the guest's own tool builds this initrd; `None` where it has none, or no modules to put there.

@@ -13,6 +13,7 @@ mod grub2_default;
 mod grub_legacy;
 mod initrd;
 mod kernel;
+mod lvm;
 mod mdadm;
 mod modules;
 mod network;
@@ -30,6 +31,7 @@ pub const STEPS: &[Step] = &[
     fstab::STEP,
     crypttab::STEP,
     mdadm::STEP,
+    lvm::STEP,
     resume::STEP,
     modules::STEP,
     network::STEP,

@@ -1,20 +1,24 @@
 //! What the programs share that make whole disks: the image that they write, and the appliance that works on it.
 
 mod blank;
-mod programs;
 mod target;
 
 use clap::Args;
 use guestfs::GuestDisk;
-use guestfs::engine::{Disk, Engine, Session};
+use guestfs::engine::{Command, Disk, Engine, Session};
 use guestfs_appliance::Accel;
+pub(super) use v2v::resize::programs::mounted;
 
 use super::options::Announced;
 use crate::common::Failure;
 
 pub(super) use self::blank::{Kind, PartitionArg, one_partition, random, table_overhead};
-pub(super) use self::programs::{mounted, run};
 pub(super) use self::target::{Target, open_source, parse_size};
+
+/// Runs a program of the appliance; one that does not end with 0 or `fine` is a failure in its own words.
+pub(super) fn run(session: &mut dyn Session, command: &Command, fine: &[i32]) -> Result<Vec<u8>, Failure> {
+    Ok(v2v::resize::programs::run(session, command, fine)?)
+}
 
 /// How the appliance runs, and how much is said of it.
 #[derive(Args)]

@@ -94,7 +94,7 @@ impl MakeFs {
         let device = if table == PartitionArg::None { "/dev/vda" } else { "/dev/vda1" };
         let mut session = self.engine.start(vec![Disk::Writable(new.image().clone())])?;
         kind.make(session.as_mut(), device, self.label.as_deref(), Some(inodes))?;
-        mounted(session.as_mut(), device, kind.name(), |session, _| Ok(session.unpack(b"/", &mut |sink| input.hand_over(kind, sink))?))?;
+        mounted(session.as_mut(), device, kind.name(), |session, _| session.unpack(b"/", &mut |sink| input.hand_over(kind, sink)))?;
         session.shutdown()?;
         Ok(new.commit()?)
     }

@@ -12,18 +12,17 @@ use imgcore::copy::{self, copy_range};
 use imgcore::formats::NewImage;
 use imgcore::{Image, ImageMut, Overlay, Progress, partition, size};
 
-use self::boot::Moved;
-use self::contents::{Job, Method};
-use self::plan::{Flexible, Piece, Plan, Wishes};
+use v2v::resize::Unfit;
+use v2v::resize::boot::{self, Moved};
+use v2v::resize::contents::{Job, Method};
+use v2v::resize::plan::{self, Flexible, Piece, Plan, Wishes};
+
 use super::Entry;
 use super::disks::{EngineArgs, Target, open_source, parse_size, random, run as run_program, single};
 use crate::common::Failure;
 use crate::common::progress::Bar;
 
-mod boot;
-mod contents;
 mod names;
-mod plan;
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
@@ -161,9 +160,10 @@ fn run(args: &Resize) -> Result<ExitCode, Failure> {
     };
     let wishes = args.wishes(old_len)?;
     let plan = match table {
-        Some(table) => plan::compute(table, new_size, &wishes, random()?)?,
-        None => plan::whole_disk(source.size(), new_size, &wishes)?,
+        Some(table) => plan::compute(table, new_size, &wishes, random()?),
+        None => plan::whole_disk(source.size(), new_size, &wishes),
     };
+    let plan = plan.map_err(unfit)?;
     let fates = args.fates(&plan, &volumes)?;
     let lvs = args.logical(&volumes)?;
     for warning in volumes.tables.iter().flatten().flat_map(|t| &t.warnings) {
@@ -323,7 +323,7 @@ impl Resize {
         let mut session = self.engine.start(vec![Disk::Writable(overlay.clone())])?;
         for job in jobs {
             self.say(&format!("{} shrinks to {} with {}", job.device, size::human(job.len), job.method.program()));
-            job.shrink(session.as_mut(), self.ntfsresize_force)?;
+            job.shrink(session.as_mut(), self.ntfsresize_force).map_err(|e| self.ntfs_hint(job, e))?;
         }
         session.shutdown()?;
         for fate in fates.iter().filter(|f| f.shrink.is_some()) {
@@ -369,7 +369,7 @@ impl Resize {
         let mut session = self.engine.start(vec![Disk::Writable(image)])?;
         for job in jobs {
             self.say(&format!("{} is made to fill {} with {}", job.device, size::human(job.len), job.method.program()));
-            job.grow(session.as_mut(), self.ntfsresize_force)?;
+            job.grow(session.as_mut(), self.ntfsresize_force).map_err(|e| self.ntfs_hint(job, e))?;
         }
         if !lvs.is_empty() {
             volumes.activate(session.as_mut())?;
@@ -390,12 +390,28 @@ impl Resize {
         Ok(session.shutdown()?)
     }
 
+    fn ntfs_hint(&self, job: &Job, error: v2v::Error) -> Failure {
+        let failure = Failure::from(error);
+        if job.method == Method::Ntfs && !self.ntfsresize_force {
+            return failure.hint("start Windows and shut it down, or use --ntfsresize-force");
+        }
+        failure
+    }
+
     fn say(&self, line: &str) {
         if self.debug {
             eprintln!("{line}");
         } else {
             self.engine.say(line);
         }
+    }
+}
+
+fn unfit(error: Unfit) -> Failure {
+    let failure = Failure::new(error.message);
+    match error.hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
 }
 

@@ -1,16 +1,93 @@
 //! Where a root can lie.
 
-use crate::booted::{boots, convert, scratch};
-use crate::guest::{check_outputs, outputs, recipe, sha256};
+use std::path::{Path, PathBuf};
+
+use crate::booted::{CONVERSION, boots, healthy, scratch};
+use crate::console::{Console, Hardware, Writes};
+use crate::guest::{Guest, check_outputs, outputs, recipe, run, sha256, tool, v2v};
+
+/// Converts the guest with these arguments besides, and gives the result's disks, which the reference tools found sound.
+fn converted(guest: &Guest, dir: &Path, arguments: &[&str]) -> Vec<PathBuf> {
+    let before = sha256(&guest.disks);
+    run(v2v().arg(&guest.cfg).arg("-os").arg(dir).args(arguments), None, CONVERSION);
+    assert_eq!(before, sha256(&guest.disks), "the source changed");
+    let disks = outputs(dir, &guest.name);
+    check_outputs(&disks, dir);
+    disks
+}
+
+fn boots_twice(guest: &Guest, disks: Vec<PathBuf>) -> Console {
+    let mut console = boots(guest, disks);
+    console.reboot(&guest.name, &guest.password);
+    healthy(&mut console, guest);
+    console
+}
+
+/// The sizes of a disk's partitions in MiB, by number.
+fn partitions(disk: &Path) -> Vec<u64> {
+    let table = tool(env!("CARGO_BIN_EXE_virt"), ["filesystems", "--partitions", "--long", "--csv", "-a"].map(Path::new).into_iter().chain([disk]));
+    let size = |line: &str| line.split(',').nth(3).and_then(|s| s.parse::<u64>().ok()).map(|s| s >> 20);
+    table.lines().skip(1).filter_map(size).collect()
+}
 
 #[test]
-fn lvm_across_disks() {
+fn a_volume_group_with_boot_on_whole_disks() {
     let Some(guest) = recipe("lvm") else { return };
     let dir = scratch();
-    let before = sha256(&guest.disks);
-    convert(&guest.cfg, dir.path());
-    assert_eq!(before, sha256(&guest.disks), "the source changed");
-    let disks = outputs(dir.path(), &guest.name);
-    check_outputs(&disks, dir.path());
-    boots(&guest, disks);
+    let disks = converted(&guest, dir.path(), &["--grow", "256M"]);
+    assert_eq!(disks.len(), 2, "the first disk becomes a partition of one, the other stays");
+    let mut console = boots_twice(&guest, disks);
+    let size: u64 = console.ok("blockdev --getsize64 /dev/vg0/root").trim().parse().expect("a size");
+    assert_eq!(size >> 20, 1600 + 256);
+    let free: u64 = console.ok("df --output=size -BM / | tail -1 | tr -dc 0-9").trim().parse().expect("a size");
+    assert!(free > 1650, "{free}");
+}
+
+#[test]
+fn a_volume_group_on_a_mirror() {
+    let Some(guest) = recipe("raid") else { return };
+    let dir = scratch();
+    let mut console = boots_twice(&guest, converted(&guest, dir.path(), &[]));
+    let state = console.ok("cat /proc/mdstat");
+    assert!(state.contains("[2/2] [UU]"), "{state}");
+}
+
+#[test]
+fn btrfs_as_opensuse_lays_it_out() {
+    let Some(guest) = recipe("btrfs") else { return };
+    let dir = scratch();
+    let mut console = boots_twice(&guest, converted(&guest, dir.path(), &[]));
+    let mounts = console.ok("findmnt -no SOURCE / /home /.snapshots | cat");
+    assert!(mounts.contains("[/@/.snapshots/1/snapshot]") && mounts.contains("[/@/home]"), "{mounts}");
+}
+
+#[test]
+fn xfs_and_boot_on_a_whole_disk_each() {
+    let Some(guest) = recipe("xfs") else { return };
+    let dir = scratch();
+    let disks = converted(&guest, dir.path(), &["--alignment", "4M", "--grow", "+300M"]);
+    assert_eq!(disks.len(), 3, "root and /boot become partitions of one disk; swap and the empty disk stay");
+    assert_eq!(partitions(&disks[0]), [1800, 200]);
+    let mut console = boots_twice(&guest, disks);
+    let sources = console.ok("findmnt -no SOURCE / | cat; findmnt -no SOURCE /boot | cat");
+    assert_eq!(sources.trim().lines().collect::<Vec<_>>(), ["/dev/vda1", "/dev/vda2"]);
+    let size: u64 = console.ok("df --output=size -BM / | tail -1 | tr -dc 0-9").trim().parse().expect("a size");
+    assert!(size > 1600, "{size}");
+}
+
+#[test]
+fn an_encrypted_volume_group() {
+    let Some(guest) = recipe("luks") else { return };
+    let dir = scratch();
+    let disks = converted(&guest, dir.path(), &["--key", "all:key:a passphrase"]);
+    let hardware = Hardware { disks, extra: None, macs: vec![&guest.mac], writes: Writes::Discarded };
+    let mut console = Console::start(&hardware);
+    for boot in 0..2 {
+        if boot > 0 {
+            console.restart();
+        }
+        console.answer("Please unlock disk xvda2_crypt:", "a passphrase");
+        console.login(&guest.name, &guest.password);
+        healthy(&mut console, &guest);
+    }
 }

@@ -3,7 +3,7 @@
 use imgcore::{Image, ImageMut};
 
 use super::plan::Piece;
-use crate::common::Failure;
+use crate::Result;
 
 const SECTOR: u64 = 512;
 const GRUB_WORDS: &[u8] = b"GRUB \0Geom\0Hard Disk\0Read\0 Error";
@@ -19,13 +19,15 @@ const FIRST_LIST: usize = 0x150;
 const HIDDEN_SECTORS: usize = 0x1c;
 
 /// A partition that is copied, and what is known of it.
-pub(super) struct Moved<'a> {
+pub struct Moved<'a> {
+    /// Where it was, and where it is.
     pub piece: &'a Piece,
+    /// What it holds, as blkid says.
     pub kind: &'a str,
 }
 
 /// Makes what points at moved sectors point at where they are now. Gives sentences on what may not start any more.
-pub(super) fn mend(target: &dyn ImageMut, moved: &[Moved<'_>]) -> Result<Vec<String>, Failure> {
+pub fn mend(target: &dyn ImageMut, moved: &[Moved<'_>]) -> Result<Vec<String>> {
     let mut doubts = Vec::new();
     let changes = |m: &&Moved<'_>| m.piece.old != m.piece.new;
     for m in moved.iter().filter(|m| m.piece.old.start != m.piece.new.start && matches!(m.kind, "vfat" | "ntfs")) {
@@ -61,7 +63,7 @@ pub(super) fn mend(target: &dyn ImageMut, moved: &[Moved<'_>]) -> Result<Vec<Str
 }
 
 /// GRUB 2: the boot sector points at the core image's first sector, which lists where the rest lies.
-fn grub2(target: &dyn ImageMut, boot: &mut [u8; 512], place: u64, moved: &[Moved<'_>]) -> Result<Option<String>, Failure> {
+fn grub2(target: &dyn ImageMut, boot: &mut [u8; 512], place: u64, moved: &[Moved<'_>]) -> Result<Option<String>> {
     let core = u64::from_le_bytes(std::array::from_fn(|i| boot[KERNEL_SECTOR + i]));
     // Before the first partition, nothing moves.
     let Some(m) = holder(moved, core).filter(|m| m.piece.old != m.piece.new) else { return Ok(None) };
@@ -99,7 +101,7 @@ fn holder<'a, 'b>(moved: &'a [Moved<'b>], lba: u64) -> Option<&'a Moved<'b>> {
 }
 
 /// Tells a FAT or NTFS, and its copy of the boot sector, where its partition begins.
-fn hidden_sectors(target: &dyn ImageMut, m: &Moved<'_>) -> Result<(), Failure> {
+fn hidden_sectors(target: &dyn ImageMut, m: &Moved<'_>) -> Result<()> {
     let (Ok(old), Ok(new)) = (u32::try_from(m.piece.old.start / SECTOR), u32::try_from(m.piece.new.start / SECTOR)) else { return Ok(()) };
     let Some(boot) = sector(target, m.piece.new.start)? else { return Ok(()) };
     let copy = match m.kind {
@@ -123,7 +125,7 @@ fn has(bytes: &[u8], words: &[u8]) -> bool {
     bytes.windows(words.len()).any(|w| w == words)
 }
 
-fn sector(image: &dyn ImageMut, at: u64) -> Result<Option<[u8; 512]>, Failure> {
+fn sector(image: &dyn ImageMut, at: u64) -> Result<Option<[u8; 512]>> {
     if at.checked_add(SECTOR).is_none_or(|end| end > Image::size(image)) {
         return Ok(None);
     }

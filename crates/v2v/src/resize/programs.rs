@@ -2,10 +2,10 @@
 
 use guestfs::engine::{Command, GUEST_ROOT, Session};
 
-use crate::common::Failure;
+use crate::{Error, Result};
 
 /// Runs a program; one that does not end with 0 or `fine` is a failure in its own words.
-pub(in crate::virt) fn run(session: &mut dyn Session, command: &Command, fine: &[i32]) -> Result<Vec<u8>, Failure> {
+pub fn run(session: &mut dyn Session, command: &Command, fine: &[i32]) -> Result<Vec<u8>> {
     let output = session.run_tool(command)?;
     if output.status == 0 || fine.contains(&output.status) {
         return Ok(output.stdout);
@@ -15,16 +15,16 @@ pub(in crate::virt) fn run(session: &mut dyn Session, command: &Command, fine: &
     let said = [output.stdout, output.stderr].concat();
     let lines: Vec<&[u8]> = said.split(|b| *b == b'\n').filter(|l| !l.trim_ascii().is_empty()).collect();
     let last: Vec<String> = lines.iter().skip(lines.len().saturating_sub(6)).map(|l| guestfs::show(l.trim_ascii())).collect();
-    Err(Failure::new(format!("{} failed ({}): {}", words.join(" "), output.status, last.join("; "))))
+    Err(Error::Invalid(format!("{} failed ({}): {}", words.join(" "), output.status, last.join("; "))))
 }
 
 /// Does `work` while a filesystem is mounted, at the path that it is told.
-pub(in crate::virt) fn mounted<T>(
+pub fn mounted<T, E: From<guestfs::Error>>(
     session: &mut dyn Session,
     device: &str,
     kind: &str,
-    work: impl FnOnce(&mut dyn Session, &str) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+    work: impl FnOnce(&mut dyn Session, &str) -> Result<T, E>,
+) -> Result<T, E> {
     // The driver that can write NTFS has another name than the filesystem, and trims it only when it may discard at any time;
     // FAT should not mind owners and modes.
     let (driver, options) = match kind {

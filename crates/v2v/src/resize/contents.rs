@@ -3,14 +3,14 @@
 use guestfs::engine::{Command, Session};
 use guestfs::lvm;
 use guestfs::probe::Content;
-use v2v::disk_build::swap;
-
-use crate::common::Failure;
-use crate::virt::disks::{mounted, run};
+use super::programs::{mounted, run};
+use crate::disk_build::swap;
+use crate::{Error, Result};
 
 /// How a filesystem or the like takes a new size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Method {
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Method {
     Ext,
     Xfs,
     Btrfs,
@@ -21,7 +21,7 @@ pub(super) enum Method {
 
 impl Method {
     /// The way for this content, if there is one.
-    pub(super) fn of(content: &Content) -> Option<Self> {
+    pub fn of(content: &Content) -> Option<Self> {
         Some(match content.kind {
             "ext2" | "ext3" | "ext4" => Method::Ext,
             "xfs" => Method::Xfs,
@@ -34,7 +34,7 @@ impl Method {
     }
 
     /// The program that does it.
-    pub(super) fn program(self) -> &'static str {
+    pub fn program(self) -> &'static str {
         match self {
             Method::Ext => "resize2fs",
             Method::Xfs => "xfs_growfs",
@@ -46,17 +46,19 @@ impl Method {
     }
 
     /// Whether it can get smaller.
-    pub(super) fn shrinks(self) -> bool {
+    pub fn shrinks(self) -> bool {
         self != Method::Xfs
     }
 }
 
 /// Something that is to fill its device, or to fit into a smaller one.
 #[derive(Clone, Debug)]
-pub(super) struct Job {
+pub struct Job {
     /// As the appliance calls it.
     pub device: String,
+    /// How it does so.
     pub method: Method,
+    /// What is there.
     pub content: Content,
     /// The bytes of its device, when all is done.
     pub len: u64,
@@ -64,11 +66,11 @@ pub(super) struct Job {
 
 impl Job {
     /// Makes the content no larger than the device will be.
-    pub(super) fn shrink(&self, session: &mut dyn Session, force: bool) -> Result<(), Failure> {
+    pub fn shrink(&self, session: &mut dyn Session, force: bool) -> Result<()> {
         let inside = session.name_inside(&self.device);
         let device = inside.as_str();
         match self.method {
-            Method::Swap | Method::Xfs => Err(Failure::new(format!("{device}: cannot shrink"))),
+            Method::Swap | Method::Xfs => Err(Error::Invalid(format!("{device}: cannot shrink"))),
             Method::Ext => {
                 check(session, device)?;
                 let size = format!("{}s", self.len / 512);
@@ -86,7 +88,7 @@ impl Job {
     }
 
     /// Makes the content fill the device.
-    pub(super) fn grow(&self, session: &mut dyn Session, force: bool) -> Result<(), Failure> {
+    pub fn grow(&self, session: &mut dyn Session, force: bool) -> Result<()> {
         let inside = session.name_inside(&self.device);
         let device = inside.as_str();
         match self.method {
@@ -109,19 +111,17 @@ impl Job {
         }
     }
 
-    fn ntfs(session: &mut dyn Session, device: &str, size: Option<u64>, force: bool) -> Result<(), Failure> {
+    fn ntfs(session: &mut dyn Session, device: &str, size: Option<u64>, force: bool) -> Result<()> {
         let size = size.map(|size| size.to_string());
         let words = ["ntfsresize", "--no-progress-bar"].into_iter().chain(force.then_some("--force"));
         let words = words.chain(size.iter().flat_map(|size| ["--size", size])).chain([device]);
         // It asks whether to go on.
         let command = Command { stdin: b"y\n".to_vec(), ..Command::new(words) };
-        run(session, &command, &[])
-            .map(drop)
-            .map_err(|failure| if force { failure } else { failure.hint("start Windows and shut it down, or use --ntfsresize-force") })
+        run(session, &command, &[]).map(drop)
     }
 }
 
 /// resize2fs wants a filesystem that was looked at. The journal is replayed, and what a crash leaves is mended; anything worse is an error.
-fn check(session: &mut dyn Session, device: &str) -> Result<(), Failure> {
+fn check(session: &mut dyn Session, device: &str) -> Result<()> {
     run(session, &Command::new(["e2fsck", "-f", "-p", device]), &[1]).map(drop)
 }

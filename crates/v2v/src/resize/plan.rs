@@ -8,7 +8,7 @@ use std::ops::Range;
 use imgcore::partition::{self, Guid, NewPartition, Partition, Purpose, Table, TableKind};
 use imgcore::size;
 
-use crate::common::Failure;
+use super::Unfit;
 
 const MIB: u64 = 1 << 20;
 /// Less room than this at the end gets no partition of its own.
@@ -16,7 +16,7 @@ const LEAST_EXTRA: u64 = 10 * MIB;
 
 /// What the user wants.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wishes {
+pub struct Wishes {
     /// New sizes by partition.
     pub sizes: Vec<(u32, u64)>,
     /// The partition that takes what is left over, or gives what is missing.
@@ -31,15 +31,17 @@ pub(super) struct Wishes {
     pub align_first: bool,
 }
 
+/// What a partition whose size is not said does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flexible {
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Flexible {
     Expand,
     Shrink,
 }
 
 /// A partition before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub struct Piece {
     /// Its old number; 0 for a disk without partitions.
     pub number: u32,
     /// Its new one: logical partitions behind a deleted one move up.
@@ -53,18 +55,20 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    pub(super) fn old_len(&self) -> u64 {
+    /// Its bytes on the source.
+    pub fn old_len(&self) -> u64 {
         self.old.end - self.old.start
     }
 
-    pub(super) fn new_len(&self) -> u64 {
+    /// Its bytes on the target.
+    pub fn new_len(&self) -> u64 {
         self.new.end - self.new.start
     }
 }
 
 /// The new disk.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
     /// What is kept, by old number.
     pub pieces: Vec<Piece>,
     /// The new table, if there was one.
@@ -86,16 +90,16 @@ struct Node {
 }
 
 /// A disk without a table: its one piece.
-pub(super) fn whole_disk(old: u64, new: u64, wishes: &Wishes) -> Result<Plan, Failure> {
+pub fn whole_disk(old: u64, new: u64, wishes: &Wishes) -> Result<Plan, Unfit> {
     if let Some(number) =
         wishes.sizes.iter().map(|(n, _)| *n).chain(wishes.flexible.map(|f| f.0)).chain(wishes.deleted.iter().copied()).find(|n| *n != 0)
     {
         return Err(
-            Failure::new(format!("there is no partition {number}: the disk has no partition table")).hint("call the whole disk /dev/sda")
+            Unfit::new(format!("there is no partition {number}: the disk has no partition table")).hint("call the whole disk /dev/sda")
         );
     }
     if !wishes.deleted.is_empty() {
-        return Err(Failure::new("the whole disk cannot be deleted"));
+        return Err(Unfit::new("the whole disk cannot be deleted"));
     }
     let len = match (wishes.flexible, wishes.sizes.first()) {
         (Some((_, Flexible::Expand)), _) if new < old => return Err(too_large(old - new)),
@@ -109,17 +113,17 @@ pub(super) fn whole_disk(old: u64, new: u64, wishes: &Wishes) -> Result<Plan, Fa
     Ok(Plan { pieces: vec![piece], table: None, extra: None, surplus })
 }
 
-fn too_large(deficit: u64) -> Failure {
-    Failure::new(format!("the output is too small by {}", size::human(deficit)))
+fn too_large(deficit: u64) -> Unfit {
+    Unfit::new(format!("the output is too small by {}", size::human(deficit)))
         .hint("make the output larger, or name a partition that may lose as much with --shrink")
 }
 
-fn nothing_to_shrink() -> Failure {
-    Failure::new("there is nothing to shrink: all fits into the output as it is").hint("--resize PART=SIZE makes a partition smaller")
+fn nothing_to_shrink() -> Unfit {
+    Unfit::new("there is nothing to shrink: all fits into the output as it is").hint("--resize PART=SIZE makes a partition smaller")
 }
 
 /// Lays out the partitions of `table` on a disk of `new_size` bytes.
-pub(super) fn compute(table: &Table, new_size: u64, wishes: &Wishes, random: [u8; 16]) -> Result<Plan, Failure> {
+pub fn compute(table: &Table, new_size: u64, wishes: &Wishes, random: [u8; 16]) -> Result<Plan, Unfit> {
     let nodes = tree(table, &wishes.deleted)?;
     let known = |number: u32| table.partitions.iter().any(|p| p.number == number);
     let named = wishes.sizes.iter().map(|(n, _)| *n).chain(wishes.flexible.map(|f| f.0)).chain(wishes.deleted.iter().copied());
@@ -150,10 +154,10 @@ pub(super) fn compute(table: &Table, new_size: u64, wishes: &Wishes, random: [u8
     Ok(Plan { pieces: placed, table: Some(new_table), extra, surplus })
 }
 
-fn no_partition(number: u32, table: &Table) -> Failure {
+fn no_partition(number: u32, table: &Table) -> Unfit {
     let there: Vec<String> = table.partitions.iter().map(|p| format!("/dev/sda{}", p.number)).collect();
     let what = if number == 0 { "the disk has partitions: name one of them".into() } else { format!("there is no partition {number}") };
-    Failure::new(what).hint(format!("there are {}", there.join(", ")))
+    Unfit::new(what).hint(format!("there are {}", there.join(", ")))
 }
 
 /// The number for one more partition, if the table has room.
@@ -166,7 +170,7 @@ fn free_number(table: &Table) -> Option<u32> {
 }
 
 /// The partitions in the order of the disk, the logical ones in the extended ones.
-fn tree(table: &Table, deleted: &[u32]) -> Result<Vec<Node>, Failure> {
+fn tree(table: &Table, deleted: &[u32]) -> Result<Vec<Node>, Unfit> {
     let node = |p: &Partition| Node {
         number: p.number,
         old: p.start..p.end(),
@@ -176,7 +180,7 @@ fn tree(table: &Table, deleted: &[u32]) -> Result<Vec<Node>, Failure> {
     let mut top: Vec<Node> = table.partitions.iter().filter(|p| !p.is_logical()).map(node).collect();
     for logical in table.partitions.iter().filter(|p| p.is_logical()) {
         let holder = top.iter_mut().find(|n| n.inside.is_some() && n.old.start < logical.start && logical.end() <= n.old.end);
-        let holder = holder.ok_or_else(|| Failure::new(format!("the logical partition {} lies in no extended one", logical.number)))?;
+        let holder = holder.ok_or_else(|| Unfit::new(format!("the logical partition {} lies in no extended one", logical.number)))?;
         let node = Node { deleted: holder.deleted || deleted.contains(&logical.number), ..node(logical) };
         holder.inside.get_or_insert_default().push(node);
     }
@@ -184,7 +188,7 @@ fn tree(table: &Table, deleted: &[u32]) -> Result<Vec<Node>, Failure> {
     while let Some(list) = lists.pop() {
         list.sort_by_key(|n| n.old.start);
         if let Some((a, b)) = list.iter().zip(list.iter().skip(1)).find(|(a, b)| a.old.end > b.old.start) {
-            return Err(Failure::new(format!("the partitions {} and {} overlap: the disk cannot be resized", a.number, b.number)));
+            return Err(Unfit::new(format!("the partitions {} and {} overlap: the disk cannot be resized", a.number, b.number)));
         }
         lists.extend(list.iter_mut().filter_map(|n| n.inside.as_mut()));
     }
@@ -208,7 +212,7 @@ impl Layout<'_> {
     }
 
     /// All partitions, where one may have a size that no wish gives it.
-    fn place(&self, flexible: Option<(u32, u64)>) -> Result<Vec<Piece>, Failure> {
+    fn place(&self, flexible: Option<(u32, u64)>) -> Result<Vec<Piece>, Unfit> {
         let mut placed = Vec::new();
         self.place_list(self.nodes, 0, 0, flexible, &mut placed)?;
         placed.sort_by_key(|p| p.number);
@@ -227,8 +231,8 @@ impl Layout<'_> {
         mut new_end: u64,
         flexible: Option<(u32, u64)>,
         placed: &mut Vec<Piece>,
-    ) -> Result<u64, Failure> {
-        let too_far = || Failure::new("the partitions would reach past what a disk can have");
+    ) -> Result<u64, Unfit> {
+        let too_far = || Unfit::new("the partitions would reach past what a disk can have");
         let unit = self.wishes.alignment.max(self.table.sector_size);
         // Where the first one begins that is deleted: the boot loader before it keeps its room.
         let mut least = None;
@@ -269,7 +273,7 @@ impl Layout<'_> {
             let end = end.ok_or_else(too_far)?;
             if end < inner_end {
                 let missing = size::human(inner_end - end);
-                return Err(Failure::new(format!(
+                return Err(Unfit::new(format!(
                     "the extended partition /dev/sda{} is too small for what is in it by {missing}",
                     node.number
                 )));
@@ -281,9 +285,9 @@ impl Layout<'_> {
     }
 
     /// Gives one partition what is left over up to `limit`, or takes from it what is missing.
-    fn fit(&self, number: u32, way: Flexible, limit: u64) -> Result<Vec<Piece>, Failure> {
+    fn fit(&self, number: u32, way: Flexible, limit: u64) -> Result<Vec<Piece>, Unfit> {
         let placed = self.place(None)?;
-        let own = placed.iter().find(|p| p.number == number).ok_or_else(|| Failure::new(format!("partition {number} is deleted")))?;
+        let own = placed.iter().find(|p| p.number == number).ok_or_else(|| Unfit::new(format!("partition {number} is deleted")))?;
         let end = end_of(&placed);
         match way {
             Flexible::Expand if end > limit => return Err(too_large(end - limit)),
@@ -303,7 +307,7 @@ impl Layout<'_> {
             }
             len = len.saturating_sub(over.next_multiple_of(unit));
         }
-        Err(Failure::new(format!("partition {number} is too small to make room for all others: {} are missing", size::human(end - limit))))
+        Err(Unfit::new(format!("partition {number} is too small to make room for all others: {} are missing", size::human(end - limit))))
     }
 
     /// The table with the partitions where they are placed.
@@ -342,7 +346,7 @@ mod tests {
         plan.table.as_ref().unwrap().partitions.iter().map(|p| (p.number, p.start / MIB, p.len / MIB)).collect()
     }
 
-    fn go(table: &Table, new: u64, wishes: &Wishes) -> Result<Plan, Failure> {
+    fn go(table: &Table, new: u64, wishes: &Wishes) -> Result<Plan, Unfit> {
         compute(table, new, wishes, [1; 16])
     }
 
@@ -421,7 +425,7 @@ mod tests {
             (GIB, Wishes { deleted: vec![1], ..expand(1) }, "is deleted"),
             (GIB, Wishes { sizes: vec![(1, u64::MAX)], ..wishes() }, "past what a disk can have"),
         ] {
-            let message = go(&table, size, &wishes).unwrap_err().message().to_string();
+            let message = go(&table, size, &wishes).unwrap_err().message;
             assert!(message.contains(says), "{message}");
         }
         assert!(go(&mbr(&[(1, 1, 100, 0x83), (2, 50, 200, 0x82)]), GIB, &wishes()).is_err());
