@@ -46,7 +46,9 @@ impl Growth {
         let device = &mount.device;
         for (layer, what) in [(Layer::Encrypted, "encrypted"), (Layer::Array, "on an array")] {
             if mount.layers.contains(&layer) {
-                return Err(refused(format!("the root {device} is {what}, which does not grow here: convert without --grow, and grow it in the guest")));
+                return Err(refused(format!(
+                    "the root {device} is {what}, which does not grow here: convert without --grow, and grow it in the guest"
+                )));
             }
         }
         let method = volume.content.as_ref().and_then(Method::of).filter(|m| matches!(m, Method::Ext | Method::Xfs | Method::Btrfs));

@@ -28,7 +28,10 @@ pub fn check(source: &Source, layout: &Layout, folder: &Path, preallocated: bool
             folder.display()
         )));
     }
-    Ok(Some(format!("{} has {free} free, and the disks need up to {needed}: what of them is zeroes is seen only while they are read", folder.display())))
+    Ok(Some(format!(
+        "{} has {free} free, and the disks need up to {needed}: what of them is zeroes is seen only while they are read",
+        folder.display()
+    )))
 }
 
 /// Whether an image is known to have nothing in it: never written, or discarded.

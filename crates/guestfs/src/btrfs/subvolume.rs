@@ -54,11 +54,8 @@ pub(crate) fn path(fs: &Btrfs) -> Result<Vec<u8>> {
     while at != (Node { subvolume: TOP, inode: FIRST }) {
         let is_subvolume = at.inode == FIRST;
         // Both kinds of items name the directory above: a subvolume's in another tree, where its number is in the item.
-        let (tree, object, kind) = if is_subvolume {
-            (fs.root_tree(), at.subvolume, ROOT_BACKREF)
-        } else {
-            (fs.tree(at.subvolume)?, at.inode, INODE_REF)
-        };
+        let (tree, object, kind) =
+            if is_subvolume { (fs.root_tree(), at.subvolume, ROOT_BACKREF) } else { (fs.tree(at.subvolume)?, at.inode, INODE_REF) };
         let mut above = None;
         fs.nodes.walk(tree, Key::new(object, kind, 0)..Key::new(object, kind + 1, 0), |key, item| {
             above = Some(if is_subvolume {

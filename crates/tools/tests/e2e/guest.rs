@@ -131,7 +131,8 @@ pub fn check_outputs(disks: &[PathBuf], scratch: &Path) {
         let kind = tool_output("blkid", &["-p", "-o", "value", "-s", "TYPE", "-O", &start.to_string(), &raw.to_string_lossy()]);
         let part = || {
             let (size, file) = (partition["size"].as_u64().expect("a size"), scratch.join("part.raw"));
-            let dd = format!("dd if={} of={} bs=512 skip={} count={size} conv=sparse status=none", raw.display(), file.display(), start / 512);
+            let dd =
+                format!("dd if={} of={} bs=512 skip={} count={size} conv=sparse status=none", raw.display(), file.display(), start / 512);
             tool("sh", ["-c", &dd]);
             file
         };

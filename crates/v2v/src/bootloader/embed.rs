@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use imgcore::{Image, ImageMut};
 use imgcore::partition::{self, PartitionType, Table};
+use imgcore::{Image, ImageMut};
 
 use super::{BootPlace, Grub};
 use crate::{Error, Result};

@@ -103,7 +103,9 @@ impl Grub {
         let prefix = match (&partition, uuid) {
             (Some(partition), _) => format!("(,{partition}){prefix}"),
             (None, Some(_)) => prefix,
-            (None, None) => return Err(Error::Invalid("GRUB cannot be installed: the filesystem with /boot has no UUID to find it by".into())),
+            (None, None) => {
+                return Err(Error::Invalid("GRUB cannot be installed: the filesystem with /boot has no UUID to find it by".into()));
+            }
         };
         let mut image = self.mkimage(&prefix, config.as_deref(), &modules)?;
         image.resize(image.len().next_multiple_of(512), 0);

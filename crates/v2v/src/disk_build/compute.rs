@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use guestfs::probe::Usage;
 use imgcore::partition::{self, GPT_TAIL};
 
-use super::{ALIGNMENT, Options, Places};
 use super::examine::{DiskContents, Found};
 use super::naming::{Device, devices, letters};
+use super::{ALIGNMENT, Options, Places};
+use crate::grow::Growth;
 use crate::guest::devices::parse;
 use crate::guest::mounts::spec_of;
-use crate::grow::Growth;
 use crate::layout::{Layout, Table, TargetDisk, Volume};
 use crate::resize::plan::Wishes;
 use crate::source::{Boot, Source};
@@ -161,20 +161,13 @@ fn kept(source: &Source, piece: &Piece<'_>, device: String, options: &Options) -
 }
 
 /// Gives the partitions of a table that is kept other places, where one grows or they are to be aligned.
-fn moved(
-    source: &Source,
-    table: &partition::Table,
-    disk: &mut TargetDisk,
-    grow: Option<&Growth>,
-    options: &Options,
-) -> Result<()> {
+fn moved(source: &Source, table: &partition::Table, disk: &mut TargetDisk, grow: Option<&Growth>, options: &Options) -> Result<()> {
     let crooked = options.realign && table.partitions.iter().any(|p| !p.is_logical() && !p.start.is_multiple_of(options.alignment));
     if grow.is_none() && !crooked {
         return Ok(());
     }
     let grown = |g: &&Growth| table.partitions.iter().find(|p| p.start == g.start && !p.kind.is_extended());
-    let sizes: Vec<(u32, u64)> =
-        grow.iter().filter_map(|g| grown(g).and_then(|p| Some((p.number, p.len.checked_add(g.by)?)))).collect();
+    let sizes: Vec<(u32, u64)> = grow.iter().filter_map(|g| grown(g).and_then(|p| Some((p.number, p.len.checked_add(g.by)?)))).collect();
     let gaps = (table.partitions.len() as u64 + 2).saturating_mul(options.alignment.max(ALIGNMENT));
     let size = disk.size.saturating_add(grow.map_or(0, |g| g.by)).saturating_add(gaps).next_multiple_of(ALIGNMENT);
     let wishes = Wishes { sizes, alignment: options.alignment, align_first: crooked, ..Wishes::default() };

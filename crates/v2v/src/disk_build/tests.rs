@@ -243,7 +243,8 @@ fn partitions_of_a_table_move_where_one_grows_or_all_are_aligned() {
     assert!(child.wait().unwrap().success());
     let source = source(vec![("xvda", image(&std::fs::read(&path).unwrap()))]);
 
-    let grow = |by| Some(crate::grow::Growth { disk: 0, start: 63 * 512, by, root: 0, method: crate::resize::contents::Method::Ext, group: None });
+    let grow =
+        |by| Some(crate::grow::Growth { disk: 0, start: 63 * 512, by, root: 0, method: crate::resize::contents::Method::Ext, group: None });
     let made = |options: Options| {
         let layout = compute(&source, &examine(&source).unwrap(), &options).unwrap();
         let bytes = build_file(&source, &layout.disks[0], &path);

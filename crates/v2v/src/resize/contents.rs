@@ -1,11 +1,11 @@
 //! What lies in partitions and logical volumes: how it gets smaller before it is copied, and larger afterwards.
 
-use guestfs::engine::{Command, Session};
-use guestfs::lvm;
-use guestfs::probe::Content;
 use super::programs::{mounted, run};
 use crate::disk_build::swap;
 use crate::{Error, Result};
+use guestfs::engine::{Command, Session};
+use guestfs::lvm;
+use guestfs::probe::Content;
 
 /// How a filesystem or the like takes a new size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -126,9 +126,12 @@ fn boot_dir(cx: &Context<'_>, mount: Option<&Mounted>, separate: bool) -> Result
 fn on_layers(cx: &Context<'_>, mount: &Mounted) -> Result<Found> {
     let aside = "put /boot on a partition of its own first";
     if mount.layers.contains(&Layer::Encrypted) {
-        return Err(cx.fail(format!("/boot lies on {}, which is encrypted: GRUB is not installed to start from there; {aside}", mount.device)));
+        return Err(
+            cx.fail(format!("/boot lies on {}, which is encrypted: GRUB is not installed to start from there; {aside}", mount.device))
+        );
     }
-    let image = mount.image.as_ref().map_err(|e| cx.fail(format!("GRUB cannot read {}, on which /boot lies ({e}); {aside}", mount.device)))?;
+    let image =
+        mount.image.as_ref().map_err(|e| cx.fail(format!("GRUB cannot read {}, on which /boot lies ({e}); {aside}", mount.device)))?;
     let volumes = || cx.layout.volumes().filter(|v| mount.bottom.contains(&(v.disk, v.source_offset)));
     let disk_of = |v: &Volume| cx.layout.disks.iter().position(|d| d.volumes.iter().any(|w| w.target_device == v.target_device));
     let Some(disk) = volumes().filter(|v| v.partition.is_some()).filter_map(disk_of).min() else {

@@ -39,7 +39,9 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             };
             match rebuild(cx, &kernel, path) {
                 Some(command) => queue(cx, path, format!("{path} has a copy of {settings} with Xen's disks"), command)?,
-                None => cx.warn(format!("{path} has a copy of {settings} with Xen's disks, and the guest has no tool to rebuild it: it may not find its root")),
+                None => cx.warn(format!(
+                    "{path} has a copy of {settings} with Xen's disks, and the guest has no tool to rebuild it: it may not find its root"
+                )),
             }
             return Ok(());
         }

@@ -4,7 +4,8 @@ use crate::guest::devices::Devices;
 use crate::guest::text::Line;
 use crate::step::{Context, Step};
 
-pub(super) const STEP: Step = Step { name: "lvm", about: "LVM looks for its volumes only on the disks that it is told, which have other names on KVM", run };
+pub(super) const STEP: Step =
+    Step { name: "lvm", about: "LVM looks for its volumes only on the disks that it is told, which have other names on KVM", run };
 
 fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     let devices = cx.devices.clone();
@@ -54,7 +55,10 @@ mod tests {
         run_step(&base, &STEP, |cx| {
             let new = conf.replace("^/dev/xvda2", "^/dev/vda2").replace("a|/dev/xvd.", "a|/dev/vd.").replace("a|/dev/xvdb[", "a|/dev/vdb[");
             assert_eq!(cx.show("/etc/lvm/lvm.conf"), new);
-            assert_eq!(cx.show("/etc/lvm/devices/system.devices"), listed.replace("IDNAME=/dev/xvda2 DEVNAME=/dev/xvda2", "IDNAME=/dev/vda2 DEVNAME=/dev/vda2"));
+            assert_eq!(
+                cx.show("/etc/lvm/devices/system.devices"),
+                listed.replace("IDNAME=/dev/xvda2 DEVNAME=/dev/xvda2", "IDNAME=/dev/vda2 DEVNAME=/dev/vda2")
+            );
         });
         run_step(&MemFs::new().file("/etc/lvm/lvm.conf", "filter = [ \"a|.*|\" ]\n"), &STEP, |cx| assert!(cx.fs.is_unchanged()));
     }

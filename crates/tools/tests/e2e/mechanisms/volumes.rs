@@ -25,7 +25,8 @@ fn boots_twice(guest: &Guest, disks: Vec<PathBuf>) -> Console {
 
 /// The sizes of a disk's partitions in MiB, by number.
 fn partitions(disk: &Path) -> Vec<u64> {
-    let table = tool(env!("CARGO_BIN_EXE_virt"), ["filesystems", "--partitions", "--long", "--csv", "-a"].map(Path::new).into_iter().chain([disk]));
+    let table =
+        tool(env!("CARGO_BIN_EXE_virt"), ["filesystems", "--partitions", "--long", "--csv", "-a"].map(Path::new).into_iter().chain([disk]));
     let size = |line: &str| line.split(',').nth(3).and_then(|s| s.parse::<u64>().ok()).map(|s| s >> 20);
     table.lines().skip(1).filter_map(size).collect()
 }
