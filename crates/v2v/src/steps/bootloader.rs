@@ -268,7 +268,7 @@ mod tests {
             assert!(cx.show(GRUB_CFG).contains("legacy_configfile /boot/grub/menu.lst"));
             assert!(cx.fs.exists(b"/boot/grub/i386-pc/normal.mod"));
             let place = cx.facts.boot_place.as_ref().unwrap();
-            assert_eq!((place.disk, place.partition, place.boot_dir), (0, Some(2), "/boot".into()));
+            assert_eq!((place.disk, place.partition, place.boot_dir.as_str()), (0, Some(2), "/boot"));
         });
         let with_leftover = base
             .file(GRUB_CFG, "menuentry old {\nlinux /vmlinuz\n}\n")
