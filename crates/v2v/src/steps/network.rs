@@ -16,8 +16,8 @@ pub(super) const STEP: Step = Step {
 
 /// Where udev's rules of old give names.
 const RULES: &str = "/etc/udev/rules.d/70-persistent-net.rules";
-/// The first systemd that knows Xen's NICs, and calls them enX0.
-const NAMES_XEN: u32 = 253;
+/// The first systemd that knows Xen's NICs, and calls them enX0 (systemd.net-naming-scheme(7)).
+const NAMES_XEN: u32 = 250;
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let macs: Vec<Option<String>> = cx.source.nics.iter().map(|n| n.mac.as_ref().map(|m| m.to_ascii_lowercase())).collect();
@@ -232,6 +232,9 @@ mod tests {
         });
         let base = MemFs::new().file("/etc/network/interfaces", XEN_TOOLS).file("/var/lib/dpkg/status", status("systemd", "257.8-1"));
         run_step(&base, &STEP, |cx| assert!(cx.show("/etc/systemd/network/10-eth0.link").ends_with("Name=eth0\n")));
+        // Debian 12's knows them too.
+        let base = MemFs::new().file("/etc/network/interfaces", "auto lo\n").file("/var/lib/dpkg/status", status("udev", "252.39-1~deb12u2"));
+        run_step(&base, &STEP, |cx| assert!(cx.show("/etc/systemd/network/10-enX0.link").ends_with("Name=enX0\n")));
     }
 
     #[test]
