@@ -433,7 +433,7 @@ fn the_tasks_of_a_cluster_do_the_same_work() {
 #[ignore = "needs the daemons of a Slurm cluster, which scripts/slurm-here starts, and takes minutes"]
 fn a_real_slurm_finishes_a_plan_though_a_node_is_lost() {
     let conf = std::env::var("SLURM_CONF").expect("SLURM_CONF names the cluster of scripts/slurm-here");
-    let small = guests(6);
+    let small = guests(12);
     plan(&small, &["-j", "2"]);
     let ran = small.run(&["batch", "plan.toml", "--runner", "slurm"]);
     assert!(ran.status.success(), "{}", code(&ran).1);
@@ -445,16 +445,16 @@ fn a_real_slurm_finishes_a_plan_though_a_node_is_lost() {
                 return;
             }
             assert!(start.elapsed() < Duration::from_secs(900), "{what}: {status:#}");
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(50));
         }
     };
     let on_second = || !Command::new("squeue").args(["-h", "-w", "n2", "-t", "running"]).output().unwrap().stdout.is_empty();
     wait("no task ran on the second node", &|status| status["summary"]["running"].as_u64() >= Some(1) && on_second());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/slurm-here");
     tool(script, &["lose", Path::new(&conf).parent().unwrap().to_str().unwrap(), "n2"]);
-    wait("the plan was not finished", &|status| status["summary"]["done"] == 6);
-    assert_eq!(results(&small).len(), 6);
-    let all: Vec<_> = (0..6).map(|i| outcomes(&small, &format!("g{i:02}"))).collect();
+    wait("the plan was not finished", &|status| status["summary"]["done"] == 12);
+    assert_eq!(results(&small).len(), 12);
+    let all: Vec<_> = (0..12).map(|i| outcomes(&small, &format!("g{i:02}"))).collect();
     assert!(all.iter().all(|o| o.iter().filter(|o| *o == "done").count() == 1), "{all:?}");
     assert!(all.iter().any(|o| o.len() == 2), "the lost node had nothing to do: {all:?}");
 }

@@ -160,8 +160,8 @@ impl Ended {
         let what = check["what"].as_str().unwrap_or_default();
         Ended {
             outcome: Outcome::NoBoot,
-            message: Some(format!("converted, but it does not boot: {what}")),
-            hint: Some("the report shows the console's last screen; '--again NAME' converts it anew".into()),
+            message: Some(what.into()),
+            hint: Some("the console's last screen is in the report; '--again NAME' converts it anew".into()),
         }
     }
 }

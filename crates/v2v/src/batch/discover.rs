@@ -44,9 +44,12 @@ pub fn find(places: &[PathBuf]) -> Result<Found> {
     let mut walk = Walk::default();
     for place in places {
         let meta = place.metadata().map_err(|e| io_error(place, "open", e))?;
+        if !walk.seen.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
         if meta.is_dir() && !matches(&xva::INPUT, place) {
             walk.folder(place, 0)?;
-        } else if walk.seen.insert((meta.dev(), meta.ino())) {
+        } else {
             walk.take(place);
         }
     }
@@ -78,7 +81,9 @@ impl Walk {
         for path in paths {
             let is_hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
             let Ok(meta) = path.metadata() else { continue };
-            if is_hidden || !(meta.is_file() || meta.is_dir()) || !self.seen.insert((meta.dev(), meta.ino())) {
+            // A link to a folder may lead anywhere, and round.
+            let is_linked_folder = meta.is_dir() && path.is_symlink();
+            if is_hidden || is_linked_folder || !(meta.is_file() || meta.is_dir()) || !self.seen.insert((meta.dev(), meta.ino())) {
                 continue;
             }
             if meta.is_file() {
@@ -98,7 +103,7 @@ impl Walk {
 
     /// Takes a file that is a guest's source.
     fn guest(&mut self, path: &Path, len: u64) -> bool {
-        let is_guest = matches(&xva::INPUT, path) || (len <= CONFIG_LIMIT && (matches(&libvirt::INPUT, path) || is_config(path)));
+        let is_guest = matches(&xva::INPUT, path) || (len <= CONFIG_LIMIT && (is_domain(path) || is_config(path)));
         if is_guest {
             self.take(path);
         }
@@ -126,6 +131,17 @@ fn head(path: &Path) -> Option<Vec<u8>> {
 /// Whether this is an archive that can be read only from its beginning to its end.
 pub fn is_packed(path: &Path) -> bool {
     path.is_file() && head(path).is_some_and(|h| ::xva::is_packed(&h)) && matches(&xva::INPUT, path)
+}
+
+/// Whether an XML describes a domain; libvirt's networks have an element of that name as well.
+fn is_domain(path: &Path) -> bool {
+    if !matches(&libvirt::INPUT, path) {
+        return false;
+    }
+    let Ok(text) = fs::read(path).map(|t| String::from_utf8_lossy(&t).into_owned()) else { return false };
+    let options = roxmltree::ParsingOptions { nodes_limit: 100_000, ..Default::default() };
+    // What is not well-formed was meant as one: whoever looks at it says where it breaks.
+    roxmltree::Document::parse_with_options(&text, options).map_or(true, |d| d.root_element().has_tag_name("domain"))
 }
 
 /// Whether a text describes a Xen guest: it can be read and names a disk or how to boot, or it cannot be read and is called as one.
@@ -170,7 +186,7 @@ mod tests {
         let found = find(&[dir.path().into()]).unwrap();
         let names: Vec<_> = found.sources.iter().map(|c| c.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["broken.cfg", "db", "lib/mail.xml", "old", "web.cfg"]);
-        assert_eq!(found.others, 4);
+        assert_eq!(found.others, 5);
         let one = find(&[dir.path().join("db"), dir.path().join("db")]).unwrap();
         assert_eq!(one.sources.len(), 1);
         assert!(find(&[dir.path().join("none")]).unwrap_err().to_string().contains("none: cannot open"));

@@ -63,6 +63,7 @@ pub fn submit(plan: &Plan, state: &State, guests: &[&Guest], program: &Path) -> 
         format!("--job-name=v2v-{}", file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()).into(),
         format!("--array=0-{last}%{jobs}").into(),
         format!("--mem={memory}M").into(),
+        "--cpus-per-task=2".into(),
         // A task that is to end is told so, and given time to clean up.
         "--signal=B:TERM@60".into(),
     ];

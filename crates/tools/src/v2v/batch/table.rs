@@ -127,8 +127,9 @@ impl Shown {
 
     /// Replaces the table on the terminal; `line` goes above it and stays.
     fn draw(&mut self, line: Option<&str>) {
-        let (rows, columns) =
-            rustix::termios::tcgetwinsize(std::io::stderr()).map_or((24, 80), |w| (usize::from(w.ws_row), usize::from(w.ws_col)));
+        // Some terminals do not know their size, and say 0.
+        let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok().filter(|w| w.ws_row > 0 && w.ws_col > 0);
+        let (rows, columns) = size.map_or((24, 80), |w| (usize::from(w.ws_row), usize::from(w.ws_col)));
         let mut text = match self.lines {
             0 => String::new(),
             lines => format!("\x1b[{lines}A\r\x1b[J"),
