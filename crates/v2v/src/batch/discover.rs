@@ -186,7 +186,7 @@ mod tests {
         let found = find(&[dir.path().into()]).unwrap();
         let names: Vec<_> = found.sources.iter().map(|c| c.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["broken.cfg", "db", "lib/mail.xml", "old", "web.cfg"]);
-        assert_eq!(found.others, 5);
+        assert_eq!(found.others, 4);
         let one = find(&[dir.path().join("db"), dir.path().join("db")]).unwrap();
         assert_eq!(one.sources.len(), 1);
         assert!(find(&[dir.path().join("none")]).unwrap_err().to_string().contains("none: cannot open"));
