@@ -233,7 +233,8 @@ mod tests {
         let base = MemFs::new().file("/etc/network/interfaces", XEN_TOOLS).file("/var/lib/dpkg/status", status("systemd", "257.8-1"));
         run_step(&base, &STEP, |cx| assert!(cx.show("/etc/systemd/network/10-eth0.link").ends_with("Name=eth0\n")));
         // Debian 12's knows them too.
-        let base = MemFs::new().file("/etc/network/interfaces", "auto lo\n").file("/var/lib/dpkg/status", status("udev", "252.39-1~deb12u2"));
+        let base =
+            MemFs::new().file("/etc/network/interfaces", "auto lo\n").file("/var/lib/dpkg/status", status("udev", "252.39-1~deb12u2"));
         run_step(&base, &STEP, |cx| assert!(cx.show("/etc/systemd/network/10-enX0.link").ends_with("Name=enX0\n")));
     }
 
