@@ -42,10 +42,11 @@ pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
         let spool = clock.stage("Reading the stream", || stream::receive(stream, &source, &stream::Place::Nameless(&folder), host))?;
         spool.attach(&mut source)?;
     }
-    let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
+    let guest = clock.stage("Inspecting the guest", || open(request, request.root.as_deref(), &source, host))?;
+    let donor = donor(request, host, &mut clock)?;
     let prepared = Prepared::new(request, &source, &guest)?;
     let options = step_options(request, &source)?;
-    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
+    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest, donor.as_ref()))?;
     let outputs = if request.discard { Vec::new() } else { files(request, &name, &prepared.layout) };
     Ok(prepared.plan(&source, &context, outputs))
 }
@@ -72,10 +73,11 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
         received.attach(&mut source)?;
         spool = Some(received);
     }
-    let guest = clock.stage("Inspecting the guest", || open(request, &source, host))?;
+    let guest = clock.stage("Inspecting the guest", || open(request, request.root.as_deref(), &source, host))?;
+    let donor = donor(request, host, &mut clock)?;
     let prepared = Prepared::new(request, &source, &guest)?;
     let options = step_options(request, &source)?;
-    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest))?;
+    let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest, donor.as_ref()))?;
     let files = files(request, &name, &prepared.layout);
     if !may_replace {
         folder.check_free(&files)?;
@@ -183,7 +185,30 @@ fn spare_source(request: &Request, source: &Source, folder: &Folder, files: &[St
     }
 }
 
-fn open(request: &Request, source: &Source, host: &Host<'_>) -> Result<Guest> {
+/// The guest whose kernel is to be taken, under the name that the user gave.
+fn donor(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<Option<(String, Guest)>> {
+    let Some(path) = &request.kernel_from else { return Ok(None) };
+    let name = path.display().to_string();
+    let donor = input::Request {
+        guest: path,
+        formats: host.formats,
+        allow: &request.allow,
+        machine: None,
+        disks: &[],
+        kernel: None,
+        ramdisk: None,
+    };
+    let guest = clock.stage("Inspecting the kernel's guest", || {
+        let opened = input::read("auto", &donor)?;
+        if opened.stream.is_some() {
+            return Err(Error::Invalid(format!("--kernel-from {name}: this is a stream: give a disk image or a configuration")));
+        }
+        open(request, None, &opened.source, host)
+    })?;
+    Ok(Some((name, guest)))
+}
+
+fn open(request: &Request, root: Option<&str>, source: &Source, host: &Host<'_>) -> Result<Guest> {
     let disk = |d: &crate::source::SourceDisk| {
         let image = d.image.clone().ok_or_else(|| Error::Invalid(format!("disk {} ({}) has not been read", d.target, d.origin)))?;
         Ok(GuestDisk { name: d.target.clone(), image })
@@ -192,7 +217,7 @@ fn open(request: &Request, source: &Source, host: &Host<'_>) -> Result<Guest> {
     let log = |what: &str| host.events.detail(what);
     let options = OpenOptions {
         appliance: Some(host.engine),
-        root: request.root.as_deref(),
+        root,
         keys: Some(&request.keys),
         log: &log,
         ..Default::default()
@@ -274,9 +299,16 @@ impl Prepared {
         Ok(Prepared { layout, inspection, volumes: guest.volumes.clone(), mounts, growth })
     }
 
-    fn run_steps<'a>(&'a self, source: &'a Source, options: &'a step::Options, guest: &'a Guest) -> Result<Context<'a>> {
+    fn run_steps<'a>(
+        &'a self,
+        source: &'a Source,
+        options: &'a step::Options,
+        guest: &'a Guest,
+        donor: Option<&'a (String, Guest)>,
+    ) -> Result<Context<'a>> {
         let mut context = Context::new(source, &self.layout, options, Staged::new(guest.fs()))?;
         context.mounts.clone_from(&self.mounts);
+        context.donor = donor.map(|(name, guest)| step::Donor { name, fs: guest.fs() });
         steps::run_all(&mut context)?;
         Ok(context)
     }

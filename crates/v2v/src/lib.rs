@@ -7,7 +7,9 @@ pub mod bootcheck;
 pub mod bootloader;
 pub mod convert;
 pub mod disk_build;
+mod donor;
 mod error;
+pub mod family;
 pub mod grow;
 pub mod guest;
 mod health;
@@ -27,6 +29,8 @@ pub mod step;
 pub mod steps;
 mod stream;
 pub mod target;
+#[cfg(test)]
+mod distributions;
 #[cfg(test)]
 pub(crate) mod testing;
 

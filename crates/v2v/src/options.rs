@@ -32,6 +32,8 @@ pub struct Request {
     pub ramdisk: Option<PathBuf>,
     /// Kernel packages to install, in order.
     pub kernel_packages: Vec<PathBuf>,
+    /// Another guest of the same distribution whose kernel is taken: a configuration or an image.
+    pub kernel_from: Option<PathBuf>,
     /// The root filesystem, where there are several: `/dev/xvda2`.
     pub root: Option<String>,
     /// Leave every disk as it is.

@@ -1,5 +1,6 @@
 //! What a conversion step is: one change to the staged guest, that says what it did.
 
+use guestfs::inspect::Release;
 use guestfs::{Error as GuestError, Ext, FileType, GuestFs, GuestFsMut};
 
 use crate::bootloader::{BootPlace, Grub};
@@ -7,7 +8,8 @@ use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
 use crate::guest::drivers::{self, Drivers};
 use crate::guest::kernels::Kernel;
-use crate::guest::{dpkg::Packages, mounts, text};
+use crate::guest::{mounts, packages::Packages, text};
+use crate::family::{self, Family, Signs};
 use crate::layout::{Layout, Volume};
 use crate::source::{Boot, Source};
 use crate::stack::Mounted;
@@ -80,6 +82,15 @@ pub struct Package {
     pub data: Vec<u8>,
 }
 
+/// Another guest, whose kernel is taken.
+#[derive(Clone, Copy)]
+pub struct Donor<'a> {
+    /// What the user called it.
+    pub name: &'a str,
+    /// Its tree.
+    pub fs: &'a dyn GuestFs,
+}
+
 /// What steps tell those after them.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -105,6 +116,8 @@ pub struct Context<'a> {
     pub layout: &'a Layout,
     /// What is asked for.
     pub options: &'a Options,
+    /// The guest whose kernel is to be taken, if any.
+    pub donor: Option<Donor<'a>>,
     /// The guest's files, with all changes so far.
     pub fs: Staged<'a>,
     /// Old device names and what they become.
@@ -113,6 +126,12 @@ pub struct Context<'a> {
     pub mounts: Vec<Mounted>,
     /// The guest's packages, as they were before the first step.
     pub packages: Packages,
+    /// Its distribution and version.
+    pub release: Release,
+    /// Its programs' architecture, by libguestfs's name: `x86_64`, `i386`, `unknown`.
+    pub arch: &'static str,
+    /// The distributions that work like it.
+    pub family: &'static Family,
     /// What steps tell those after them.
     pub facts: Facts,
     /// What the steps said so far; the last one is the running step's.
@@ -122,14 +141,20 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// A context in which no step has run.
     pub fn new(source: &'a Source, layout: &'a Layout, options: &'a Options, fs: Staged<'a>) -> Result<Self> {
-        let packages = Packages::read(&fs)?;
+        let packages = Packages::read(&fs);
+        let release = guestfs::inspect::release(&fs)?;
+        let family = family::of(&Signs { fs: &fs, packages: &packages, release: &release });
         Ok(Context {
             source,
             layout,
             options,
+            donor: None,
             devices: Devices::new(source, layout),
             mounts: Vec::new(),
             packages,
+            release,
+            arch: guestfs::inspect::arch(&fs),
+            family,
             fs,
             facts: Facts::default(),
             reports: Vec::new(),
@@ -210,6 +235,17 @@ impl<'a> Context<'a> {
         let of = |path| fstab.as_deref().and_then(|t| mounts::spec_of(t, path)).and_then(|s| mounts::volume(s, self.layout, &self.devices));
         let found = of(path).or_else(|| if path == "/boot" { of("/") } else { None });
         Ok(found.cloned())
+    }
+
+    /// The user gave the kernel that the result is to start, by whatever option: it comes before what was the default.
+    pub fn is_kernel_given(&self) -> bool {
+        self.donor.is_some() || self.facts.kernel.as_ref().is_some_and(|kernel| kernel.pending)
+    }
+
+    /// A path in /boot as a boot loader sees it, which knows only the filesystem that it lies on.
+    pub fn seen_by_boot_loader(&self, path: &str) -> Result<String> {
+        let separate = self.mounted("/boot")? != self.mounted("/")?;
+        Ok(path.strip_prefix("/boot").filter(|_| separate).unwrap_or(path).into())
     }
 
     /// How the guest's own fstab names the root, with new device names.

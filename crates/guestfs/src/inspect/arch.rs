@@ -7,8 +7,8 @@ use crate::{Ext, GuestFs};
 const PROGRAMS: &[&str] =
     &["/bin/bash", "/bin/ls", "/bin/echo", "/bin/rm", "/bin/sh", "/bin/busybox", "/usr/lib/systemd/systemd", "/sbin/init"];
 
-/// `unknown` when there is no program to look at.
-pub(super) fn detect(fs: &dyn GuestFs) -> &'static str {
+/// The architecture of a root's programs; `unknown` when there is none to look at.
+pub fn detect(fs: &dyn GuestFs) -> &'static str {
     PROGRAMS.iter().find_map(|p| of_program(fs, p.as_bytes())).unwrap_or("unknown")
 }
 

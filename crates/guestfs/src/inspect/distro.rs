@@ -177,8 +177,8 @@ impl Release {
     }
 }
 
-/// Looks for what says the distribution, and ends with what the programs there tell.
-pub(super) fn detect(fs: &dyn GuestFs) -> Result<Release> {
+/// The distribution of the root in this tree: what names it, else what the programs there tell.
+pub fn detect(fs: &dyn GuestFs) -> Result<Release> {
     let from_os_release = ["/etc/os-release", "/usr/lib/os-release"].iter().find_map(|p| shell_file(fs, p).transpose()).transpose()?;
     let mut release = from_os_release.and_then(|v| os_release(&v));
     if release.is_none() {

@@ -12,8 +12,8 @@ mod names;
 pub mod packages;
 pub(crate) mod subvolume;
 
-pub use arch::of_program as program_arch;
-pub use distro::{Family, Release};
+pub use arch::{detect as arch, of_program as program_arch};
+pub use distro::{Family, Release, detect as release};
 pub use fstab::FstabEntry;
 pub use icon::icon;
 pub use packages::Application;

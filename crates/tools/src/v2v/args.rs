@@ -30,7 +30,9 @@ Examples:
   v2v web.cfg -os out --grow 10G
       makes the root larger, with its partition and its logical volume
   v2v web.cfg -os out --kernel-package linux-image-amd64.deb
-      gives a kernel to a guest that has none of its own
+      gives a kernel to a guest that has none of its own, or only one for Xen
+  v2v old-sles.cfg -os out --kernel-from new-sles.qcow2
+      takes that kernel from another guest
   v2v batch plan.toml
       converts many guests by a plan: 'v2v batch --help'
 
@@ -124,9 +126,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub ramdisk: Option<PathBuf>,
 
-    /// A kernel package to install in the guest, offline; what it depends on as well
-    #[arg(long, value_name = "DEB")]
+    /// A kernel package of the guest's distribution (.deb, .rpm, .apk, .pkg.tar.zst) to install in it, offline; what it depends on as well
+    #[arg(long, value_name = "PACKAGE")]
     pub kernel_package: Vec<PathBuf>,
+
+    /// Another guest of that distribution (a configuration or a disk image) whose kernel and modules are put into this one
+    #[arg(long, value_name = "GUEST", conflicts_with = "kernel_package")]
+    pub kernel_from: Option<PathBuf>,
 
     /// Where NICs are plugged in: a bridge, or OLD:NEW for those of one bridge or network
     #[arg(long, value_name = "[OLD:]BRIDGE")]
@@ -210,13 +216,15 @@ pub(crate) enum LayoutArg {
 const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name"), ("-oc", "--connect")];
 
 const PACKAGE: &str = "--kernel-package";
+const PACKAGE_ENDINGS: [&str; 4] = [".deb", ".rpm", ".apk", ".pkg.tar.zst"];
 
 /// Writes virt-v2v's words as long options, and `--kernel-package A.deb B.deb` as two of them: clap would take GUEST for a third.
 pub(crate) fn translated(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let (mut rest, mut package, mut is_value) = (false, false, false);
     let word = |argument: OsString| {
         rest |= argument == "--";
-        let another = package && !is_value && !rest && argument.to_str().is_some_and(|a| a.ends_with(".deb") && !a.starts_with('-'));
+        let is_package = |a: &str| PACKAGE_ENDINGS.iter().any(|end| a.ends_with(end)) && !a.starts_with('-');
+        let another = package && !is_value && !rest && argument.to_str().is_some_and(is_package);
         package = argument == PACKAGE || another || is_value;
         is_value = argument == PACKAGE;
         if another {
@@ -263,6 +271,7 @@ impl Args {
             kernel: self.kernel.clone(),
             ramdisk: self.ramdisk.clone(),
             kernel_packages: self.kernel_package.clone(),
+            kernel_from: self.kernel_from.clone(),
             root: self.root.clone(),
             keep_layout: self.layout == LayoutArg::Keep,
             grow: self.grow,
@@ -331,6 +340,7 @@ mod tests {
         for words in [
             &["--kernel-package", "a.deb", "b.deb", "x", "--plan"][..],
             &["x", "--plan", "--kernel-package", "a.deb", "--kernel-package=b.deb"],
+            &["--plan", "--kernel-package", "a.deb", "b.deb", "x"],
         ] {
             let args = parse(words);
             assert_eq!((args.guest, args.kernel_package), (PathBuf::from("x"), vec!["a.deb".into(), "b.deb".into()]));

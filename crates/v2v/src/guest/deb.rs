@@ -3,39 +3,18 @@
 use std::io::Read;
 
 use super::compressed::decoder;
+use super::packages::{BroughtKernel, PackageFile};
 
 const MAGIC: &[u8] = b"!<arch>\n";
 /// Entries of a package that are looked at: a kernel's image is among the first files.
 const ENTRY_LIMIT: usize = 50_000;
 const CONTROL_LIMIT: u64 = 1 << 20;
 
-/// The kernel release whose image a package holds; `None` for other packages.
+/// Reads a package.
 ///
 /// # Errors
 /// Words that say why it is no package.
-pub fn kernel_of(package: &[u8]) -> Result<Option<String>, String> {
-    find(package, b"data.tar", |path, _| {
-        let version = path.strip_prefix(b"./boot/vmlinuz-".as_slice())?;
-        Some(String::from_utf8_lossy(version).into_owned())
-    })
-}
-
-/// What a package says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Control {
-    /// Its name.
-    pub package: String,
-    /// Names of virtual packages that it stands for.
-    pub provides: Vec<String>,
-    /// What it needs: one of each row. Versions are left to dpkg.
-    pub depends: Vec<Vec<String>>,
-}
-
-/// Reads a package's control file.
-///
-/// # Errors
-/// As [`kernel_of`].
-pub fn control(package: &[u8]) -> Result<Control, String> {
+pub fn read(package: &[u8]) -> Result<PackageFile, String> {
     let text = find(package, b"control.tar", |path, content| {
         let mut text = String::new();
         (path == b"./control" && content.take(CONTROL_LIMIT).read_to_string(&mut text).is_ok()).then_some(text)
@@ -45,16 +24,22 @@ pub fn control(package: &[u8]) -> Result<Control, String> {
     let text = text.replace("\n ", " ");
     let field = |name: &str| text.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim().to_string()));
     let list = |name: &str| field(name).map_or(Vec::new(), |f| relations(&f));
-    let provides = list("Provides").into_iter().flatten().collect();
-    Ok(Control {
-        package: field("Package").ok_or("its control file names no package")?,
-        provides,
+    let kernel = find(package, b"data.tar", |path, _| {
+        let release = String::from_utf8_lossy(path.strip_prefix(b"./boot/vmlinuz-".as_slice())?).into_owned();
+        Some(BroughtKernel { image: format!("/boot/vmlinuz-{release}"), release })
+    })?;
+    Ok(PackageFile {
+        name: field("Package").ok_or("its control file names no package")?,
+        provides: list("Provides").into_iter().flatten().collect(),
         depends: [list("Pre-Depends"), list("Depends")].concat(),
+        kernel,
+        // Each kernel's package has a name of its own.
+        beside_others: false,
     })
 }
 
 /// The names in a relationship field (`a (>= 1) | b, c:any`): alternatives by row.
-pub fn relations(field: &str) -> Vec<Vec<String>> {
+fn relations(field: &str) -> Vec<Vec<String>> {
     let name = |r: &str| r.split(['(', '[', '<', ':']).next().unwrap_or("").trim().to_string();
     field.split(',').map(|row| row.split('|').map(name).filter(|n| !n.is_empty()).collect()).filter(|r: &Vec<_>| !r.is_empty()).collect()
 }
@@ -131,26 +116,26 @@ pub(crate) mod tests {
     #[test]
     fn a_package_tells_what_it_needs() {
         let text = "Package: linux-image\nVersion: 6.1\nPre-Depends: base (>= 1)\nDepends: kmod, linux-base (>= 4.3~),\n initramfs-tools | linux-initramfs-tool, python3:any\nProvides: wireguard-modules (= 1.0.0)\nDescription: x\n Depends: nothing\n";
-        let control = control(&package(&[], text)).unwrap();
-        assert_eq!((control.package.as_str(), &control.provides[..]), ("linux-image", &["wireguard-modules".to_string()][..]));
-        let rows: Vec<_> = control.depends.iter().map(|r| r.join("|")).collect();
+        let file = read(&package(&["./usr/bin/cpio"], text)).unwrap();
+        assert_eq!((file.name.as_str(), &file.provides[..], file.kernel), ("linux-image", &["wireguard-modules".to_string()][..], None));
+        let rows: Vec<_> = file.depends.iter().map(|r| r.join("|")).collect();
         assert_eq!(rows, ["base", "kmod", "linux-base", "initramfs-tools|linux-initramfs-tool", "python3"]);
-        assert!(super::control(&package(&[], "Version: 1\n")).unwrap_err().contains("names no package"));
+        assert!(read(&package(&[], "Version: 1\n")).unwrap_err().contains("names no package"));
     }
 
     #[test]
     fn a_kernel_package_tells_its_release() {
-        assert_eq!(kernel_of(&package(&["./boot/System.map-6.1", "./boot/vmlinuz-6.1.0-13-amd64"], "")), Ok(Some("6.1.0-13-amd64".into())));
-        assert_eq!(kernel_of(&package(&["./usr/bin/cpio"], "")), Ok(None));
+        let file = read(&package(&["./boot/System.map-6.1", "./boot/vmlinuz-6.1.0-13-amd64"], "Package: x\n")).unwrap();
+        assert_eq!(file.kernel.unwrap().release, "6.1.0-13-amd64");
     }
 
     #[test]
     fn broken_packages_are_errors() {
-        let deb = package(&["./boot/vmlinuz-1"], "");
-        assert!(kernel_of(b"\x7fELF").unwrap_err().contains("no ar header"));
-        assert!(kernel_of(&deb[..deb.len() - 20]).unwrap_err().contains("cut off"));
+        let deb = package(&["./boot/vmlinuz-1"], "Package: x\n");
+        assert!(read(b"\x7fELF").unwrap_err().contains("no ar header"));
+        assert!(read(&deb[..deb.len() - 20]).unwrap_err().contains("cut off"));
         let mut damaged = deb.clone();
         damaged[8 + 48] = b'x';
-        assert!(kernel_of(&damaged).unwrap_err().contains("damaged"));
+        assert!(read(&damaged).unwrap_err().contains("damaged"));
     }
 }

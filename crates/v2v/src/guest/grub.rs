@@ -2,7 +2,7 @@
 
 use guestfs::{Ext, GuestFs};
 
-use super::dpkg::Packages;
+use super::packages::Packages;
 use crate::layout::{Layout, Table, Volume};
 
 /// The volume that holds /boot, as GRUB names it.
@@ -115,7 +115,8 @@ mod tests {
     #[test]
     fn the_true_configuration() {
         let none = Packages::default();
-        let legacy = Packages::parse("Package: grub-legacy\nStatus: install ok installed\nVersion: 0.97\n");
+        let status = "Package: grub-legacy\nStatus: install ok installed\nVersion: 0.97\n";
+        let legacy = Packages::read(&MemFs::new().file("/var/lib/dpkg/status", status));
         let menu = MemFs::new().file("/boot/grub/menu.lst", "title x\nkernel /boot/vmlinuz\n");
         let both = menu.clone().file("/boot/grub/grub.cfg", "menuentry x {\n\tlinux /boot/vmlinuz\n}\n");
         let empty = menu.clone().file("/boot/grub/grub.cfg", "legacy_configfile /boot/grub/menu.lst\n");

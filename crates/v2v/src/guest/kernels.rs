@@ -114,12 +114,18 @@ fn why_unfit(fs: &dyn GuestFs, target: Target, version: &str, image: &str) -> Op
         let missing = missing.and_then(|m| m.into_iter().next());
         return missing.map(|m| format!("it has no driver for {}'s disks ({m} is not set in /boot/config-{version})", target.name()));
     }
-    if ["el5xen", "-xenU", "-xen0"].iter().any(|n| version.contains(n)) || version.ends_with("-xen") {
+    if is_xens(version) {
         return Some("its name says that it is for Xen only".into());
     }
     let best = &target.drivers()[0];
     let is_driven = || target.drivers().iter().any(|d| has_module(fs, version, d.block()));
     (has_modules(fs, version) && !is_driven()).then(|| format!("neither its modules nor its built-ins have {}", best.block()))
+}
+
+/// Whether a release's name says that it was built for Xen only.
+pub fn is_xens(version: &str) -> bool {
+    // RHEL 4 and 5, Debian 3.1 and XenSource's own, SUSE and Fedora.
+    ["el5xen", "ELxenU", "-xenU", "-xen0"].iter().any(|n| version.contains(n)) || version.ends_with("-xen") || version.ends_with("xen") && version.starts_with("2.6.")
 }
 
 /// Whether a bzImage's boot protocol header is there.

@@ -10,7 +10,7 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "dracut", is_there: |cx| has_program(cx, "dracut"), configure, path, build };
+pub(super) const BUILDER: Builder = Builder { name: "dracut", is_there: |cx| has_program(cx, "dracut"), configure, build };
 
 const FOLDER: &str = "/etc/dracut.conf.d";
 /// Ours.
@@ -37,10 +37,6 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
         cx.fs.put(SETTINGS.as_bytes(), format!("add_drivers+=\" {} \"\n", wanted.join(" ")).as_bytes(), None)?;
     }
     Ok(())
-}
-
-fn path(kernel: &Kernel) -> String {
-    format!("/boot/initramfs-{}.img", kernel.version)
 }
 
 fn build(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {

@@ -10,7 +10,7 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, add_line, fields, map_lines};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "initramfs-tools", is_there, configure, path, build };
+pub(super) const BUILDER: Builder = Builder { name: "initramfs-tools", is_there, configure, build };
 
 fn is_there(cx: &Context<'_>) -> bool {
     // dracut brings an update-initramfs of its own.
@@ -28,13 +28,9 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-fn path(kernel: &Kernel) -> String {
-    format!("/boot/initrd.img-{}", kernel.version)
-}
-
 /// It updates only what it made itself, creates only what is not there, and knows no other name.
 fn build(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
-    if initrd != path(kernel) {
+    if initrd != format!("/boot/initrd.img-{}", kernel.version) {
         return None;
     }
     let flag = if cx.fs.exists(format!("/var/lib/initramfs-tools/{}", kernel.version).as_bytes()) { "-u" } else { "-c" };

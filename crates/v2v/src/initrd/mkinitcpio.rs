@@ -9,7 +9,7 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "mkinitcpio", is_there: |cx| has_program(cx, "mkinitcpio"), configure, path, build };
+pub(super) const BUILDER: Builder = Builder { name: "mkinitcpio", is_there: |cx| has_program(cx, "mkinitcpio"), configure, build };
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
     let (target, wanted) = (cx.options.target, cx.drivers().initrd);
@@ -19,12 +19,6 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
         Line::of((words != list.words).then(|| list.with(&words)))
     })?;
     Ok(())
-}
-
-/// Images and initrds are called by package: `vmlinuz-linux-lts`, `initramfs-linux-lts.img`.
-fn path(kernel: &Kernel) -> String {
-    let package = kernel.image.rsplit("vmlinuz-").next().unwrap_or(&kernel.version);
-    format!("/boot/initramfs-{package}.img")
 }
 
 /// What it detects by itself would be the appliance.

@@ -8,7 +8,7 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "mkinitfs", is_there: |cx| has_program(cx, "mkinitfs"), configure, path, build };
+pub(super) const BUILDER: Builder = Builder { name: "mkinitfs", is_there: |cx| has_program(cx, "mkinitfs"), configure, build };
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
     // Where it found its root on Xen, it has the feature for that.
@@ -20,11 +20,6 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
         Line::of(list.map(|list| list.with(&[&list.words[..], &["virtio"]].concat())))
     })?;
     Ok(())
-}
-
-/// By flavor, as the kernel: `vmlinuz-virt`, `initramfs-virt`.
-fn path(kernel: &Kernel) -> String {
-    format!("/boot/initramfs-{}", kernel.image.rsplit("vmlinuz-").next().unwrap_or(&kernel.version))
 }
 
 fn build(_: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {

@@ -2,17 +2,17 @@
 
 use guestfs::engine::Command;
 
-use super::{Builder, has_program, modular};
+use super::{Builder, has_program, mkinitrd_suse, modular};
 use crate::Result;
 use crate::guest::kernels::Kernel;
 use crate::guest::text::{add_line, fields};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-redhat", is_there: |cx| has_program(cx, "mkinitrd"), configure, path, build };
+pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-redhat", is_there: |cx| has_program(cx, "mkinitrd"), configure, build };
 
 /// Step `modules` has renamed Xen's aliases already.
 fn configure(cx: &mut Context<'_>) -> Result<()> {
-    if !has_program(cx, "mkinitrd") || has_program(cx, "dracut") {
+    if !has_program(cx, "mkinitrd") || has_program(cx, "dracut") || mkinitrd_suse::is_there(cx) {
         return Ok(());
     }
     let block = cx.drivers().block();
@@ -24,10 +24,6 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
         add_line(text, &format!("alias scsi_hostadapter {block}"))
     })?;
     Ok(())
-}
-
-fn path(kernel: &Kernel) -> String {
-    format!("/boot/initrd-{}.img", kernel.version)
 }
 
 fn build(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {

@@ -9,18 +9,19 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-suse", is_there, configure, path, build };
+pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-suse", is_there, configure, build };
 
 const SETTINGS: &str = "/etc/sysconfig/kernel";
 
-fn is_there(cx: &Context<'_>) -> bool {
+pub(super) fn is_there(cx: &Context<'_>) -> bool {
     // Red Hat's has this file too, without that setting.
     let settings = cx.text(SETTINGS).ok().flatten();
     has_program(cx, "mkinitrd") && settings.is_some_and(|text| text.lines().any(|line| line.starts_with("INITRD_MODULES=")))
 }
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
-    let kernel = cx.facts.kernel.clone();
+    // What a package will bring cannot be looked into: SUSE's kernels have all of them as modules.
+    let kernel = cx.facts.kernel.clone().filter(|kernel| !kernel.pending);
     let (target, all) = (cx.options.target, cx.drivers().initrd);
     let wanted = kernel.map_or_else(|| all.to_vec(), |kernel| modular(cx, &kernel, all));
     cx.edit_lines(SETTINGS, |line| {
@@ -33,10 +34,6 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
         Line::of((words != list.words).then(|| list.with(&words)))
     })?;
     Ok(())
-}
-
-fn path(kernel: &Kernel) -> String {
-    format!("/boot/initrd-{}", kernel.version)
 }
 
 /// Both names are looked for in /boot.

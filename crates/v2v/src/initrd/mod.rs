@@ -24,8 +24,6 @@ pub struct Builder {
     pub is_there: fn(&Context<'_>) -> bool,
     /// Has its settings, where there are any, name the target's drivers, and none that are useless there.
     pub configure: fn(&mut Context<'_>) -> Result<()>,
-    /// The initrd that it makes for a kernel.
-    pub path: fn(&Kernel) -> String,
     /// How it makes an initrd of this name; `None` where it can't.
     pub build: fn(&Context<'_>, &Kernel, &str) -> Option<Command>,
 }
@@ -76,8 +74,8 @@ mod tests {
     /// The command that each distribution's guest is given.
     #[test]
     fn every_distribution_has_its_own() {
-        let kernel = |fs: MemFs, image: &str, version: &str| {
-            let fs = fs.file(image, bzimage(version));
+        let kernel = |fs: MemFs, id: &str, image: &str, version: &str| {
+            let fs = fs.file("/etc/os-release", format!("ID={id}\n")).file(image, bzimage(version));
             let dep = "a/virtio.ko:\na/virtio_pci.ko: a/virtio.ko\na/virtio_blk.ko: a/virtio.ko\n";
             fs.file(&format!("/lib/modules/{version}/modules.dep"), dep)
         };
@@ -88,34 +86,37 @@ mod tests {
         let sles11 = MemFs::new().file("/sbin/mkinitrd", "").file("/etc/sysconfig/kernel", "INITRD_MODULES=\"xenblk jbd ext3\"\n");
         let alpine = MemFs::new().file("/sbin/mkinitfs", "");
         let arch = MemFs::new().file("/usr/bin/mkinitcpio", "");
-        for (fs, image, version, command) in [
-            (debian, "/boot/vmlinuz-6.1.0-9-amd64", "6.1.0-9-amd64", "update-initramfs -c -k 6.1.0-9-amd64"),
+        for (fs, id, image, version, command) in [
+            (debian, "debian", "/boot/vmlinuz-6.1.0-9-amd64", "6.1.0-9-amd64", "update-initramfs -c -k 6.1.0-9-amd64"),
             (
                 rocky,
+                "rocky",
                 "/boot/vmlinuz-5.14.0-70.el9.x86_64",
                 "5.14.0-70.el9.x86_64",
                 "dracut --force --add-drivers 'virtio_pci virtio_blk' /boot/initramfs-5.14.0-70.el9.x86_64.img 5.14.0-70.el9.x86_64",
             ),
             (
                 centos5,
+                "centos\nVERSION_ID=5",
                 "/boot/vmlinuz-2.6.18-398.el5",
                 "2.6.18-398.el5",
                 "mkinitrd -f --with=virtio_pci --with=virtio_blk /boot/initrd-2.6.18-398.el5.img 2.6.18-398.el5",
             ),
             (
                 sles11,
+                "sles",
                 "/boot/vmlinuz-3.0.101-63-default",
                 "3.0.101-63-default",
                 "mkinitrd -k vmlinuz-3.0.101-63-default -i initrd-3.0.101-63-default",
             ),
-            (alpine, "/boot/vmlinuz-virt", "6.6.14-0-virt", "mkinitfs -o /boot/initramfs-virt 6.6.14-0-virt"),
-            (arch, "/boot/vmlinuz-linux", "6.9.1-arch1-1", "mkinitcpio -S autodetect -k 6.9.1-arch1-1 -g /boot/initramfs-linux.img"),
+            (alpine, "alpine", "/boot/vmlinuz-virt", "6.6.14-0-virt", "mkinitfs -o /boot/initramfs-virt 6.6.14-0-virt"),
+            (arch, "arch", "/boot/vmlinuz-linux", "6.9.1-arch1-1", "mkinitcpio -S autodetect -k 6.9.1-arch1-1 -g /boot/initramfs-linux.img"),
         ] {
-            run_step(&kernel(fs, image, version), &crate::steps::STEPS[0], |cx| {
+            run_step(&kernel(fs, id, image, version), &crate::steps::STEPS[0], |cx| {
                 let kernel = cx.facts.kernel.clone().expect(image);
                 assert_eq!((kernel.image.as_str(), kernel.version.as_str()), (image, version));
                 let builder = of_guest(cx).expect(image);
-                let path = (builder.path)(&kernel);
+                let path = (cx.family.initrd)(cx, &kernel);
                 let build = (builder.build)(cx, &kernel, &path).expect(image);
                 cx.fs.command("test", build);
                 assert_eq!(cx.fs.commands()[0].shown(), command);

@@ -24,6 +24,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         return Ok(());
     }
     let root = cx.root_spec()?;
+    let files = with_chosen(cx, files)?;
     for file in &files {
         let Some(text) = cx.text(file)? else { continue };
         let has_initrd = text.lines().any(|line| keyword(line) == "initrd");
@@ -39,15 +40,53 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         });
         cx.edit(file, |_| new)?;
     }
-    if let Some(old) = cx.text(CMDLINE)? {
-        let new = Rewrite { root: root.as_deref(), ..cx.rewrite() }.whole(old.trim());
-        cx.edit(CMDLINE, |_| format!("{new}\n"))?;
-    }
     for block in GRUBENV {
         shared_options(cx, block, root.as_deref())?;
         default_entry(cx, block, &files)?;
     }
+    if let Some(old) = cx.text(CMDLINE)? {
+        let new = Rewrite { root: root.as_deref(), ..cx.rewrite() }.whole(old.trim());
+        cx.edit(CMDLINE, |_| format!("{new}\n"))?;
+    } else if cx.facts.kernel.as_ref().is_some_and(|kernel| kernel.pending)
+        && let Some(options) = default_args(cx)?
+    {
+        // Without it kernel-install takes the options of the kernel that runs: the appliance's.
+        cx.fs.put(CMDLINE.as_bytes(), format!("{options}\n").as_bytes(), None)?;
+    }
     Ok(())
+}
+
+/// The entries, with one for the chosen kernel, as kernel-install would call it: a copy of another.
+fn with_chosen(cx: &mut Context<'_>, mut files: Vec<String>) -> Result<Vec<String>> {
+    let (Some(kernel), Some(dir)) = (cx.facts.kernel.clone(), ENTRIES.iter().find(|dir| files.iter().any(|f| f.starts_with(**dir)))) else {
+        return Ok(files);
+    };
+    let mut like = None;
+    for file in &files {
+        let Some(text) = cx.text(file)? else { continue };
+        let starts = kernel_of(&text).and_then(|path| cx.kernel_at(path));
+        if starts.is_some_and(|starts| *starts == kernel || !cx.is_kernel_given()) {
+            return Ok(files);
+        }
+        like = like.or(kernel_of(&text).is_some().then_some(text));
+    }
+    let (Some(text), Some(machine)) = (like, cx.text("/etc/machine-id")?) else { return Ok(files) };
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        lines.push(match (keyword(line), &kernel.initrd) {
+            ("title", _) => format!("title Linux ({})", kernel.version),
+            ("version", _) => format!("version {}", kernel.version),
+            ("linux", _) => format!("linux {}", cx.seen_by_boot_loader(&kernel.image)?),
+            ("initrd", Some(initrd)) => format!("initrd {}", cx.seen_by_boot_loader(initrd)?),
+            ("initrd" | "id", _) => continue,
+            _ => line.into(),
+        });
+    }
+    let file = format!("{dir}/{}-{}.conf", machine.trim(), kernel.version);
+    cx.fs.put(file.as_bytes(), (lines.join("\n") + "\n").as_bytes(), None)?;
+    cx.note(format!("{} gets an entry", kernel.image));
+    files.push(file);
+    Ok(files)
 }
 
 fn keyword(line: &str) -> &str {
@@ -69,22 +108,58 @@ fn shared_options(cx: &mut Context<'_>, block: &str, root: Option<&str>) -> Resu
     }
 }
 
+/// The kernel that an entry starts, as it names it.
+fn kernel_of(text: &str) -> Option<&str> {
+    text.lines().find(|line| keyword(line) == "linux").and_then(|line| Some(fields(line).get(1)?.1))
+}
+
+/// What GRUB calls an entry: its file's name.
+fn id(file: &str) -> &str {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    name.strip_suffix(".conf").unwrap_or(name)
+}
+
+/// The options of the entry that is remembered, or of the chosen kernel's, with those that all share.
+pub(super) fn default_args(cx: &Context<'_>) -> Result<Option<String>> {
+    let mut block = None;
+    for path in GRUBENV {
+        block = block.or(cx.text(path)?);
+    }
+    let setting = |name: &str| block.as_deref().and_then(|block| grubenv::get(block, name)).unwrap_or_default();
+    let mut found = None;
+    for file in ENTRIES.iter().flat_map(|dir| entries(cx, dir)) {
+        let Some(text) = cx.text(&file)? else { continue };
+        let Some(kernel) = kernel_of(&text).and_then(|kernel| cx.kernel_at(kernel)) else { continue };
+        let remembered = setting("saved_entry") == id(&file);
+        if remembered || found.is_none() && Some(kernel) == cx.facts.kernel.as_ref() {
+            let options = text.lines().filter(|line| keyword(line) == "options").flat_map(|line| line.split_ascii_whitespace().skip(1));
+            let shared = setting("kernelopts");
+            // What else GRUB would put in, like tuned's, is not there without its own scripts.
+            let words = options.flat_map(|word| if word == SHARED { shared } else { word }.split_ascii_whitespace());
+            found = Some(words.filter(|word| !word.starts_with('$')).collect::<Vec<_>>().join(" "));
+        }
+        if remembered {
+            break;
+        }
+    }
+    Ok(found)
+}
+
 /// The entry that is remembered stays if it starts on KVM.
 fn default_entry(cx: &mut Context<'_>, block: &str, files: &[String]) -> Result<()> {
     let Some(old) = cx.text(block)? else { return Ok(()) };
-    let id = |file: &str| file.rsplit('/').next().unwrap_or(file).trim_end_matches(".conf").to_string();
     let mut chosen = None;
     for file in files {
         let Some(text) = cx.text(file)? else { continue };
-        let Some(kernel) = text.lines().find(|line| keyword(line) == "linux").and_then(|line| Some(fields(line).get(1)?.1)) else {
-            continue;
-        };
+        let Some(kernel) = kernel_of(&text) else { continue };
         let starts = cx.kernel_at(kernel);
-        if starts.is_some() && grubenv::get(&old, "saved_entry") == Some(&id(file)) {
+        // What a person chose stays, but that something else was asked for.
+        let asked = cx.is_kernel_given() && starts != cx.facts.kernel.as_ref();
+        if starts.is_some() && !asked && grubenv::get(&old, "saved_entry") == Some(id(file)) {
             return Ok(());
         }
         if starts.is_some() && starts == cx.facts.kernel.as_ref() {
-            chosen = chosen.or(Some(id(file)));
+            chosen = chosen.or(Some(id(file).to_string()));
         }
     }
     let Some(chosen) = chosen else { return Ok(()) };
@@ -145,7 +220,32 @@ mod tests {
             let options = grubenv::get(&block, "kernelopts").unwrap();
             assert_eq!(options.trim(), format!("root=UUID={ROOT_UUID} ro crashkernel=auto console=tty0 console=ttyS0,115200n8"));
             assert_eq!(grubenv::get(&block, "saved_entry"), Some("3f-4.18.0-80.el8.x86_64"), "a person's choice stays");
+            assert_eq!(default_args(cx).unwrap().as_deref(), Some(options.trim()), "without what only tuned knows");
             assert_eq!(cx.show(CMDLINE), format!("root=UUID={ROOT_UUID} ro console=tty0 console=ttyS0,115200n8\n"));
+        });
+    }
+
+    #[test]
+    fn a_kernel_that_no_entry_starts_gets_one() {
+        let guest = rhel("root=/dev/xvda2 ro console=hvc0 $tuned_params", "saved_entry=3f-5.14.0-70.el9.x86_64\n")
+            .file("/boot/vmlinuz-5.14.0-427.el9.x86_64", bzimage("5.14.0-427.el9.x86_64"))
+            .file("/etc/machine-id", "3f\n")
+            .file("/boot/initramfs-5.14.0-427.el9.x86_64.img", "x");
+        run_step(&guest, KERNEL, |cx| {
+            // As where a package brings it.
+            cx.facts.kernels[0].pending = true;
+            cx.facts.kernel = cx.facts.kernels.first().cloned();
+            cx.run(&STEP).unwrap();
+            let options = format!("root=UUID={ROOT_UUID} ro $tuned_params console=tty0 console=ttyS0,115200n8");
+            assert_eq!(
+                cx.show("/boot/loader/entries/3f-5.14.0-427.el9.x86_64.conf"),
+                format!(
+                    "title Linux (5.14.0-427.el9.x86_64)\nversion 5.14.0-427.el9.x86_64\nlinux /boot/vmlinuz-5.14.0-427.el9.x86_64\ninitrd \
+                     /boot/initramfs-5.14.0-427.el9.x86_64.img\noptions {options}\ngrub_users $grub_users\n"
+                )
+            );
+            assert_eq!(grubenv::get(&cx.show("/boot/grub2/grubenv"), "saved_entry"), Some("3f-5.14.0-427.el9.x86_64"));
+            assert_eq!(cx.show(CMDLINE), format!("{}\n", options.replace("$tuned_params ", "")));
         });
     }
 

@@ -14,7 +14,7 @@ use crate::layout::{Table, Volume};
 use crate::source::Boot;
 use crate::stack::{Layer, Mounted, holder};
 use crate::step::{Context, Step};
-use crate::steps::grub_legacy;
+use crate::steps::{bls, grub_legacy, grub2_default};
 
 pub(super) const STEP: Step = Step {
     name: "bootloader",
@@ -62,7 +62,10 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         let table = target.moved.as_ref().and_then(|plan| plan.table.as_ref());
         grub.check_room(disk.as_ref(), table, target.size, &place).map_err(|e| cx.fail(e.to_string()))?;
     }
-    let given = unmaintained_menu(cx)?;
+    let given = match unmaintained_menu(cx)? {
+        None => elsewhere(cx)?,
+        given => given,
+    };
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
     let configured = install_files(&mut cx.fs, &grub, &place, &root, &options)?;
@@ -178,7 +181,7 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
 /// One whose default is not the newest kernel was made so by a person, and stays.
 fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
     let Truth::MenuLst(path) = truth(&cx.fs, &cx.packages) else { return Ok(None) };
-    let updater = ["/usr/sbin/update-grub", "/sbin/update-grub"].iter().any(|p| cx.fs.is_file(p.as_bytes()));
+    let updater = ["/usr/sbin/update-grub", "/sbin/update-grub", "/usr/sbin/grubby", "/sbin/grubby"].iter().any(|p| cx.fs.is_file(p.as_bytes()));
     let newest = cx.facts.kernels.iter().max_by(|a, b| compare_versions(&a.version, &b.version));
     let Some(args) = grub_legacy::default_args(cx, &path)? else { return Ok(None) };
     if updater || cx.facts.kernel.as_ref() != newest {
@@ -190,6 +193,18 @@ fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
         "nothing in the guest keeps {path} up to date: it is kept as {kept}, and its default entry's options are used for every kernel"
     ));
     Ok(Some(args))
+}
+
+/// The command line of the default entry in a menu that GRUB as installed here does not read: Red Hat's and SUSE's is in /boot/grub2, and entries
+/// that are files of their own need a GRUB that was made for them.
+fn elsewhere(cx: &Context<'_>) -> Result<Option<String>> {
+    match truth(&cx.fs, &cx.packages) {
+        Truth::GrubCfg(path) if path != GRUB_CFG => match bls::default_args(cx)? {
+            None => grub2_default::default_args(cx, &path),
+            args => Ok(args),
+        },
+        _ => Ok(None),
+    }
 }
 
 /// The root and the other words of the command line for a guest without a configuration of its own: what `given` or Xen's configuration said.
@@ -294,6 +309,17 @@ mod tests {
             cx.run(&STEP).unwrap();
             assert!(cx.show(GRUB_CFG).contains("legacy_configfile"), "the default is an older kernel on purpose");
         });
+    }
+
+    #[test]
+    fn a_menu_in_grub2s_folder_gives_its_options() {
+        let cfg = "set default=\"0\"\nmenuentry 'SLES' {\n\tlinux /boot/vmlinuz-6.1 root=/dev/xvda2 my.option=1 console=hvc0\n}\n";
+        run_on(&guest().file("/boot/grub2/grub.cfg", cfg), |cx| {
+            assert!(cx.show(GRUB_CFG).contains(" ro my.option=1 console=tty0"), "{}", cx.show(GRUB_CFG));
+        });
+        let entry = "title x\nlinux /boot/vmlinuz-6.1\noptions root=/dev/xvda2 ro my.option=2 $tuned_params\n";
+        let base = guest().file("/boot/grub2/grub.cfg", "blscfg\n").file("/boot/loader/entries/1-6.1.conf", entry);
+        run_on(&base, |cx| assert!(cx.show(GRUB_CFG).contains(" ro my.option=2 console=tty0"), "{}", cx.show(GRUB_CFG)));
     }
 
     #[test]

@@ -35,20 +35,29 @@ fn inittab(text: &str) -> String {
         if line.starts_with('#') || !line.contains("respawn") {
             return Line::Keep;
         }
-        let Some(tty) = fields(line).into_iter().map(|w| w.1).find(|w| is_xen_console(w)) else { return Line::Keep };
+        let Some(tty) = line.split(|c: char| c == ':' || c.is_ascii_whitespace()).find(|w| is_xen_console(w)) else { return Line::Keep };
         if line.starts_with("1:") && !screen && line.trim_end().ends_with(tty) {
             by_xen_tools = true;
             return Line::Become(line.replace(tty, "tty1"));
         }
-        if std::mem::replace(&mut serial, true) { Line::Drop } else { Line::Become(line.replace(tty, "ttyS0")) }
+        if std::mem::replace(&mut serial, true) {
+            return Line::Drop;
+        }
+        // BusyBox's first field is the terminal. sysvinit's is any name of four letters at most, and stays.
+        let from = if is_busyboxs(line) { 0 } else { line.find(':').unwrap_or(0) };
+        Line::Become(format!("{}{}", &line[..from], line[from..].replace(tty, "ttyS0")))
     });
     let new = map_lines(&new, |line| {
         let number = line.strip_prefix('#').and_then(|l| l.split_once(':')).map_or("", |l| l.0);
         let own = matches!(number, "2" | "3" | "4" | "5" | "6") && line.ends_with(&format!("tty{number}")) && line.contains("respawn");
         Line::of((by_xen_tools && own).then(|| line[1..].into()))
     });
-    if new.is_empty() || serial {
+    // Upstart and systemd leave a file in which no login waits.
+    if serial || !new.lines().any(|l| !l.starts_with('#') && l.contains("respawn")) {
         return new;
+    }
+    if new.lines().any(|l| !l.starts_with('#') && is_busyboxs(l)) {
+        return add_line(&new, "ttyS0::respawn:/sbin/getty -L 115200 ttyS0 vt100");
     }
     let getty =
         new.lines().find(|l| !l.starts_with('#') && l.contains("tty1")).and_then(|l| l.split(':').nth(3)).and_then(|c| c.split(' ').next());
@@ -58,6 +67,11 @@ fn inittab(text: &str) -> String {
         }
         _ => add_line(&new, "S0:2345:respawn:/sbin/getty -L ttyS0 115200 vt100"),
     }
+}
+
+/// BusyBox's init knows no runlevels: their field is empty.
+fn is_busyboxs(line: &str) -> bool {
+    line.split(':').nth(1).is_some_and(str::is_empty) && line.split(':').nth(2).is_some_and(|action| matches!(action, "respawn" | "askfirst"))
 }
 
 /// Where root may log in: xen-tools' list may hold Xen's consoles only.
@@ -84,9 +98,20 @@ fn upstart(cx: &mut Context<'_>, dir: &str, end: &str) -> Result<()> {
             }
             Ok(())
         };
-        let whole_screen = cx.fs.lstat(format!("{dir}/tty1{end}").as_bytes()).is_ok();
-        add(cx, "ttyS0", &job.replace(&format!("38400 {xen}"), &format!("-L 115200 {xen} vt100")))?;
-        add(cx, "tty1", &job)?;
+        let has = |cx: &Context<'_>, name: &str, word: &str| {
+            Ok::<_, crate::Error>(cx.text(format!("{dir}/{name}{end}"))?.is_some_and(|text| text.contains(word)))
+        };
+        // Red Hat 6 has a job for all screens, and one for whichever serial line the kernel's messages go to.
+        let (screens, serial) = (has(cx, "tty", "$TTY")?, has(cx, "serial", "serial-console-available")?);
+        let whole_screen = screens || cx.fs.lstat(format!("{dir}/tty1{end}").as_bytes()).is_ok();
+        if !serial {
+            let speed = format!("38400 {xen}");
+            let terminal = if job.lines().any(|l| l.trim_end().ends_with(&speed)) { " vt100" } else { "" };
+            add(cx, "ttyS0", &job.replace(&speed, &format!("-L 115200 {xen}{terminal}")))?;
+        }
+        if !screens {
+            add(cx, "tty1", &job)?;
+        }
         // Debian and Ubuntu have the other screens in runlevels 2 and 3 only.
         for tty in ["tty2", "tty3", "tty4", "tty5", "tty6"].into_iter().filter(|_| !whole_screen) {
             add(cx, tty, &job.replace("runlevel [2345]", "runlevel [23]").replace("[!2345]", "[!23]"))?;
@@ -199,6 +224,15 @@ mod tests {
                 "1:2345:respawn:/sbin/getty 38400 tty1\n#2:23:respawn:/sbin/getty 38400 tty2\nh0:2345:respawn:/sbin/agetty -L ttyS0 9600 vt100\n"
             );
         });
+    }
+
+    #[test]
+    fn busyboxs_table() {
+        let old = "::sysinit:/sbin/openrc sysinit\ntty1::respawn:/sbin/getty 38400 tty1\nhvc0::respawn:/sbin/getty -L 115200 hvc0 vt100\n";
+        let new = old.replace("hvc0", "ttyS0");
+        run_step(&MemFs::new().file("/etc/inittab", old), &STEP, |cx| assert_eq!(cx.show("/etc/inittab"), new));
+        let without = old.replace("hvc0::respawn:/sbin/getty -L 115200 hvc0 vt100\n", "");
+        run_step(&MemFs::new().file("/etc/inittab", without), &STEP, |cx| assert_eq!(cx.show("/etc/inittab"), new));
     }
 
     #[test]

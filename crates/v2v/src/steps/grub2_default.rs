@@ -3,11 +3,16 @@
 use crate::Result;
 use crate::guest::grub::GRUB_CFG;
 use crate::guest::grubenv::{self, GRUBENV};
-use crate::guest::text::{Line, fields, map_lines, replaced};
+use crate::guest::kernels::Kernel;
+use crate::guest::cmdline::Rewrite;
+use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
 
 pub(super) const STEP: Step =
     Step { name: "grub2-default", about: "the default entry may be one that only Xen starts: another becomes the default", run };
+
+/// From which the guest makes its menu anew.
+const SETTINGS: &str = "/etc/default/grub";
 
 /// Folders in folders that are followed; people make two.
 const DEPTH: usize = 8;
@@ -29,6 +34,8 @@ struct Entry {
     path: Vec<Name>,
     /// What its `linux` line names.
     kernel: Option<String>,
+    /// The rest of that line.
+    args: String,
 }
 
 impl Entry {
@@ -56,29 +63,74 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     for path in GRUB_CFG {
         let Some(text) = cx.text(path)? else { continue };
         let entries = entries(&text);
-        let Some(setting) = text.lines().find_map(default_of) else { continue };
+        let setting = text.lines().find_map(default_of).unwrap_or("0");
         let remembered = setting.starts_with("${");
-        let default = if remembered { saved(cx)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() };
-        // A default that is nowhere means the first.
-        let current = entries.iter().find(|e| e.is(&default)).or(entries.first());
+        let Some(current) = current(cx, &entries, setting)? else { continue };
         let starts = |entry: &Entry| entry.kernel.as_deref().and_then(|kernel| cx.kernel_at(kernel));
-        if current.is_none_or(|entry| starts(entry).is_some()) {
+        let chosen = cx.facts.kernel.clone();
+        if starts(current).is_some_and(|kernel| Some(kernel) == chosen.as_ref() || !cx.is_kernel_given()) {
             continue;
         }
-        let Some(chosen) = entries.iter().find(|e| starts(e).is_some() && starts(e) == cx.facts.kernel.as_ref()) else {
-            cx.warn(format!("{path}: the default entry only starts on Xen, and no entry has the kernel that starts on KVM: run grub-mkconfig in the guest"));
-            continue;
+        let Some(chosen) = chosen else { continue };
+        let (id, later, title) = match entries.iter().find(|e| starts(e) == Some(&chosen)) {
+            Some(entry) => (entry.id(), entry.id(), entry.path.last().map(|name| name.title.clone()).unwrap_or_default()),
+            None => {
+                let (id, title) = (format!("linux-{}", chosen.version), format!("Linux {}", chosen.version));
+                let entry = new_entry(cx, &chosen, &current.args, &id, &title)?;
+                cx.edit(path, |text| add_line(text, &entry))?;
+                (id, made_later(cx, &chosen)?, title)
+            }
         };
-        let id = chosen.id();
-        let title = chosen.path.last().map(|name| name.title.clone()).unwrap_or_default();
         if remembered {
             remember(cx, &id)?
         } else {
             set(cx, path, &id)?
         }
+        cx.edit_lines(SETTINGS, |line| {
+            let is_it = line.starts_with("GRUB_DEFAULT=") && !(remembered && later == id);
+            Line::of(is_it.then(|| format!("GRUB_DEFAULT=\"{later}\"")))
+        })?;
         cx.note(format!("'{title}' is the default, since that before only starts on Xen"));
     }
     Ok(())
+}
+
+/// An entry for a kernel that no entry starts, with the options of the one that was the default.
+fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &str) -> Result<String> {
+    let root = cx.root_spec()?;
+    let args = Rewrite { root: root.as_deref(), by_name: kernel.initrd.is_none(), ..cx.rewrite() }.whole(if args.is_empty() { "ro" } else { args });
+    let search = cx.mounted("/boot")?.and_then(|volume| volume.uuid).map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
+    let initrd = kernel.initrd.as_ref().map(|initrd| Ok::<_, crate::Error>(format!("\tinitrd {}\n", cx.seen_by_boot_loader(initrd)?))).transpose()?;
+    Ok(format!(
+        "menuentry '{title}' --id '{id}' {{\n{}\tlinux {} {args}\n{}}}",
+        search.unwrap_or_default(),
+        cx.seen_by_boot_loader(&kernel.image)?,
+        initrd.unwrap_or_default()
+    ))
+}
+
+/// What grub-mkconfig will call the entry of a kernel: Xen's stay in its menu, and may come before it.
+fn made_later(cx: &Context<'_>, kernel: &Kernel) -> Result<String> {
+    let device = cx.mounted("/")?.and_then(|volume| volume.uuid).unwrap_or_default();
+    let entry = format!("gnulinux-{}-advanced-{device}", kernel.version);
+    let flat = cx.text(SETTINGS)?.is_some_and(|text| text.lines().any(|l| matches!(l.trim(), "GRUB_DISABLE_SUBMENU=true" | "GRUB_DISABLE_SUBMENU=y")));
+    Ok(if flat { entry } else { format!("gnulinux-advanced-{device}>{entry}") })
+}
+
+/// The entry that a setting of the default means: one that is nowhere means the first.
+fn current<'a>(cx: &Context<'_>, entries: &'a [Entry], setting: &str) -> Result<Option<&'a Entry>> {
+    let default = if setting.starts_with("${") { saved(cx)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() };
+    Ok(entries.iter().find(|e| e.is(&default)).or(entries.first()))
+}
+
+/// The kernel's options in the default entry.
+pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String>> {
+    let Some(text) = cx.text(path)? else { return Ok(None) };
+    let entries = entries(&text);
+    let current = current(cx, &entries, text.lines().find_map(default_of).unwrap_or("0"))?;
+    // What the menu's own scripts would put in is not known elsewhere.
+    let plain = |entry: &Entry| entry.args.split_ascii_whitespace().filter(|word| !word.contains('$')).collect::<Vec<_>>().join(" ");
+    Ok(current.filter(|entry| entry.kernel.is_some()).map(plain))
 }
 
 /// The value in `set default="…"`.
@@ -108,15 +160,17 @@ fn remember(cx: &mut Context<'_>, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// In the file, and in the settings from which the guest makes it anew.
+/// In the file: where it says none, it means its first entry.
 fn set(cx: &mut Context<'_>, path: &str, id: &str) -> Result<()> {
     cx.edit(path, |text| {
-        map_lines(text, |line| {
+        let mut found = false;
+        let new = map_lines(text, |line| {
             let old = default_of(line).filter(|value| !value.starts_with("${"));
+            found |= old.is_some();
             Line::of(old.map(|_| replaced(line, fields(line)[1].0.start..line.trim_end().len(), &format!("default=\"{id}\""))))
-        })
+        });
+        if found { new } else { format!("set default=\"{id}\"\n{new}") }
     })?;
-    cx.edit_lines("/etc/default/grub", |line| Line::of(line.starts_with("GRUB_DEFAULT=").then(|| format!("GRUB_DEFAULT=\"{id}\""))))?;
     Ok(())
 }
 
@@ -138,14 +192,13 @@ fn entries(text: &str) -> Vec<Entry> {
                     menus.push(Menu { name: Some(name), entries: 0 });
                 } else {
                     let path = menus.iter().filter_map(|menu| menu.name.clone()).chain([name]).collect();
-                    entries.push(Entry { path, kernel: None });
+                    entries.push(Entry { path, kernel: None, args: String::new() });
                 }
                 open.push(keyword);
             }
             "linux" | "linux16" | "linuxefi" if open.contains(&"menuentry") => {
-                let kernel = words.get(1).map(|w| w.1.to_string());
-                if let Some(entry) = entries.last_mut() {
-                    entry.kernel = kernel.or(entry.kernel.take());
+                if let (Some(entry), Some((range, kernel))) = (entries.last_mut(), words.get(1)) {
+                    (entry.kernel, entry.args) = (Some(kernel.to_string()), line[range.end..].trim().into());
                 }
             }
             "}" if open.pop() == Some("submenu") => drop(menus.pop()),
@@ -182,7 +235,7 @@ fn id_of(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{MemFs, bzimage, run_step};
+    use crate::testing::{MemFs, ROOT_UUID, bzimage, run_step};
 
     /// SLES 12's menu in a guest that has both kernels.
     const CFG: &str = "set default=\"@DEFAULT@\"\nfunction load_video {\n  insmod vbe\n}\n\
@@ -229,7 +282,27 @@ mod tests {
                 assert_eq!(cx.show("/etc/default/grub"), "GRUB_DEFAULT=\"advanced-1>default-advanced\"\nGRUB_TIMEOUT=8\n");
             });
         }
-        run_after_kernel(&guest("1>1"), |cx| assert!(cx.fs.is_unchanged()));
+        run_after_kernel(&guest("1>1"), |cx| {
+            assert!(cx.fs.is_unchanged());
+            assert_eq!(default_args(cx, "/boot/grub2/grub.cfg").unwrap().as_deref(), Some("root=/dev/xvda2"));
+        });
+    }
+
+    #[test]
+    fn a_kernel_that_no_entry_starts_gets_one() {
+        let cfg = "menuentry 'SLES' {\n\tlinux /boot/vmlinuz-3.12-xen root=/dev/xvda2 splash=silent\n}\n";
+        let base = guest("0").file("/boot/grub2/grub.cfg", cfg).file("/boot/initrd-3.12-default", "x").file("/etc/fstab", "/dev/xvda2 / ext4 acl 1 1\n");
+        run_after_kernel(&base, |cx| {
+            let cfg = cx.show("/boot/grub2/grub.cfg");
+            assert!(cfg.starts_with("set default=\"linux-3.12-default\"\nmenuentry 'SLES' {"), "{cfg}");
+            let entry = format!(
+                "menuentry 'Linux 3.12-default' --id 'linux-3.12-default' {{\n\tsearch --no-floppy --fs-uuid --set=root {ROOT_UUID}\n\tlinux \
+                 /boot/vmlinuz-3.12-default root=UUID={ROOT_UUID} splash=silent console=tty0 console=ttyS0,115200n8\n\tinitrd /boot/initrd-3.12-default\n}}\n"
+            );
+            assert!(cfg.ends_with(&entry), "{cfg}");
+            let later = format!("GRUB_DEFAULT=\"gnulinux-advanced-{ROOT_UUID}>gnulinux-3.12-default-advanced-{ROOT_UUID}\"\n");
+            assert!(cx.show("/etc/default/grub").starts_with(&later), "what grub-mkconfig will call it");
+        });
     }
 
     #[test]

@@ -144,7 +144,7 @@ fn with_default(cx: &mut Context<'_>, text: &str, device: Option<&BootDevice>) -
     let kernels: Vec<Option<Kernel>> = entries.iter().map(|e| cx.kernel_at(&e.kernel).cloned()).collect();
     let default = default_of(cx, text);
     if let Some(Some(kernel)) = kernels.get(default)
-        && (!chosen.pending || kernel == &chosen)
+        && (!cx.is_kernel_given() || kernel == &chosen)
     {
         cx.facts.kernel = Some(kernel.clone());
         return set_default(text, default);
@@ -154,10 +154,12 @@ fn with_default(cx: &mut Context<'_>, text: &str, device: Option<&BootDevice>) -
         return set_default(text, at);
     }
     cx.note(format!("menu.lst gets an entry for {}", chosen.image));
-    let separate = cx.mounted("/boot").ok().flatten() != cx.mounted("/").ok().flatten();
-    let seen_by_grub = |path: &str| if separate { path.strip_prefix("/boot").unwrap_or(path).to_string() } else { path.to_string() };
+    let seen_by_grub = |path: &str| cx.seen_by_boot_loader(path).unwrap_or_else(|_| path.into());
     let root = cx.root_spec().ok().flatten();
-    let args = Rewrite { root: root.as_deref(), by_name: chosen.initrd.is_none(), ..cx.rewrite() }.whole("ro");
+    // As the default before it, unless that starts a hypervisor.
+    let like = entries.get(default).filter(|e| !is_hypervisor(&e.kernel)).map_or("", |e| e.args.as_str());
+    let like = if like.is_empty() { "ro" } else { like };
+    let args = Rewrite { root: root.as_deref(), by_name: chosen.initrd.is_none(), ..cx.rewrite() }.whole(like);
     let mut block = format!("title\t\tLinux, kernel {}\n", chosen.version);
     if let Some(device) = device {
         block += &format!("root\t\t{}\n", device.legacy());
@@ -305,7 +307,7 @@ mod tests {
         run_on(&base, |cx| {
             let new = cx.show("/boot/grub/menu.lst");
             let added = format!(
-                "default 0\n\ntitle\t\tLinux, kernel 6.1.0-50-amd64\nroot\t\t(hd0,1)\nkernel\t\t/boot/vmlinuz-6.1.0-50-amd64 root=UUID={ROOT_UUID} ro \
+                "default 0\n\ntitle\t\tLinux, kernel 6.1.0-50-amd64\nroot\t\t(hd0,1)\nkernel\t\t/boot/vmlinuz-6.1.0-50-amd64 root=UUID={ROOT_UUID} \
                  console=tty0 console=ttyS0,115200n8\ninitrd\t\t/boot/initrd.img-6.1.0-50-amd64\n\ntitle Xen\n"
             );
             assert!(new.starts_with(&added), "{new}");

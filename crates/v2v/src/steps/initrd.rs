@@ -28,7 +28,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         cx.note(format!("{} has {} built in", kernel.image, needed.join(" and ")));
         return Ok(());
     }
-    let Some(path) = &kernel.initrd else { return without_initrd(cx, &kernel) };
+    let Some(path) = &kernel.initrd.clone().filter(|path| cx.fs.is_file(path.as_bytes())) else { return without_initrd(cx, &kernel) };
     let bytes = cx.fs.read(path.as_bytes(), LIMIT)?;
     let has_all = |c: &Contents| modular.iter().all(|m| c.modules.contains(*m));
     let missing: Vec<&str> = match cpio::scan(&bytes, &has_all) {
@@ -97,7 +97,8 @@ fn rebuild(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
 }
 
 fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
-    if kernels::is_builtin(&cx.fs, &kernel.version, "ext4") || !kernels::has_modules(&cx.fs, &kernel.version) {
+    let modules = kernels::module_table(&cx.fs, &kernel.version);
+    if !modules.iter().any(|(file, _)| module_name(file).is_some_and(|name| cx.drivers_of(kernel).disk.contains(&name.as_str()))) {
         cx.warn(format!(
             "{} starts without an initrd: it must have {} and the root's filesystem built in, which cannot be seen",
             kernel.image,
@@ -105,12 +106,12 @@ fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
         ));
         return Ok(());
     }
-    let image = initrd::of_guest(cx).map(|builder| (builder.path)(kernel)).unwrap_or_default();
+    let image = kernel.initrd.clone().unwrap_or_else(|| (cx.family.initrd)(cx, kernel));
     let with_initrd = Kernel { initrd: Some(image.clone()), ..kernel.clone() };
     let Some(command) = rebuild(cx, kernel, &image) else {
         return Err(cx.fail(format!(
             "{} has {} only as a module, there is no initrd for it, and the guest has no tool to make one: give it a kernel with such a tool \
-             by --kernel-package FILE",
+             by --kernel-package, or another guest's by --kernel-from",
             kernel.image,
             cx.drivers_of(kernel).block()
         )));
@@ -132,7 +133,7 @@ fn supplement(cx: &Context<'_>, kernel: &Kernel, missing: &[&str]) -> Result<Vec
     for module in missing {
         let Some((file, needs)) = table.iter().find(|(f, _)| module_name(f).as_deref() == Some(*module)) else {
             return Err(cx.fail(format!(
-                "{} lacks {module}, and {base} in the guest does not have it: give the guest a kernel of its own with --kernel-package FILE.deb",
+                "{} lacks {module}, and {base} in the guest does not have it: give the guest a kernel of its own with --kernel-package or --kernel-from",
                 kernel.initrd.as_deref().unwrap_or_default()
             )));
         };

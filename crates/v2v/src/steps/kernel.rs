@@ -4,10 +4,11 @@ use guestfs::engine::Command;
 use guestfs::{Attributes, GuestFs, GuestFsMut};
 
 use crate::Result;
-use crate::guest::deb;
+use crate::donor;
+use crate::family::{self, PackageSet};
 use crate::guest::kernels::{self, Kernel};
 use crate::source::Boot;
-use crate::step::{Context, HostKernel, Package, Step};
+use crate::step::{Context, HostKernel, Step};
 
 pub(super) const STEP: Step = Step {
     name: "kernel",
@@ -15,19 +16,8 @@ pub(super) const STEP: Step = Step {
     run,
 };
 
-/// Where packages wait for the command that installs them.
-const PACKAGES: &str = "/var/tmp/guestlift-packages";
-
-/// Installs the packages beside it with services kept from starting, and takes their directory away.
-const INSTALL: &str = r#"#!/bin/sh
-folder=${0%/*}
-policy=/usr/sbin/policy-rc.d
-if [ ! -e $policy ]; then made=1; printf '#!/bin/sh\nexit 101\n' > $policy; chmod 755 $policy; fi
-dpkg -i "$folder"/*.deb; status=$?
-[ -z "$made" ] || rm -f $policy
-rm -rf "$folder"
-exit $status
-"#;
+/// The option that gives packages.
+const OPTION: &str = "--kernel-package";
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let (fit, unfit): (Vec<_>, Vec<_>) = kernels::find(&cx.fs, cx.options.target).into_iter().partition(|k| k.unfit.is_none());
@@ -35,6 +25,9 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         cx.note(format!("{} is not used: {}", kernel.image, kernel.unfit.as_deref().unwrap_or_default()));
     }
     let mut chosen = from_packages(cx)?;
+    if let Some(donor) = cx.donor {
+        chosen = Some(donor::take(cx, &donor)?);
+    }
     if chosen.is_none()
         && fit.is_empty()
         && let Some(host) = &cx.options.host_kernel
@@ -67,82 +60,32 @@ fn no_kernel(cx: &Context<'_>, unfit: &[Kernel]) -> String {
         }
         _ => String::new(),
     };
-    let machine = if cx.packages.names().any(|n| n == "libc6-i386") || cx.fs.lstat(b"/lib64").is_ok() { "amd64" } else { "686" };
-    let (major, os) = os_name(cx);
     let target = cx.options.target.name();
-    let package = match (machine, major) {
-        ("686", Some(7..) | None) => "linux-image-686-pae".to_string(),
-        (machine, _) => format!("linux-image-{machine}"),
-    };
-    format!(
-        "the guest has no kernel that starts on {target}: {found}.{host} Get the kernel that {package} of {os} stands for, with \
-         initramfs-tools and what that needs where the guest lacks it (apt-get download), and add each file with --kernel-package FILE.deb"
-    )
-}
-
-fn os_name(cx: &Context<'_>) -> (Option<u32>, String) {
-    let text = |path: &str| cx.text(path).ok().flatten().map(|t| t.trim().to_string());
-    let major = text("/etc/debian_version").and_then(|v| v.split('.').next()?.parse().ok());
-    let name = text("/etc/os-release")
-        .and_then(|t| t.lines().find_map(|l| Some(l.strip_prefix("PRETTY_NAME=")?.trim_matches('"').to_string())))
-        .or_else(|| major.map(|m| format!("Debian {m}")));
-    (major, name.unwrap_or_else(|| "the guest's distribution".into()))
+    format!("the guest has no kernel that starts on {target}: {found}.{host} {}", family::kernel_advice(cx))
 }
 
 /// Puts packages into the guest and has them installed.
 fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
-    if cx.options.kernel_packages.is_empty() {
+    let options = cx.options;
+    if options.kernel_packages.is_empty() {
         return Ok(None);
     }
-    let mut version = None;
-    for package in &cx.options.kernel_packages {
-        if !package.name.ends_with(".deb") || package.name.contains('/') {
-            return Err(cx.fail(format!("{} is no package for this guest: it takes .deb files", package.name)));
-        }
-        let brings = deb::kernel_of(&package.data).map_err(|e| cx.fail(format!("{}: {e}", package.name)))?;
-        version = brings.or(version);
-        let path = format!("{PACKAGES}/{}", package.name);
-        cx.fs.put(path.as_bytes(), &package.data, None)?;
-    }
-    let Some(version) = version else {
-        let names: Vec<_> = cx.options.kernel_packages.iter().map(|p| p.name.as_str()).collect();
-        return Err(cx.fail(format!("none of {} holds a kernel (/boot/vmlinuz-…): add the linux-image package itself", names.join(", "))));
+    let packages = PackageSet::read(cx, OPTION, &options.kernel_packages)?;
+    let Some(brought) = packages.files().filter_map(|f| f.kernel.clone()).last() else {
+        return Err(cx.fail(format!("none of {} holds a kernel (its image): {}", packages.names(), family::kernel_advice(cx))));
     };
-    missing_packages(cx)?;
-    let script = format!("{PACKAGES}/install");
-    cx.fs.put(script.as_bytes(), INSTALL.as_bytes(), Some(Attributes::root(0o755)))?;
-    let mut command = Command::new(["/bin/sh", &script]);
-    command.env.push((b"DEBIAN_FRONTEND".to_vec(), b"noninteractive".to_vec()));
-    cx.fs.command("installs the kernel packages; their hooks build the initrd", command);
-    Ok(Some(Kernel {
-        image: format!("/boot/vmlinuz-{version}"),
-        initrd: Some(format!("/boot/initrd.img-{version}")),
-        version,
-        unfit: None,
-        pending: true,
-    }))
-}
-
-/// Says which packages are still missing, before dpkg would.
-fn missing_packages(cx: &Context<'_>) -> Result<()> {
-    let read = |p: &Package| deb::control(&p.data).map_err(|e| cx.fail(format!("{}: {e}", p.name)));
-    let given = cx.options.kernel_packages.iter().map(read).collect::<Result<Vec<_>>>()?;
-    let is_there = |name: &String| cx.packages.provides(name) || given.iter().any(|g| &g.package == name || g.provides.contains(name));
-    let mut missing: Vec<String> = Vec::new();
-    for package in &given {
-        for row in package.depends.iter().filter(|row| !row.iter().any(is_there)) {
-            missing.push(format!("{} (for {})", row.join(" or "), package.package));
-        }
+    if kernels::is_xens(&brought.release) {
+        return Err(cx.fail(format!("{}: {} is a kernel for Xen too: {}", packages.names(), brought.release, family::kernel_advice(cx))));
     }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let (_, os) = os_name(cx);
-    Err(cx.fail(format!(
-        "the kernel packages need others that the guest lacks: {}. Get them for {os} (apt-get download) and add each with --kernel-package FILE.deb; \
-         an initrd is built by initramfs-tools, which comes with initramfs-tools-core, klibc-utils, libklibc, cpio and logsave",
-        missing.join(", ")
-    )))
+    packages.install(cx, "installs the kernel packages; their hooks build the initrd")?;
+    let mut kernel = Kernel { version: brought.release, image: brought.image, initrd: None, unfit: None, pending: true };
+    let initrd = (cx.family.initrd)(cx, &kernel);
+    // Hooks say little when they fail.
+    let test = r#"for file do [ -s "$file" ] || { echo "the packages were installed, and $file is not there" >&2; exit 1; }; done"#;
+    let command = Command::new(["/bin/sh", "-c", test, "sh", &kernel.image, &initrd]);
+    cx.fs.command("the packages must have left a kernel and its initrd", command);
+    kernel.initrd = Some(initrd);
+    Ok(Some(kernel))
 }
 
 /// Puts the Xen host's kernel into the guest, under the names that its distribution would give it.
@@ -150,8 +93,9 @@ fn from_host(cx: &mut Context<'_>, host: &HostKernel) -> Result<Kernel> {
     if !kernels::is_bzimage(&host.kernel) {
         return Err(cx.fail(format!(
             "{}, the kernel that the Xen host started the guest with, can only be started by Xen (it has no boot header), and the guest has none of \
-             its own: add one with --kernel-package FILE.deb",
-            host.kernel_name
+             its own. {}",
+            host.kernel_name,
+            family::kernel_advice(cx)
         )));
     }
     let named = || host.kernel_name.split_once('-').map(|(_, v)| v.to_string());
@@ -180,7 +124,7 @@ fn from_host(cx: &mut Context<'_>, host: &HostKernel) -> Result<Kernel> {
     if !kernels::has_modules(&cx.fs, &version) {
         cx.warn(format!(
             "the guest has no modules for the Xen host's kernel (/lib/modules/{version} is missing): only drivers in its initrd will work. Better give \
-             the guest a kernel of its own with --kernel-package FILE.deb"
+             the guest a kernel of its own with --kernel-package"
         ));
     }
     link(cx, "/vmlinuz", &image)?;
@@ -205,7 +149,7 @@ mod tests {
     use super::*;
     use crate::guest::deb::tests::package;
     use crate::staged::Staged;
-    use crate::step::Options;
+    use crate::step::{Options, Package};
     use crate::testing::{MemFs, bzimage, run_step, run_step_with, xen_tools_guest};
 
     fn failure(base: &MemFs, options: &Options) -> String {
@@ -260,17 +204,18 @@ mod tests {
         let kmod = MemFs::new().file("/var/lib/dpkg/status", "Package: kmod\nStatus: install ok installed\nVersion: 30\n");
         run_step_with(&kmod, &options, &STEP, |cx| {
             assert_eq!(cx.facts.kernel.as_ref().unwrap().image, "/boot/vmlinuz-6.1.0-13-amd64");
-            assert!(cx.fs.exists(b"/var/tmp/guestlift-packages/cpio.deb"));
+            assert!(cx.fs.exists(b"/var/tmp/guestlift-kernel-package/instead/cpio.deb"));
             let command = &cx.fs.commands()[0];
-            assert_eq!(command.shown(), "/bin/sh /var/tmp/guestlift-packages/install");
-            assert!(cx.show("/var/tmp/guestlift-packages/install").contains("dpkg -i"));
+            assert_eq!(command.shown(), "/bin/sh /var/tmp/guestlift-kernel-package/install");
+            assert!(cx.show("/var/tmp/guestlift-kernel-package/install").contains("dpkg -i"));
+            assert!(cx.fs.commands()[1].shown().ends_with("sh /boot/vmlinuz-6.1.0-13-amd64 /boot/initrd.img-6.1.0-13-amd64"));
         });
-        let error = failure(&MemFs::new(), &options);
+        let error = failure(&MemFs::new().file("/var/lib/dpkg/status", "Package: x\nStatus: install ok installed\nVersion: 30\n"), &options);
         assert!(error.contains("that the guest lacks: kmod (for cpio.deb). Get them"), "{error}");
         let none = Options { kernel_packages: vec![deb("cpio.deb", &["./bin/cpio"], "")], ..Options::default() };
-        assert!(failure(&MemFs::new(), &none).contains("none of cpio.deb holds a kernel"));
+        assert!(failure(&kmod, &none).contains("none of cpio.deb holds a kernel"));
         let rpm = Options { kernel_packages: vec![Package { name: "kernel.rpm".into(), data: vec![] }], ..Options::default() };
-        assert!(failure(&MemFs::new(), &rpm).contains("kernel.rpm is no package for this guest"));
+        assert!(failure(&kmod, &rpm).contains("kernel.rpm is no package for this guest"));
     }
 
     #[test]
@@ -278,7 +223,7 @@ mod tests {
         let base = MemFs::new()
             .file("/boot/vmlinuz-2.6.18-6-xen-686", [0x1f; 0x300])
             .file("/etc/debian_version", "12.5\n")
-            .file("/etc/os-release", "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n")
+            .file("/etc/os-release", "ID=debian\nVERSION_ID=12\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n")
             .dir("/lib64");
         let options = Options { host_kernel_problem: Some("/boot/vmlinuz-6.1: permission denied".into()), ..Options::default() };
         let error = failure(&base, &options);
@@ -286,7 +231,7 @@ mod tests {
             "web: step 'kernel'",
             "/boot/vmlinuz-2.6.18-6-xen-686: only Xen can start it",
             "/boot/vmlinuz-6.1: permission denied",
-            "linux-image-amd64 of Debian GNU/Linux 12 (bookworm)",
+            "Get linux-image-amd64 (the linux-image-VERSION-amd64 that it depends on) for Debian GNU/Linux 12 (bookworm)",
             "--kernel-package",
         ] {
             assert!(error.contains(part), "{part} in {error}");

@@ -20,6 +20,7 @@ mod network;
 mod resume;
 mod selinux;
 mod space;
+mod sysconfig;
 mod tls;
 
 use crate::Result;
@@ -35,6 +36,7 @@ pub const STEPS: &[Step] = &[
     resume::STEP,
     modules::STEP,
     network::STEP,
+    sysconfig::STEP,
     grub_legacy::STEP,
     grub2::STEP,
     grub2_default::STEP,

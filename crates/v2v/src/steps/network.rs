@@ -30,6 +30,10 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             cx.warn(format!("NIC {i} has no MAC address in {}: it is {name} only if it stays the first of its kind", cx.source.origin));
             continue;
         };
+        if !has_udev(cx) {
+            cx.note(format!("{name} is the NIC with {mac}, as the kernel counts: there is no udev to tell"));
+            continue;
+        }
         if uses_rules(cx) {
             by_rule(cx, mac, name)?;
         } else {
@@ -38,6 +42,12 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         cx.note(format!("{name} is the NIC with {mac}"));
     }
     Ok(())
+}
+
+/// Whether anything in the guest gives names; BusyBox's mdev does not.
+fn has_udev(cx: &Context<'_>) -> bool {
+    ["/etc/udev", "/lib/udev", "/usr/lib/udev", "/lib/systemd", "/usr/lib/systemd"].iter().any(|dir| cx.fs.is_dir(dir.as_bytes()))
+        || ["udev", "systemd"].iter().any(|package| cx.packages.has(package))
 }
 
 /// Whether names are given by a file of udev rules, as before systemd's `.link` files or where Debian kept its generator (until 8).
@@ -79,11 +89,29 @@ fn by_rule(cx: &mut Context<'_>, mac: &str, name: &str) -> Result<()> {
     // A rule that gives the name to another MAC belongs to a NIC that is no more.
     let stale = |l: &str| !l.trim_start().starts_with('#') && l.contains(&format!("NAME=\"{name}\""));
     let kept: String = old.split_inclusive('\n').filter(|l| !is_ours(l) && !stale(l)).collect();
-    let rule = format!(
-        "SUBSYSTEM==\"net\", ACTION==\"add\", DRIVERS==\"?*\", ATTR{{address}}==\"{mac}\", ATTR{{type}}==\"1\", KERNEL==\"eth*\", NAME=\"{name}\""
-    );
+    let rule = if has_sysfs_rules(cx)? {
+        format!("SUBSYSTEM==\"net\", ACTION==\"add\", SYSFS{{address}}==\"{mac}\", SYSFS{{type}}==\"1\", NAME=\"{name}\"")
+    } else {
+        format!(
+            "SUBSYSTEM==\"net\", ACTION==\"add\", DRIVERS==\"?*\", ATTR{{address}}==\"{mac}\", ATTR{{type}}==\"1\", KERNEL==\"eth*\", NAME=\"{name}\""
+        )
+    };
     cx.fs.put(RULES.as_bytes(), add_line(&kept, &rule).as_bytes(), None)?;
     Ok(())
+}
+
+/// Whether udev's rules call a device's attributes `SYSFS{…}`, as they did before its version 98 (RHEL 5, SLES 10): that one knows no other name.
+fn has_sysfs_rules(cx: &Context<'_>) -> Result<bool> {
+    let mut old = false;
+    for file in cx.names("/etc/udev/rules.d").into_iter().filter(|f| f.ends_with(b".rules")) {
+        let Some(text) = cx.text([b"/etc/udev/rules.d/", &file[..]].concat())? else { continue };
+        let has = |key: &str| text.lines().any(|l| !l.trim_start().starts_with('#') && l.contains(key));
+        if has("ATTR{") || has("ATTRS{") {
+            return Ok(false);
+        }
+        old |= has("SYSFS{");
+    }
+    Ok(old)
 }
 
 /// What each NIC was called on Xen.
@@ -275,7 +303,7 @@ mod tests {
             assert!(cx.show("/etc/systemd/network/10-eth2.link").ends_with("Name=eth2\n"));
             assert!(cx.facts.kernel_nic_names);
         });
-        let centos5 = MemFs::new().file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n");
+        let centos5 = MemFs::new().dir("/etc/udev/rules.d").file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n");
         run_step(&centos5, &STEP, |cx| assert!(cx.show(RULES).ends_with("NAME=\"eth0\"\n")));
         // Where systemd knows Xen's NICs, a configuration for eth0 says that it did not name them.
         for (file, name) in [("/etc/sysconfig/network/ifcfg-eth0", "eth0"), ("/etc/sysconfig/network/config", "enX0")] {

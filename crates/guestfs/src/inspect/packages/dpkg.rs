@@ -34,6 +34,7 @@ fn paragraph(text: &str) -> Option<Application> {
             "Architecture" => app.arch = value.into(),
             "Homepage" => app.url = value.into(),
             "Source" => app.source_package = value.split(' ').next().unwrap_or_default().into(),
+            "Provides" => app.provides = value.split(',').filter_map(|p| Some(p.split_whitespace().next()?.into())).collect(),
             "Description" => app.summary = value.into(),
             _ => {}
         }
@@ -47,10 +48,11 @@ mod tests {
 
     #[test]
     fn a_paragraph() {
-        let text = "Package: libc6\nStatus: install ok installed\nSource: glibc (2.3)\nVersion: 1:2.36-9+deb12u4\nArchitecture: amd64\nConffiles:\n /etc/x abc\nDescription: GNU C Library\n Contains\n .\n libs\nHomepage: https://example.org";
+        let text = "Package: libc6\nStatus: install ok installed\nSource: glibc (2.3)\nVersion: 1:2.36-9+deb12u4\nArchitecture: amd64\nProvides: libc-dev (= 1), glibc\nConffiles:\n /etc/x abc\nDescription: GNU C Library\n Contains\n .\n libs\nHomepage: https://example.org";
         let app = paragraph(text).unwrap();
         assert_eq!((app.epoch, app.version.as_str(), app.release.as_str()), (1, "2.36", "9+deb12u4"));
         assert_eq!((app.source_package.as_str(), app.description.as_str()), ("glibc", "Contains\n.\nlibs"));
+        assert_eq!(app.provides, ["libc-dev", "glibc"]);
         assert!(paragraph("Package: x\nStatus: deinstall ok config-files\nVersion: 1").is_none());
     }
 }

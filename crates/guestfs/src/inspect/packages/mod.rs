@@ -8,6 +8,8 @@ mod dpkg;
 mod pacman;
 mod rpm;
 
+pub use rpm::RpmFile;
+
 /// An installed package. Absent fields are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are libguestfs's")]
@@ -21,6 +23,8 @@ pub struct Application {
     pub source_package: String,
     pub summary: String,
     pub description: String,
+    /// Names that it stands for besides its own.
+    pub provides: Vec<String>,
 }
 
 /// A database that is one text has a few MiB.
@@ -37,7 +41,12 @@ const FORMATS: &[(&str, List)] =
 
 /// Installed packages by name. `None` for package formats that are not read.
 pub fn applications(fs: &dyn GuestFs, inspection: &Inspection) -> Result<Option<Vec<Application>>> {
-    let Some((_, list)) = FORMATS.iter().find(|(format, _)| *format == inspection.release.package_format()) else { return Ok(None) };
+    of_format(fs, inspection.release.package_format())
+}
+
+/// As [`applications`], from the database of this format, by libguestfs's name: `deb`, `rpm`.
+pub fn of_format(fs: &dyn GuestFs, format: &str) -> Result<Option<Vec<Application>>> {
+    let Some((_, list)) = FORMATS.iter().find(|(known, _)| *known == format) else { return Ok(None) };
     let mut found = list(fs)?;
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Some(found))

@@ -39,6 +39,11 @@ fn sections(text: &str) -> Option<Application> {
             }
             "ARCH" => app.arch = value.into(),
             "URL" => app.url = value.into(),
+            "PROVIDES" => {
+                let more = lines.by_ref().take_while(|l| !l.is_empty());
+                let name = |p: &str| p.split(['=', '<', '>']).next().unwrap_or_default().to_string();
+                app.provides = std::iter::once(value).chain(more).map(name).collect();
+            }
             "DESC" => app.description = value.into(),
             _ => {}
         }

@@ -196,7 +196,7 @@ impl Filesystem {
 
 impl From<Application> for Package {
     fn from(app: Application) -> Self {
-        let Application { name, epoch, version, release, arch, url, source_package, summary, description } = app;
+        let Application { name, epoch, version, release, arch, url, source_package, summary, description, provides: _ } = app;
         Package { name, epoch, version, release, arch, url, source_package, summary, description }
     }
 }

@@ -1,3 +1,4 @@
 //! Guests of `scripts/recipe-guest`: each shows mechanisms that xen-create-image's own guests do not have.
 
+mod families;
 mod volumes;

@@ -25,6 +25,47 @@ const FOLDERS: &[&str] = &["/var/lib/rpm", "/usr/lib/sysimage/rpm", "/usr/share/
 const FORMS: &[(&str, Reader)] =
     &[("rpmdb.sqlite", sqlite::each_header), ("Packages.db", ndb::each_header), ("Packages", berkeley::each_header)];
 
+/// A package file's magic, "Lead" in rpm's manual.
+const LEAD_MAGIC: [u8; 4] = [0xed, 0xab, 0xee, 0xdb];
+const LEAD: usize = 96;
+/// A header's magic and version, and four reserved bytes.
+const HEADER_MAGIC: [u8; 4] = [0x8e, 0xad, 0xe8, 0x01];
+
+/// What a package file says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RpmFile {
+    /// The package.
+    pub application: Application,
+    /// The names that it needs: packages, features and files. What rpm itself has to have, and what may be missing, is not among them.
+    pub requires: Vec<String>,
+    /// Its files.
+    pub files: Vec<String>,
+}
+
+impl RpmFile {
+    /// Reads a package file's header; its payload is not looked at.
+    ///
+    /// # Errors
+    /// Words that say why it is no package.
+    pub fn parse(package: &[u8]) -> std::result::Result<Self, &'static str> {
+        if !package.starts_with(&LEAD_MAGIC) {
+            return Err("not an rpm package: it has no lead");
+        }
+        let body = |at: usize| {
+            let header = package.get(at..).ok_or("the file is cut off")?;
+            header.strip_prefix(&HEADER_MAGIC).and_then(|h| h.get(4..)).ok_or("a header of the package is damaged")
+        };
+        // The first one has signatures; the other begins at a multiple of eight.
+        let signatures = header::size(body(LEAD)?).ok_or("a header of the package is damaged")?;
+        let at = signatures.checked_next_multiple_of(8).and_then(|len| len.checked_add(LEAD + 8)).ok_or("a header of the package is damaged")?;
+        let blob = body(at)?;
+        if header::size(blob).is_none_or(|size| size > HEADER_LIMIT) {
+            return Err("a header of the package is damaged");
+        }
+        header::file(blob).ok_or("the file is cut off, or names no package")
+    }
+}
+
 /// All packages, in the database's order.
 pub(super) fn applications(fs: &dyn GuestFs) -> Result<Vec<Application>> {
     for folder in FOLDERS {
