@@ -215,13 +215,7 @@ fn open(request: &Request, root: Option<&str>, source: &Source, host: &Host<'_>)
     };
     let disks = source.disks.iter().map(disk).collect::<Result<_>>()?;
     let log = |what: &str| host.events.detail(what);
-    let options = OpenOptions {
-        appliance: Some(host.engine),
-        root,
-        keys: Some(&request.keys),
-        log: &log,
-        ..Default::default()
-    };
+    let options = OpenOptions { appliance: Some(host.engine), root, keys: Some(&request.keys), log: &log, ..Default::default() };
     Guest::open(disks, &options).map_err(|e| Error::Invalid(format!("{}: {e}", source.name)))
 }
 

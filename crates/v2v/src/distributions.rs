@@ -75,7 +75,8 @@ fn plan(text: &str) -> String {
         report.warnings.iter().for_each(|warning| writeln!(out, "{}: warning: {warning}", report.name).unwrap());
     }
     cx.fs.commands().iter().for_each(|command| writeln!(out, "command: {}", command.shown()).unwrap());
-    for diff in cx.fs.diff().into_iter().filter(|diff| !diff.text.ends_with("directory\n") && !diff.path.starts_with("/boot/grub/i386-pc")) {
+    for diff in cx.fs.diff().into_iter().filter(|diff| !diff.text.ends_with("directory\n") && !diff.path.starts_with("/boot/grub/i386-pc"))
+    {
         writeln!(out, "== {} {}", serde_json::to_value(diff.kind).unwrap().as_str().unwrap(), diff.path).unwrap();
         // Of our own menu only what differs from guest to guest.
         let ours = diff.text.lines().any(|l| l.starts_with("+# Written by v2v"));
@@ -105,7 +106,8 @@ fn every_distribution_is_planned_as_reviewed() {
             writeln!(wrong, "{}:\n{diff}", path.display()).unwrap();
         }
         // A person may convert a result again; nothing of Xen is left in it for a machine to find.
-        let leftover = now.lines().find(|l| l.starts_with('+') && ["hvc0", "xvc0", "xvda", "xenblk", "xen-blkfront"].iter().any(|w| l.contains(w)));
+        let leftover =
+            now.lines().find(|l| l.starts_with('+') && ["hvc0", "xvc0", "xvda", "xenblk", "xen-blkfront"].iter().any(|w| l.contains(w)));
         assert_eq!(leftover, None, "{}", path.display());
     }
     assert!(wrong.is_empty(), "{wrong}");

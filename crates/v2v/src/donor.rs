@@ -162,7 +162,10 @@ mod tests {
         run(&guest, &donor(), |outcome, cx| {
             outcome.unwrap();
             let kernel = cx.facts.kernel.clone().unwrap();
-            assert_eq!((kernel.image.as_str(), kernel.initrd.as_deref()), ("/boot/vmlinuz-4.12-default", Some("/boot/initrd-4.12-default")));
+            assert_eq!(
+                (kernel.image.as_str(), kernel.initrd.as_deref()),
+                ("/boot/vmlinuz-4.12-default", Some("/boot/initrd-4.12-default"))
+            );
             assert_eq!(cx.fs.read(b"/lib/modules/4.12-default/kernel/virtio_blk.ko", 9).unwrap(), b"elf");
             assert_eq!(cx.fs.readlink(b"/lib/modules/4.12-default/weak-updates").unwrap(), b"../x");
             assert!(cx.fs.exists(b"/boot/config-4.12-default") && cx.fs.lstat(b"/lib/modules/4.12-default/build").is_err());
@@ -186,7 +189,10 @@ mod tests {
         let xen_only = MemFs::new().file("/boot/vmlinuz-4.12-xen", [0x1f; 0x300]).dir("/lib/modules/4.12-xen");
         run(&guest, &xen_only, |outcome, _| {
             let error = outcome.unwrap_err().to_string();
-            assert!(error.contains("--kernel-from other.cfg: it has no kernel that starts on KVM (/boot/vmlinuz-4.12-xen: only Xen"), "{error}");
+            assert!(
+                error.contains("--kernel-from other.cfg: it has no kernel that starts on KVM (/boot/vmlinuz-4.12-xen: only Xen"),
+                "{error}"
+            );
         });
         let mut full = guest;
         full.free_blocks = 100;

@@ -7,6 +7,8 @@ pub mod bootcheck;
 pub mod bootloader;
 pub mod convert;
 pub mod disk_build;
+#[cfg(test)]
+mod distributions;
 mod donor;
 mod error;
 pub mod family;
@@ -29,8 +31,6 @@ pub mod step;
 pub mod steps;
 mod stream;
 pub mod target;
-#[cfg(test)]
-mod distributions;
 #[cfg(test)]
 pub(crate) mod testing;
 

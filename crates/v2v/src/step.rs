@@ -4,12 +4,12 @@ use guestfs::inspect::Release;
 use guestfs::{Error as GuestError, Ext, FileType, GuestFs, GuestFsMut};
 
 use crate::bootloader::{BootPlace, Grub};
+use crate::family::{self, Family, Signs};
 use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
 use crate::guest::drivers::{self, Drivers};
 use crate::guest::kernels::Kernel;
 use crate::guest::{mounts, packages::Packages, text};
-use crate::family::{self, Family, Signs};
 use crate::layout::{Layout, Volume};
 use crate::source::{Boot, Source};
 use crate::stack::Mounted;

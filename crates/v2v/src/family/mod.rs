@@ -237,7 +237,11 @@ mod tests {
             [head, vec![3, 0, 0, 0]].concat()
         };
         for (fs, family, advice) in [
-            (os("ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian", "linux-image-amd64 (the linux-image-VERSION-amd64"),
+            (
+                os("ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+                "Debian",
+                "linux-image-amd64 (the linux-image-VERSION-amd64",
+            ),
             (release("/etc/debian_version", "5.0.10\n"), "Debian", "linux-image-2.6-amd64"),
             (release("/etc/debian_version", "5.0.10\n").file("/bin/bash", &elf32), "Debian", "linux-image-2.6-686"),
             (os("ID=debian\nVERSION_ID=\"8\"\n").file("/bin/bash", &elf32), "Debian", "linux-image-686-pae"),
@@ -245,15 +249,32 @@ mod tests {
             (os("ID=pop\nID_LIKE=\"ubuntu debian\"\nVERSION_ID=\"22.04\"\n"), "Debian", "linux-image-amd64"),
             (redhat("CentOS release 5.11 (Final)\n"), "Red Hat", "Get kernel (not kernel-xen) for CentOS release 5.11 (Final)"),
             (redhat("Red Hat Enterprise Linux Server release 6.10 (Santiago)\n"), "Red Hat", "'yumdownloader --resolve'"),
-            (os("ID=\"centos\"\nID_LIKE=\"rhel fedora\"\nVERSION_ID=\"7\"\n").file("/etc/centos-release", "CentOS Linux release 7.9.2009 (Core)\n"), "Red Hat", "Get kernel for"),
-            (os("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\nPRETTY_NAME=\"Rocky Linux 9.4 (Blue Onyx)\"\n"), "Red Hat", "Get kernel-core and kernel-modules for Rocky Linux 9.4 (Blue Onyx)"),
+            (
+                os("ID=\"centos\"\nID_LIKE=\"rhel fedora\"\nVERSION_ID=\"7\"\n")
+                    .file("/etc/centos-release", "CentOS Linux release 7.9.2009 (Core)\n"),
+                "Red Hat",
+                "Get kernel for",
+            ),
+            (
+                os("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\nPRETTY_NAME=\"Rocky Linux 9.4 (Blue Onyx)\"\n"),
+                "Red Hat",
+                "Get kernel-core and kernel-modules for Rocky Linux 9.4 (Blue Onyx)",
+            ),
             (os("ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"10.0\"\n"), "Red Hat", "'dnf download --resolve'"),
             (os("ID=\"ol\"\nID_LIKE=\"fedora\"\nVERSION_ID=\"8.9\"\n"), "Red Hat", "kernel-core"),
             (os("ID=fedora\nVERSION_ID=40\n"), "Red Hat", "kernel-core"),
             (redhat("Fedora release 14 (Laughlin)\n"), "Red Hat", "yumdownloader"),
             (os("ID=\"amzn\"\nID_LIKE=\"centos rhel fedora\"\nVERSION_ID=\"2\"\n"), "Red Hat", "Get kernel"),
-            (release("/etc/SuSE-release", "SUSE Linux Enterprise Server 10 (x86_64)\nVERSION = 10\nPATCHLEVEL = 4\n"), "SUSE", "installation medium"),
-            (release("/etc/SuSE-release", "SUSE Linux Enterprise Server 11 (x86_64)\nVERSION = 11\nPATCHLEVEL = 4\n"), "SUSE", "'zypper install --download-only'"),
+            (
+                release("/etc/SuSE-release", "SUSE Linux Enterprise Server 10 (x86_64)\nVERSION = 10\nPATCHLEVEL = 4\n"),
+                "SUSE",
+                "installation medium",
+            ),
+            (
+                release("/etc/SuSE-release", "SUSE Linux Enterprise Server 11 (x86_64)\nVERSION = 11\nPATCHLEVEL = 4\n"),
+                "SUSE",
+                "'zypper install --download-only'",
+            ),
             (os("ID=\"sles\"\nID_LIKE=\"suse\"\nVERSION_ID=\"15.5\"\n"), "SUSE", "'zypper download'"),
             (os("ID=\"opensuse-tumbleweed\"\nID_LIKE=\"opensuse suse\"\nVERSION_ID=\"20240101\"\n"), "SUSE", "kernel-default"),
             (os("ID=alpine\nVERSION_ID=3.19.1\n"), "Alpine", "Get linux-virt for"),
@@ -290,7 +311,10 @@ mod tests {
     fn packages_are_put_and_told_apart() {
         let given = |name: &str, data| Package { name: name.into(), data };
         let packages = vec![
-            given("kernel-core.rpm", package("kernel-core", &["/lib/modules/5.14.0-70.el9.x86_64/vmlinuz"], &["/bin/sh", "kernel-modules"], &[])),
+            given(
+                "kernel-core.rpm",
+                package("kernel-core", &["/lib/modules/5.14.0-70.el9.x86_64/vmlinuz"], &["/bin/sh", "kernel-modules"], &[]),
+            ),
             given("kernel-modules.rpm", package("kernel-modules", &[], &[], &["installonlypkg(kernel-module)"])),
             given("linux-firmware.rpm", package("linux-firmware", &["/lib/firmware/x"], &[], &[])),
         ];
@@ -318,7 +342,9 @@ mod tests {
         run_step(&guest, &NOTHING, |cx| {
             let file = PackageFile {
                 name: "linux-virt".into(),
-                depends: [&["/bin/sh"][..], &["/usr/bin/env"], &["initramfs-generator"], &["a", "b"]].map(|row| row.iter().map(|n| n.to_string()).collect()).to_vec(),
+                depends: [&["/bin/sh"][..], &["/usr/bin/env"], &["initramfs-generator"], &["a", "b"]]
+                    .map(|row| row.iter().map(|n| n.to_string()).collect())
+                    .to_vec(),
                 ..PackageFile::default()
             };
             let given = Package { name: "linux-virt.apk".into(), data: Vec::new() };

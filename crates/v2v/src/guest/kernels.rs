@@ -125,7 +125,9 @@ fn why_unfit(fs: &dyn GuestFs, target: Target, version: &str, image: &str) -> Op
 /// Whether a release's name says that it was built for Xen only.
 pub fn is_xens(version: &str) -> bool {
     // RHEL 4 and 5, Debian 3.1 and XenSource's own, SUSE and Fedora.
-    ["el5xen", "ELxenU", "-xenU", "-xen0"].iter().any(|n| version.contains(n)) || version.ends_with("-xen") || version.ends_with("xen") && version.starts_with("2.6.")
+    ["el5xen", "ELxenU", "-xenU", "-xen0"].iter().any(|n| version.contains(n))
+        || version.ends_with("-xen")
+        || version.ends_with("xen") && version.starts_with("2.6.")
 }
 
 /// Whether a bzImage's boot protocol header is there.

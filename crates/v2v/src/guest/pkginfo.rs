@@ -62,7 +62,8 @@ fn kernel_of(name: &str, files: &[String]) -> Option<BroughtKernel> {
     };
     let release = files.iter().find_map(release)?;
     let in_boot = files.iter().find_map(|f| f.strip_prefix("boot/vmlinuz-").map(|flavor| format!("/boot/vmlinuz-{flavor}")));
-    let among_modules = || files.iter().any(|f| f.ends_with(&format!("lib/modules/{release}/vmlinuz"))).then(|| format!("/boot/vmlinuz-{name}"));
+    let among_modules =
+        || files.iter().any(|f| f.ends_with(&format!("lib/modules/{release}/vmlinuz"))).then(|| format!("/boot/vmlinuz-{name}"));
     Some(BroughtKernel { image: in_boot.or_else(among_modules)?, release })
 }
 

@@ -110,7 +110,13 @@ mod tests {
                 "mkinitrd -k vmlinuz-3.0.101-63-default -i initrd-3.0.101-63-default",
             ),
             (alpine, "alpine", "/boot/vmlinuz-virt", "6.6.14-0-virt", "mkinitfs -o /boot/initramfs-virt 6.6.14-0-virt"),
-            (arch, "arch", "/boot/vmlinuz-linux", "6.9.1-arch1-1", "mkinitcpio -S autodetect -k 6.9.1-arch1-1 -g /boot/initramfs-linux.img"),
+            (
+                arch,
+                "arch",
+                "/boot/vmlinuz-linux",
+                "6.9.1-arch1-1",
+                "mkinitcpio -S autodetect -k 6.9.1-arch1-1 -g /boot/initramfs-linux.img",
+            ),
         ] {
             run_step(&kernel(fs, id, image, version), &crate::steps::STEPS[0], |cx| {
                 let kernel = cx.facts.kernel.clone().expect(image);

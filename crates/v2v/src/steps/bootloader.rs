@@ -181,7 +181,8 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
 /// One whose default is not the newest kernel was made so by a person, and stays.
 fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
     let Truth::MenuLst(path) = truth(&cx.fs, &cx.packages) else { return Ok(None) };
-    let updater = ["/usr/sbin/update-grub", "/sbin/update-grub", "/usr/sbin/grubby", "/sbin/grubby"].iter().any(|p| cx.fs.is_file(p.as_bytes()));
+    let updater =
+        ["/usr/sbin/update-grub", "/sbin/update-grub", "/usr/sbin/grubby", "/sbin/grubby"].iter().any(|p| cx.fs.is_file(p.as_bytes()));
     let newest = cx.facts.kernels.iter().max_by(|a, b| compare_versions(&a.version, &b.version));
     let Some(args) = grub_legacy::default_args(cx, &path)? else { return Ok(None) };
     if updater || cx.facts.kernel.as_ref() != newest {

@@ -71,7 +71,8 @@ fn inittab(text: &str) -> String {
 
 /// BusyBox's init knows no runlevels: their field is empty.
 fn is_busyboxs(line: &str) -> bool {
-    line.split(':').nth(1).is_some_and(str::is_empty) && line.split(':').nth(2).is_some_and(|action| matches!(action, "respawn" | "askfirst"))
+    line.split(':').nth(1).is_some_and(str::is_empty)
+        && line.split(':').nth(2).is_some_and(|action| matches!(action, "respawn" | "askfirst"))
 }
 
 /// Where root may log in: xen-tools' list may hold Xen's consoles only.

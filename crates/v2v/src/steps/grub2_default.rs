@@ -1,10 +1,10 @@
 //! The entry of `grub.cfg` that GRUB 2 starts: one whose kernel can start on KVM.
 
 use crate::Result;
+use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::GRUB_CFG;
 use crate::guest::grubenv::{self, GRUBENV};
 use crate::guest::kernels::Kernel;
-use crate::guest::cmdline::Rewrite;
 use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
 
@@ -98,9 +98,18 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
 /// An entry for a kernel that no entry starts, with the options of the one that was the default.
 fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &str) -> Result<String> {
     let root = cx.root_spec()?;
-    let args = Rewrite { root: root.as_deref(), by_name: kernel.initrd.is_none(), ..cx.rewrite() }.whole(if args.is_empty() { "ro" } else { args });
-    let search = cx.mounted("/boot")?.and_then(|volume| volume.uuid).map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
-    let initrd = kernel.initrd.as_ref().map(|initrd| Ok::<_, crate::Error>(format!("\tinitrd {}\n", cx.seen_by_boot_loader(initrd)?))).transpose()?;
+    let args = Rewrite { root: root.as_deref(), by_name: kernel.initrd.is_none(), ..cx.rewrite() }.whole(if args.is_empty() {
+        "ro"
+    } else {
+        args
+    });
+    let search =
+        cx.mounted("/boot")?.and_then(|volume| volume.uuid).map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
+    let initrd = kernel
+        .initrd
+        .as_ref()
+        .map(|initrd| Ok::<_, crate::Error>(format!("\tinitrd {}\n", cx.seen_by_boot_loader(initrd)?)))
+        .transpose()?;
     Ok(format!(
         "menuentry '{title}' --id '{id}' {{\n{}\tlinux {} {args}\n{}}}",
         search.unwrap_or_default(),
@@ -113,7 +122,9 @@ fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &st
 fn made_later(cx: &Context<'_>, kernel: &Kernel) -> Result<String> {
     let device = cx.mounted("/")?.and_then(|volume| volume.uuid).unwrap_or_default();
     let entry = format!("gnulinux-{}-advanced-{device}", kernel.version);
-    let flat = cx.text(SETTINGS)?.is_some_and(|text| text.lines().any(|l| matches!(l.trim(), "GRUB_DISABLE_SUBMENU=true" | "GRUB_DISABLE_SUBMENU=y")));
+    let flat = cx
+        .text(SETTINGS)?
+        .is_some_and(|text| text.lines().any(|l| matches!(l.trim(), "GRUB_DISABLE_SUBMENU=true" | "GRUB_DISABLE_SUBMENU=y")));
     Ok(if flat { entry } else { format!("gnulinux-advanced-{device}>{entry}") })
 }
 
@@ -291,7 +302,10 @@ mod tests {
     #[test]
     fn a_kernel_that_no_entry_starts_gets_one() {
         let cfg = "menuentry 'SLES' {\n\tlinux /boot/vmlinuz-3.12-xen root=/dev/xvda2 splash=silent\n}\n";
-        let base = guest("0").file("/boot/grub2/grub.cfg", cfg).file("/boot/initrd-3.12-default", "x").file("/etc/fstab", "/dev/xvda2 / ext4 acl 1 1\n");
+        let base = guest("0")
+            .file("/boot/grub2/grub.cfg", cfg)
+            .file("/boot/initrd-3.12-default", "x")
+            .file("/etc/fstab", "/dev/xvda2 / ext4 acl 1 1\n");
         run_after_kernel(&base, |cx| {
             let cfg = cx.show("/boot/grub2/grub.cfg");
             assert!(cfg.starts_with("set default=\"linux-3.12-default\"\nmenuentry 'SLES' {"), "{cfg}");

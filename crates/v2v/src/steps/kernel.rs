@@ -210,7 +210,8 @@ mod tests {
             assert!(cx.show("/var/tmp/guestlift-kernel-package/install").contains("dpkg -i"));
             assert!(cx.fs.commands()[1].shown().ends_with("sh /boot/vmlinuz-6.1.0-13-amd64 /boot/initrd.img-6.1.0-13-amd64"));
         });
-        let error = failure(&MemFs::new().file("/var/lib/dpkg/status", "Package: x\nStatus: install ok installed\nVersion: 30\n"), &options);
+        let error =
+            failure(&MemFs::new().file("/var/lib/dpkg/status", "Package: x\nStatus: install ok installed\nVersion: 30\n"), &options);
         assert!(error.contains("that the guest lacks: kmod (for cpio.deb). Get them"), "{error}");
         let none = Options { kernel_packages: vec![deb("cpio.deb", &["./bin/cpio"], "")], ..Options::default() };
         assert!(failure(&kmod, &none).contains("none of cpio.deb holds a kernel"));

@@ -303,7 +303,8 @@ mod tests {
             assert!(cx.show("/etc/systemd/network/10-eth2.link").ends_with("Name=eth2\n"));
             assert!(cx.facts.kernel_nic_names);
         });
-        let centos5 = MemFs::new().dir("/etc/udev/rules.d").file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n");
+        let centos5 =
+            MemFs::new().dir("/etc/udev/rules.d").file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO=dhcp\n");
         run_step(&centos5, &STEP, |cx| assert!(cx.show(RULES).ends_with("NAME=\"eth0\"\n")));
         // Where systemd knows Xen's NICs, a configuration for eth0 says that it did not name them.
         for (file, name) in [("/etc/sysconfig/network/ifcfg-eth0", "eth0"), ("/etc/sysconfig/network/config", "enX0")] {

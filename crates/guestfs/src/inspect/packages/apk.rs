@@ -18,7 +18,9 @@ fn paragraph(text: &str) -> Option<Application> {
             }
             "A" => app.arch = value.into(),
             "U" => app.url = value.into(),
-            "p" => app.provides = value.split_whitespace().map(|p| p.split(['=', '<', '>', '~']).next().unwrap_or_default().into()).collect(),
+            "p" => {
+                app.provides = value.split_whitespace().map(|p| p.split(['=', '<', '>', '~']).next().unwrap_or_default().into()).collect()
+            }
             "T" => app.description = value.into(),
             _ => {}
         }

@@ -34,7 +34,9 @@ fn a_guest_of_suse_with_a_kernel_for_xen_gets_another() {
     let dir = scratch();
     let output = finish(v2v().arg(&guest.cfg).arg("-os").arg(dir.path()), None, CONVERSION);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    for part in ["suse", "step 'kernel'", "/boot/vmlinuz-3.0.101-63-xen", "Get kernel-default", "--kernel-package FILE.rpm", "--kernel-from GUEST"] {
+    for part in
+        ["suse", "step 'kernel'", "/boot/vmlinuz-3.0.101-63-xen", "Get kernel-default", "--kernel-package FILE.rpm", "--kernel-from GUEST"]
+    {
         assert!(message.contains(part), "{part} in {message}");
     }
     assert_eq!(output.status.code(), Some(1));

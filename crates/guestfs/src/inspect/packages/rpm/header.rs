@@ -175,7 +175,8 @@ mod tests {
     fn arrays_end_where_they_say_or_where_the_data_does() {
         let mut data = b"kernel\0a\0b\0".to_vec();
         data.extend([0, 0, 0, 0, 1, 0, 0, 0]);
-        let entries = [(NAME, 6, 0, 1), (REQUIRE_NAME, 8, 7, 2), (REQUIRE_FLAGS, 4, 11, 2), (PROVIDE_NAME, 8, 0, 1), (BASE_NAMES, 8, 7, u32::MAX)];
+        let entries =
+            [(NAME, 6, 0, 1), (REQUIRE_NAME, 8, 7, 2), (REQUIRE_FLAGS, 4, 11, 2), (PROVIDE_NAME, 8, 0, 1), (BASE_NAMES, 8, 7, u32::MAX)];
         let file = file(&counted_blob(&entries, &data)).unwrap();
         assert_eq!((file.requires, file.application.provides), (vec!["a".to_string()], vec!["kernel".to_string()]), "b is rpmlib's");
         assert!(file.files.is_empty(), "names without folders are no files");

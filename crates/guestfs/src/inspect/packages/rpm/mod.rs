@@ -57,7 +57,8 @@ impl RpmFile {
         };
         // The first one has signatures; the other begins at a multiple of eight.
         let signatures = header::size(body(LEAD)?).ok_or("a header of the package is damaged")?;
-        let at = signatures.checked_next_multiple_of(8).and_then(|len| len.checked_add(LEAD + 8)).ok_or("a header of the package is damaged")?;
+        let at =
+            signatures.checked_next_multiple_of(8).and_then(|len| len.checked_add(LEAD + 8)).ok_or("a header of the package is damaged")?;
         let blob = body(at)?;
         if header::size(blob).is_none_or(|size| size > HEADER_LIMIT) {
             return Err("a header of the package is damaged");
