@@ -34,9 +34,6 @@ impl Default for Limits {
     }
 }
 
-/// No person sits at a terminal for longer.
-const CONVERSATION: Duration = Duration::from_secs(100 * 86_400);
-
 /// Why an exchange failed.
 pub enum Trouble {
     /// The connection is of no use any more.
@@ -127,23 +124,28 @@ impl Connection {
         }
     }
 
-    /// Lets a person at a terminal speak with the program that the request asks for, until one of them ends it.
-    pub fn converse(&mut self, request: &Request, terminal: &dyn Terminal) -> io::Result<Reply> {
+    /// Sends a request and carries a conversation until the agent ends it; what comes between that and the reply is handed to `take`.
+    pub fn converse(
+        &mut self,
+        request: &Request,
+        conversation: &dyn Conversation,
+        take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        limit: Duration,
+    ) -> io::Result<Reply> {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
-        // People take their time; that the agent lives is heard every second.
-        self.reader.get_mut().until = Instant::now() + CONVERSATION;
+        self.reader.get_mut().until = Instant::now().checked_add(limit).ok_or(io::ErrorKind::InvalidInput)?;
         protocol::send_message(&mut self.writer, id, Kind::Request, request)?;
         let (writer, reader, payload) = (&mut self.writer, &mut self.reader, &mut self.payload);
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                if forward_keys(writer, id, terminal).is_err() {
+                if speak(writer, id, conversation).is_err() {
                     // Nothing can be said any more: the other direction is to hear of that.
                     let _ = writer.shutdown(Shutdown::Both);
                 }
             });
-            let reply = follow(reader, payload, id, terminal);
-            terminal.stop();
+            let reply = listen(reader, payload, id, conversation, take);
+            conversation.stop();
             reply
         })
     }
@@ -216,27 +218,70 @@ impl Write for Outlet<'_> {
     }
 }
 
-/// Sends what is done at a terminal, and an end when that is over.
-fn forward_keys(writer: &mut UnixStream, id: u32, terminal: &dyn Terminal) -> io::Result<()> {
-    while let Some(input) = terminal.next() {
-        let input = match input {
+/// What host and agent say to each other while a program runs, one message in each data frame.
+pub trait Conversation: Sync {
+    /// Waits for the host's next message; `None` when it has no more to say, or after [`stop`](Conversation::stop).
+    fn next(&self) -> Option<io::Result<Vec<u8>>>;
+    /// Takes one of the agent's.
+    fn take(&self, message: &[u8]) -> io::Result<()>;
+    /// The program has ended: nobody waits any longer.
+    fn stop(&self);
+}
+
+/// A person at a terminal.
+pub struct OnTerminal<'t>(pub &'t dyn Terminal);
+
+impl OnTerminal<'_> {
+    /// No person sits there for longer. That the agent lives is heard every second.
+    pub const LIMIT: Duration = Duration::from_secs(100 * 86_400);
+}
+
+impl Conversation for OnTerminal<'_> {
+    fn next(&self) -> Option<io::Result<Vec<u8>>> {
+        let input = match self.0.next()? {
             TerminalInput::Keys(keys) => protocol::TerminalInput::Keys(keys),
             TerminalInput::Size(TerminalSize { rows, columns }) => protocol::TerminalInput::Size { rows, columns },
         };
-        protocol::send_message(writer, id, Kind::Data, &input)?;
+        Some(protocol::encode(&input))
+    }
+
+    fn take(&self, shown: &[u8]) -> io::Result<()> {
+        self.0.show(shown)
+    }
+
+    fn stop(&self) {
+        self.0.stop();
+    }
+}
+
+/// Sends what the host has to say, and an end when that is all.
+fn speak(writer: &mut UnixStream, id: u32, conversation: &dyn Conversation) -> io::Result<()> {
+    while let Some(message) = conversation.next() {
+        protocol::send(writer, id, Kind::Data, &message?)?;
     }
     protocol::send(writer, id, Kind::End, &[])
 }
 
-/// Shows what comes until the reply.
-fn follow(reader: &mut impl Read, payload: &mut Vec<u8>, id: u32, terminal: &dyn Terminal) -> io::Result<Reply> {
+/// Hears what comes until the reply.
+fn listen(
+    reader: &mut impl Read,
+    payload: &mut Vec<u8>,
+    id: u32,
+    conversation: &dyn Conversation,
+    take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<Reply> {
+    let mut over = false;
     loop {
         let (of, kind) = protocol::receive(reader, payload)?;
         match kind {
             Kind::Alive => {}
             _ if of != id => return Err(protocol::broken("an answer to something else")),
-            Kind::Data => terminal.show(payload)?,
-            Kind::End => terminal.stop(),
+            Kind::Data if over => take(payload)?,
+            Kind::Data => conversation.take(payload)?,
+            Kind::End => {
+                over = true;
+                conversation.stop();
+            }
             Kind::Reply => return protocol::decode(payload),
             _ => return Err(protocol::broken("a frame that only the host sends")),
         }

@@ -25,6 +25,7 @@ mod on_qemu;
 pub mod protocol;
 mod qemu;
 mod qmp;
+mod relay;
 mod session;
 mod sys;
 pub mod template;

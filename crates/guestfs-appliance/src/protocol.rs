@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Both sides must be of one version: they are built and shipped together.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The name of the agent's port.
 pub const PORT_NAME: &str = "guestlift.agent";
@@ -29,6 +29,12 @@ pub const CHUNK: usize = 256 << 10;
 
 /// Most output of a command that is kept, in bytes for each stream.
 pub const OUTPUT_LIMIT: usize = 1 << 20;
+
+/// Bytes that may be under way to the appliance in one [`Relayed`] connection.
+pub const RELAY_WINDOW: usize = 256 << 10;
+
+/// Relayed connections that may be open at once.
+pub const RELAY_CONNECTIONS: usize = 64;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +235,14 @@ pub enum Request {
         place: Place,
         timeout_ms: u64,
     },
+    /// Runs a command in the guest's root, without input, and carries what its programs connect to at
+    /// [`RELAY_PORT`](guestfs::engine::RELAY_PORT). Followed by [`Relayed`] messages, one in each data frame. Answered by such
+    /// messages and an end when the command has ended; then comes the host's end, and what answers [`Request::Run`].
+    RunRelayed {
+        argv: Vec<Bytes>,
+        env: Vec<(Bytes, Bytes)>,
+        timeout_ms: u64,
+    },
     /// A program of the appliance's own on a terminal. Followed by [`TerminalInput`]s, one in each data frame. Answered by
     /// what the terminal shows and an end when the program has ended; then comes the host's end, and the reply. A host that
     /// ends first ends the program.
@@ -276,6 +290,7 @@ impl Request {
             Request::Write { .. }
                 | Request::Unpack { .. }
                 | Request::Run { .. }
+                | Request::RunRelayed { .. }
                 | Request::Terminal { .. }
                 | Request::Install { .. }
                 | Request::WriteDevice { .. }
@@ -290,6 +305,28 @@ pub enum Place {
     Guest,
     /// In the appliance's own.
     Appliance,
+}
+
+/// What happens in a connection that is carried between guest and host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relayed {
+    /// Its number; none is used twice while a command runs.
+    pub connection: u32,
+    /// What happens.
+    pub event: RelayEvent,
+}
+
+/// See [`Relayed`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RelayEvent {
+    /// Agent to host: a program of the guest has made it.
+    Opened,
+    /// Bytes, either way.
+    Data(Bytes),
+    /// Agent to host: so many bytes were taken, and as many more may come; [`RELAY_WINDOW`] at first.
+    Taken(u32),
+    /// Nothing more comes from this side.
+    Closed,
 }
 
 /// What is done at a terminal.

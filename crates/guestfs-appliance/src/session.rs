@@ -8,13 +8,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use guestfs::engine::{Command, GuestExec, Output, Session, Terminal, TerminalSize};
+use guestfs::engine::{Command, GuestExec, Output, Relay, Session, Terminal, TerminalSize};
 use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result, Stat, StatFs, Time, Unpack};
 use imgcore::ImageMut;
 
-use crate::connection::{Connection, Limits, Outlet, Trouble};
+use crate::connection::{Connection, Limits, OnTerminal, Outlet, Trouble};
 use crate::monitor::Monitor;
 use crate::protocol::{self, Failure, OUTPUT_LIMIT, Place, Reply, Request, WireEntry, WirePiece};
+use crate::relay::Carrier;
 use crate::tools::{Borrowed, Tools};
 
 /// Most bytes of one directory's listing, and of one file's attributes.
@@ -46,6 +47,9 @@ struct About<'a> {
     path: &'a [u8],
     action: &'static str,
 }
+
+/// How a command's exchange is held: with what it is about, where its output goes, and its time limit.
+type Exchanging<'e> = dyn FnMut(&ApplianceSession, About<'_>, &mut dyn FnMut(&[u8]) -> io::Result<()>, Duration) -> Result<Reply> + 'e;
 
 impl ApplianceSession {
     pub(crate) fn new(monitor: Monitor, connection: Connection, limits: Limits, writable: Vec<Arc<dyn ImageMut>>, scsi: bool) -> Self {
@@ -185,10 +189,20 @@ impl ApplianceSession {
     }
 
     fn execute(&self, command: &Command, place: Place) -> Result<Output> {
+        let request = Request::Run { argv: command.argv.clone(), env: command.env.clone(), place, timeout_ms: self.command_ms() };
+        self.output_of(command, &mut |session, about, take, limit| {
+            session.exchange(about, &request, &mut command.stdin.as_slice(), take, limit)
+        })
+    }
+
+    fn command_ms(&self) -> u64 {
+        u64::try_from(self.limits.command.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Collects what a command wrote, as an exchange brings it.
+    fn output_of(&self, command: &Command, exchange: &mut Exchanging<'_>) -> Result<Output> {
         let program = command.argv.first().cloned().unwrap_or_default();
         let about = About { path: &program, action: "run" };
-        let timeout_ms = u64::try_from(self.limits.command.as_millis()).unwrap_or(u64::MAX);
-        let request = Request::Run { argv: command.argv.clone(), env: command.env.clone(), place, timeout_ms };
         let mut both = Vec::new();
         let mut take = |data: &[u8]| {
             both.extend_from_slice(data);
@@ -196,7 +210,7 @@ impl ApplianceSession {
         };
         // The agent's own limit comes first; this one is for an agent that forgot.
         let limit = self.limits.command.saturating_add(self.limits.silence);
-        let reply = self.exchange(about, &request, &mut command.stdin.as_slice(), &mut take, limit)?;
+        let reply = exchange(self, about, &mut take, limit)?;
         let Reply::Ran { status, stdout, stderr, timed_out } = reply else { return Err(self.nonsense()) };
         let split = usize::try_from(stdout).ok().filter(|n| *n <= both.len() && stdout.checked_add(stderr) == Some(both.len() as u64));
         let Some(split) = split else { return Err(self.nonsense()) };
@@ -413,6 +427,14 @@ impl GuestExec for ApplianceSession {
         self.execute(command, Place::Guest)
     }
 
+    fn run_relayed(&mut self, command: &Command, relay: Arc<dyn Relay>) -> Result<Output> {
+        let request = Request::RunRelayed { argv: command.argv.clone(), env: command.env.clone(), timeout_ms: self.command_ms() };
+        let carrier = Carrier::new(relay);
+        self.output_of(command, &mut |session, about, take, limit| {
+            session.over(about, |connection| Ok(connection.converse(&request, &carrier, take, limit)?))
+        })
+    }
+
     fn run_tool(&mut self, command: &Command) -> Result<Output> {
         let files = self.tools.files_for(command.argv.first().map(Vec::as_slice).unwrap_or_default())?;
         self.install(files)?;
@@ -433,7 +455,7 @@ impl GuestExec for ApplianceSession {
         let about = About { path: command.argv.first().map(Vec::as_slice).unwrap_or_default(), action: "run" };
         let TerminalSize { rows, columns } = terminal.size();
         let request = Request::Terminal { argv: command.argv.clone(), env: command.env.clone(), rows, columns };
-        match self.over(about, |connection| Ok(connection.converse(&request, terminal)?))? {
+        match self.over(about, |connection| Ok(connection.converse(&request, &OnTerminal(terminal), &mut no_data, OnTerminal::LIMIT)?))? {
             Reply::Ran { status, .. } => Ok(status),
             _ => Err(self.nonsense()),
         }

@@ -2,6 +2,7 @@
 //!
 //! `guestfs-appliance` implements it; `v2v` and the tools are handed an [`Engine`].
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use imgcore::{Image, ImageMut};
@@ -87,10 +88,21 @@ pub trait Terminal: Sync {
     fn stop(&self);
 }
 
+/// The port on the appliance's loopback where programs of a guest find a [`Relay`], while a command runs that is given one.
+pub const RELAY_PORT: u16 = 3128;
+
+/// Takes connections that programs of a guest make. The appliance has no network but this.
+pub trait Relay: Send + Sync {
+    /// Serves one connection to its end; each has a thread of its own. The other end is as hostile as the guest.
+    fn serve(&self, connection: UnixStream);
+}
+
 /// What a running appliance does besides files.
 pub trait GuestExec {
     /// Runs a command in the mounted guest's root, with /proc, /sys, /dev in place.
     fn run(&mut self, command: &Command) -> Result<Output>;
+    /// The same; what its programs connect to at [`RELAY_PORT`] of 127.0.0.1 is carried to `relay`.
+    fn run_relayed(&mut self, command: &Command, relay: Arc<dyn Relay>) -> Result<Output>;
     /// Runs a program of the tools image in the appliance itself.
     fn run_tool(&mut self, command: &Command) -> Result<Output>;
     /// Gives the appliance those of these programs that the host has.

@@ -13,8 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, chroot, ioctl_tiocsctty, kill_process_group, pidfd_open, setsid, wait};
 
 use super::failure::{Result, because, other};
+use super::link::Exchange;
 use super::mounts::{ROOT, STUBS};
-use crate::protocol::{OUTPUT_LIMIT, Place};
+use crate::protocol::{OUTPUT_LIMIT, Place, Reply};
 
 /// Under this name the agent is the child that enters the guest's root and becomes the command.
 const IN_GUEST: &str = "guestlift-exec-in-guest";
@@ -35,6 +36,16 @@ pub struct Ran {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub timed_out: bool,
+}
+
+impl Ran {
+    /// Sends the output, and makes the reply.
+    pub fn tell(self, exchange: &mut Exchange<'_>) -> Result<Reply> {
+        exchange.send_data(&self.stdout)?;
+        exchange.send_data(&self.stderr)?;
+        let (stdout, stderr) = (self.stdout.len() as u64, self.stderr.len() as u64);
+        Ok(Reply::Ran { status: self.status, stdout, stderr, timed_out: self.timed_out })
+    }
 }
 
 /// Runs a command to its end, or until `timeout` passed. Whatever it started is killed afterwards.

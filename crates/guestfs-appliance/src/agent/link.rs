@@ -87,6 +87,7 @@ impl Link {
 }
 
 /// Sends data of a request that is being answered.
+#[derive(Clone)]
 pub struct Outlet {
     id: u32,
     out: Arc<Mutex<Out>>,
@@ -96,6 +97,11 @@ impl Outlet {
     /// Sends bytes to the host.
     pub fn send_data(&mut self, data: &[u8]) -> io::Result<()> {
         protocol::send(&mut lock(&self.out).port, self.id, Kind::Data, data)
+    }
+
+    /// Sends a message as a data frame.
+    pub fn send_message<M: Serialize>(&mut self, message: &M) -> io::Result<()> {
+        protocol::send_message(&mut lock(&self.out).port, self.id, Kind::Data, message)
     }
 
     /// Says that there are no more.

@@ -8,6 +8,7 @@ mod failure;
 pub(crate) mod link;
 mod modules;
 mod mounts;
+mod relay;
 mod sys;
 mod terminal;
 mod tree;
@@ -155,10 +156,14 @@ impl State {
                 let entered = if place == Place::Guest { Some(self.mounts.enter()?) } else { None };
                 let ran = exec::run(&argv, &env, stdin, place, Duration::from_millis(timeout_ms))?;
                 drop(entered);
-                exchange.send_data(&ran.stdout)?;
-                exchange.send_data(&ran.stderr)?;
-                let (stdout, stderr) = (ran.stdout.len() as u64, ran.stderr.len() as u64);
-                Ok(Reply::Ran { status: ran.status, stdout, stderr, timed_out: ran.timed_out })
+                ran.tell(exchange)
+            }
+            Request::RunRelayed { argv, env, timeout_ms } => {
+                self.prepare()?;
+                let entered = self.mounts.enter()?;
+                let ran = relay::run(&argv, &env, Duration::from_millis(timeout_ms), exchange)?;
+                drop(entered);
+                ran.tell(exchange)
             }
             Request::Terminal { argv, env, rows, columns } => {
                 self.prepare()?;

@@ -60,3 +60,43 @@ pub fn reseed(random: impl AsFd, seed: &[u8]) -> io::Result<()> {
     // SAFETY: RNDRESEEDCRNG takes no argument and gives nothing back.
     unsafe { ioctl(random, NoArg::<RNDRESEEDCRNG>::new()) }
 }
+
+/// `SIOCSIFFLAGS` of linux/sockios.h: sets an interface's flags.
+const SIOCSIFFLAGS: Opcode = 0x8914;
+/// `IFF_UP` of linux/if.h.
+const IFF_UP: u16 = 1;
+
+/// `struct ifreq` of linux/if.h with flags in it.
+#[repr(C)]
+struct InterfaceFlags {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+// SAFETY: the struct has `struct ifreq`'s size of 40 bytes, the kernel reads it and writes nothing.
+unsafe impl Ioctl for InterfaceFlags {
+    type Output = ();
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        SIOCSIFFLAGS
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::from_mut(self).cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes 127.0.0.1 work: the kernel gives the loopback its address by itself.
+pub fn loopback_up() -> io::Result<()> {
+    let mut name = [0; 16];
+    name[..2].copy_from_slice(b"lo");
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: the struct is the one that this request takes.
+    unsafe { ioctl(socket, InterfaceFlags { name, flags: IFF_UP, rest: [0; 22] }) }
+}

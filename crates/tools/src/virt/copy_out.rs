@@ -45,17 +45,35 @@ fn run(args: &CopyOut) -> Result<ExitCode, Failure> {
     let Some((target, sources)) = args.paths.split_last() else { return Err(Failure::new("name a path and a folder")) };
     let target = Target::open(Path::new(target))?;
     let guest = args.guest.open()?;
-    let mut copy = Copy { args, fs: guest.fs(), target, names: HashMap::new(), directories: Vec::new() };
-    for source in sources {
-        copy.tree(source.as_bytes())?;
-    }
-    copy.finish()?;
+    let wishes = Wishes { preserve: args.preserve, special: args.special };
+    copy_out(guest.fs(), sources.iter().map(|s| s.as_bytes()), target, wishes)?;
     guest.shutdown()?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is made on this machine besides plain files.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Wishes {
+    /// Owners, set-id bits, ACLs and labels too.
+    pub preserve: bool,
+    /// Pipes, sockets and device files too.
+    pub special: bool,
+}
+
+/// Copies files and whole folders of a guest.
+pub(super) fn copy_out<'s>(
+    fs: &dyn GuestFs,
+    sources: impl IntoIterator<Item = &'s [u8]>,
+    target: Target,
+    wishes: Wishes,
+) -> Result<(), Failure> {
+    let mut copy = Copy { wishes, fs, target, names: HashMap::new(), directories: Vec::new() };
+    sources.into_iter().try_for_each(|source| copy.tree(source))?;
+    copy.finish()
+}
+
 struct Copy<'a> {
-    args: &'a CopyOut,
+    wishes: Wishes,
     fs: &'a dyn GuestFs,
     target: Target,
     /// Where the first of a file's several names was made.
@@ -98,17 +116,17 @@ impl Copy<'_> {
             }
             FileType::Symlink => self.target.symlink(to, &self.fs.readlink(from)?)?,
             FileType::Regular => self.regular(from, to, stat)?,
-            _ if self.args.special => self.target.special(to, stat)?,
+            _ if self.wishes.special => self.target.special(to, stat)?,
             _ => {
                 self.names.remove(&(stat.dev, stat.ino));
                 eprintln!(
-                    "virt-copy-out: {}: left out, since it is a pipe, a socket or a device (--special makes it)",
+                    "virt-copy-out: {}: left out, since it is a pipe, a socket or a device (virt-copy-out --special makes it)",
                     guestfs::show(from)
                 );
                 return Ok(());
             }
         }
-        self.target.dress(to, stat, &self.fs.xattrs(from)?, self.args.preserve)
+        self.target.dress(to, stat, &self.fs.xattrs(from)?, self.wishes.preserve)
     }
 
     /// Holes stay holes, and zeroes become some.
@@ -138,7 +156,7 @@ impl Copy<'_> {
 
     fn finish(mut self) -> Result<(), Failure> {
         for (path, stat, xattrs) in self.directories.iter().rev() {
-            self.target.dress(path, stat, xattrs, self.args.preserve)?;
+            self.target.dress(path, stat, xattrs, self.wishes.preserve)?;
         }
         Ok(())
     }

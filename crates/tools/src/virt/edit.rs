@@ -18,7 +18,7 @@ pub(super) const ENTRY: Entry =
     Entry { name: "edit", arguments: Edit::augment_args, run: |matches| run(&Edit::from_arg_matches(matches)?) };
 
 /// Files that one edits are no larger.
-const LIMIT: u64 = 64 << 20;
+pub(super) const LIMIT: u64 = 64 << 20;
 
 /// Change files of a guest that is not running.
 #[derive(Args)]
@@ -113,7 +113,8 @@ pub(super) fn real(fs: &dyn GuestFs, path: &[u8]) -> Result<Vec<u8>, Failure> {
     Err(Failure::new(format!("{}: too many symbolic links", guestfs::show(&path))))
 }
 
-fn in_editor(path: &[u8], content: &[u8]) -> Result<Vec<u8>, Failure> {
+/// What a person makes of a file's content.
+pub(super) fn in_editor(path: &[u8], content: &[u8]) -> Result<Vec<u8>, Failure> {
     let mut file = tempfile::Builder::new().prefix("virt-edit-").suffix(&suffix(path)).tempfile()?;
     std::io::Write::write_all(&mut file, content)?;
     let editor = std::env::var("EDITOR").ok().filter(|e| !e.is_empty()).unwrap_or_else(|| "vi".into());

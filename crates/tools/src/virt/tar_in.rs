@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
+use guestfs::engine::Session;
 use guestfs::{Error, Ext, Node, Unpack, What};
 
 use super::Entry;
@@ -46,13 +47,17 @@ fn run(args: &TarIn) -> Result<ExitCode, Failure> {
     };
     let mut guest = args.guest.open_writable()?;
     let session = guest.session().ok_or_else(|| Failure::new("a guest is changed in the appliance only"))?;
-    let directory = args.directory.as_bytes();
+    tar_in(session, &mut input, args.directory.as_bytes())?;
+    guest.shutdown()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Unpacks an archive in a folder of the guest.
+pub(super) fn tar_in(session: &mut dyn Session, input: &mut dyn Read, directory: &[u8]) -> Result<(), Failure> {
     if !session.is_dir(directory) {
         return Err(Failure::new(format!("{}: not a folder of the guest", guestfs::show(directory))));
     }
-    session.unpack(directory, &mut |sink| unpack(&mut input, sink).map_err(|f| Error::Invalid(f.message().to_string())))?;
-    guest.shutdown()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(session.unpack(directory, &mut |sink| unpack(input, sink).map_err(|f| Error::Invalid(f.message().to_string())))?)
 }
 
 /// Hands an archive's members over. Directories come once more at the end, since what is made in them changes their times.

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -49,15 +50,14 @@ fn run(args: &TarOut) -> Result<ExitCode, Failure> {
         pack(guest.fs(), top, &mut std::io::stdout().lock())?;
     } else {
         common::signals::clean_up();
-        let new = NewFile::create(&args.archive)?;
-        pack(guest.fs(), top, &mut Appended { storage: new.storage(), at: 0 })?;
-        new.commit()?;
+        to_file(&args.archive, &mut |out| pack(guest.fs(), top, out))?;
     }
     guest.shutdown()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn pack(fs: &dyn GuestFs, top: &[u8], out: &mut dyn Write) -> Result<(), Failure> {
+/// Writes an archive of a folder.
+pub(super) fn pack(fs: &dyn GuestFs, top: &[u8], out: &mut dyn Write) -> Result<(), Failure> {
     let mut out = BufWriter::with_capacity(256 << 10, out);
     let mut archive = Writer::new(&mut out);
     // What the user named may be a link to the folder.
@@ -71,6 +71,13 @@ fn pack(fs: &dyn GuestFs, top: &[u8], out: &mut dyn Write) -> Result<(), Failure
     })?;
     archive.finish()?;
     Ok(out.flush()?)
+}
+
+/// Writes a file of this machine, which has its name when it is whole.
+pub(super) fn to_file(path: impl AsRef<Path>, write: &mut dyn FnMut(&mut dyn Write) -> Result<(), Failure>) -> Result<(), Failure> {
+    let new = NewFile::create(path)?;
+    write(&mut Appended { storage: new.storage(), at: 0 })?;
+    Ok(new.commit()?)
 }
 
 /// A new file, written from its start to its end.

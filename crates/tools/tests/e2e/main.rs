@@ -4,6 +4,7 @@ mod booted;
 mod console;
 mod guest;
 mod mechanisms;
+mod packages;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

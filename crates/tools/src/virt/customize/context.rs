@@ -1,12 +1,14 @@
 //! What an operation works with: the guest in its appliance, and words for the user.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use guestfs::engine::{Command, Session};
+use guestfs::engine::{Command, RELAY_PORT, Session};
 use guestfs::{Attributes, Error, Ext, FileType};
 
 use super::super::show::join;
 use super::glob;
+use super::proxy::Proxy;
 use crate::common::Failure;
 
 /// Configuration files are no larger.
@@ -18,6 +20,8 @@ pub(in super::super) struct Context<'s> {
     pub quiet: bool,
     pub verbose: bool,
     pub began: Instant,
+    /// The way to the guest's package mirrors, where it is open.
+    pub proxy: Option<Arc<Proxy>>,
 }
 
 impl Context<'_> {
@@ -110,13 +114,27 @@ impl Context<'_> {
 
     /// Runs a command in the guest. What it wrote is shown when it fails, and with `-v`.
     pub fn run(&mut self, command: &Command, what: &str) -> Result<(), Failure> {
-        let output = self.session.run(command)?;
+        let output = match &self.proxy {
+            None => self.session.run(command)?,
+            Some(proxy) => {
+                let mut command = command.clone();
+                let address = format!("http://127.0.0.1:{RELAY_PORT}");
+                command.env.extend(["http_proxy", "https_proxy"].map(|name| (name.into(), address.clone().into())));
+                self.session.run_relayed(&command, proxy.clone())?
+            }
+        };
         let written = [output.stdout, output.stderr].concat();
         let text: Vec<String> = written.split(|b| *b == b'\n').map(guestfs::show).collect();
         let text = text.join("\n");
         if output.status != 0 {
             let end = if output.status == 127 { "is not in the guest".into() } else { format!("failed with exit code {}", output.status) };
-            return Err(Failure::new(format!("{what}: {end}\n{}", text.trim_end())).hint("the image is as it was"));
+            let refused = self.proxy.as_ref().map(|p| p.refused()).unwrap_or_default();
+            let refused: String = refused.iter().map(|r| format!("\nnot let through: {}", guestfs::show(r.as_bytes()))).collect();
+            let hint = match refused.is_empty() {
+                true => "the image is as it was",
+                false => "the image is as it was; --mirror HOST[:PORT] lets through what is meant",
+            };
+            return Err(Failure::new(format!("{what}: {end}\n{}{refused}", text.trim_end())).hint(hint));
         }
         if self.verbose {
             eprint!("{text}");

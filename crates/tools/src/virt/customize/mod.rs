@@ -3,11 +3,14 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 pub(super) use self::context::Context;
+use self::mirrors::Server;
+use self::proxy::Proxy;
 use self::table::OPERATIONS;
 use super::Entry;
 use super::options::GuestArgs;
@@ -18,7 +21,9 @@ mod context;
 mod files;
 mod firstboot;
 mod glob;
+mod mirrors;
 mod packages;
+mod proxy;
 mod system;
 mod table;
 
@@ -36,6 +41,33 @@ pub(super) struct Common {
     /// Say nothing but errors
     #[arg(short, long)]
     pub quiet: bool,
+    /// Let commands reach the package mirrors that the guest's own settings name, through a proxy of this program
+    #[arg(long, overrides_with = "no_network")]
+    pub network: bool,
+    /// Let them reach nothing, as it is without --network
+    #[arg(long)]
+    pub no_network: bool,
+    /// Let them reach this server too, https if no port is given (may be repeated)
+    #[arg(long, value_name = "HOST[:PORT]", requires = "network", value_parser = mirror)]
+    pub mirror: Vec<Server>,
+}
+
+fn mirror(text: &str) -> Result<Server, String> {
+    Server::parse(text, 443).ok_or_else(|| "a server's name is wanted, with :PORT if it is not 443".into())
+}
+
+impl Common {
+    /// The way out for commands, if there is one.
+    fn proxy(&self, c: &Context<'_>) -> Result<Option<Arc<Proxy>>, Failure> {
+        if !self.network {
+            return Ok(None);
+        }
+        let mirrors = mirrors::of_guest(c)?;
+        for server in mirrors.iter().chain(&self.mirror) {
+            c.say(&format!("Commands may reach {server}"));
+        }
+        Ok(Some(Arc::new(Proxy::new(mirrors, self.mirror.iter().cloned().collect()))))
+    }
 }
 
 /// Something that is done to a guest.
@@ -156,7 +188,8 @@ pub(super) fn perform(common: &Common, actions: &[Action]) -> Result<(), Failure
     }
     let mut guest = common.guest.open_writable()?;
     let session = guest.session().ok_or_else(|| Failure::new("a guest is changed in the appliance only"))?;
-    let mut context = Context { session, quiet: common.quiet, verbose: common.guest.talks(), began };
+    let mut context = Context { session, quiet: common.quiet, verbose: common.guest.talks(), began, proxy: None };
+    context.proxy = common.proxy(&context)?;
     for action in actions {
         action(&mut context)?;
     }
@@ -171,8 +204,10 @@ pub(super) fn perform(common: &Common, actions: &[Action]) -> Result<(), Failure
 fn arguments(command: Command) -> Command {
     let command = Common::augment_args(command).about("Change a guest that is not running, by any number of operations").after_help(
         "Examples:\n  virt-customize -a disk.qcow2 --hostname web1 --root-password random --ssh-inject root\n  \
-         virt-customize -a disk.qcow2 --install ./tool_1.0_amd64.deb --firstboot-command 'tool --setup'\n\n\
-         When any of them fails, the image is as before. Commands run in the appliance, without a network.",
+         virt-customize -a disk.qcow2 --install ./tool_1.0_amd64.deb --firstboot-command 'tool --setup'\n  \
+         virt-customize -a disk.qcow2 --network --install nginx,curl\n\n\
+         When any of them fails, the image is as before. Commands run in the appliance, without a network; with --network they \
+         reach the guest's own package mirrors (by http_proxy and https_proxy), and no other server.",
     );
     operations(command)
 }
@@ -203,7 +238,7 @@ mod tests {
             ("password", "root"),
             ("root-password", "secret"),
             ("ssh-inject", "root:what"),
-            ("install", "vim"),
+            ("install", "./vim.deb"),
             ("upload", "/nonexistent/file:/x"),
             ("run", "/nonexistent/script"),
         ] {

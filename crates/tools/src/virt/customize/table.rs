@@ -29,7 +29,12 @@ pub(in super::super) const OPERATIONS: &[Operation] = &[
     op("firstboot", "SCRIPT", "Run a script of this machine when the guest starts for the first time", firstboot::script),
     op("firstboot-command", "COMMAND", "Run a command line when the guest starts for the first time", firstboot::command),
     op("hostname", "HOSTNAME", "Set the guest's name", system::hostname),
-    op("install", "FILE,...", "Install packages from files of this machine with the guest's package manager", packages::install),
+    op(
+        "install",
+        "PKG,...",
+        "Install packages with the guest's package manager: files of this machine, or with --network names",
+        packages::install,
+    ),
     op("link", "TARGET:LINK[:LINK...]", "Make symbolic links", files::link),
     op("mkdir", "DIR", "Make a folder and those above it", files::mkdir),
     op("move", "SOURCE:DEST", "Move files or folders inside the guest", files::rename),
@@ -46,6 +51,7 @@ pub(in super::super) const OPERATIONS: &[Operation] = &[
     op("truncate", "FILE", "Empty a file", files::truncate),
     op("truncate-recursive", "PATH", "Empty all files below a folder", files::truncate_recursive),
     op("uninstall", "PKG,...", "Remove packages with the guest's package manager", packages::uninstall),
+    op("update", "", "Bring all packages up to date, from the guest's mirrors (with --network)", packages::update),
     op("upload", "FILE:DEST", "Write a file of this machine to the guest, with its owner and mode", files::upload),
     op("write", "FILE:CONTENT", "Write text to a file", files::write),
 ];
