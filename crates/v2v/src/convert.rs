@@ -313,7 +313,12 @@ impl Prepared {
         for step in &context.reports {
             warnings.extend(step.warnings.iter().map(|w| format!("{}: {w}", step.name)));
         }
-        let command = |c: &crate::staged::StagedCommand| plan::Command { command: c.shown(), step: c.step.into(), why: c.why.clone() };
+        let command = |c: &crate::staged::StagedCommand| plan::Command {
+            command: c.shown(),
+            step: c.step.into(),
+            why: c.why.clone(),
+            makes: c.makes.clone(),
+        };
         Plan {
             guest: plan::Guest {
                 system: self.inspection.release.product_name.clone(),

@@ -111,6 +111,8 @@ pub struct Command {
     pub step: String,
     /// Why.
     pub why: String,
+    /// The files that it makes or changes; a `/` at the end stands for what is below that directory.
+    pub makes: Vec<String>,
 }
 
 impl Guest {
@@ -237,6 +239,9 @@ impl Plan {
         }
         for command in &self.commands {
             writeln!(out, "  {}  ({})", clean(&command.command), clean(&command.why))?;
+            for path in &command.makes {
+                writeln!(out, "    writes {}", clean(path))?;
+            }
         }
         if !self.outputs.is_empty() {
             writeln!(out, "\nOutputs\n  {}", self.outputs.join("\n  "))?;

@@ -40,6 +40,8 @@ pub struct Console {
     text: String,
     /// Up to here the text was consumed.
     at: usize,
+    /// Where in the text the last boot lies.
+    boot: std::ops::Range<usize>,
 }
 
 impl Console {
@@ -80,7 +82,7 @@ impl Console {
                 }
             }
         });
-        Console { qemu, child, keys, output, text: String::new(), at: 0 }
+        Console { qemu, child, keys, output, text: String::new(), at: 0, boot: 0..0 }
     }
 
     /// Reads until `wanted` comes, and returns what came before it. Panics with the console's end when it doesn't.
@@ -139,7 +141,9 @@ impl Console {
 
     /// Waits for the login prompt of `host` and logs in as root.
     pub fn login(&mut self, host: &str, password: &str) {
+        let start = self.at;
         self.boot_to(&format!("{host} login:"));
+        self.boot = start.min(self.at)..self.at;
         self.type_keys("root\n");
         self.expect("Password:", Duration::from_secs(60));
         self.type_keys(&format!("{password}\n"));
@@ -147,6 +151,11 @@ impl Console {
         // The marker is typed in two parts, so that the echo of the command is not taken for its output.
         self.type_keys("stty -echo; export TERM=dumb SYSTEMD_PAGER=cat LC_ALL=C; PS1= PS2=; dmesg -n 1; echo rea''dy\n");
         self.expect("ready\n", Duration::from_secs(60));
+    }
+
+    /// What the console showed of the last boot, up to the login.
+    pub fn boot(&self) -> &str {
+        &self.text[self.boot.clone()]
     }
 
     /// Runs a shell command: its output and exit code.

@@ -5,6 +5,7 @@ mod console;
 mod guest;
 mod mechanisms;
 mod packages;
+mod planned;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -155,6 +156,16 @@ fn a_partitioned_disk_without_a_boot_sector() {
     let mut console = boots(&guest, vec![larger]);
     let size = console.ok("df --output=size -m / | tail -1");
     assert!(size.trim().parse::<u64>().is_ok_and(|mib| mib > 2800), "the root has {size} MiB");
+}
+
+#[test]
+fn plans_name_what_conversions_change() {
+    for (suite, variant) in [("bookworm", "hostkernel"), ("bookworm", "wholedisk"), ("bookworm", "partitioned"), ("trixie", "pygrub")] {
+        let Some(guest) = guest(suite, variant) else { continue };
+        let dir = scratch();
+        convert(&guest.cfg, dir.path());
+        planned::as_planned(&guest, &[], &outputs(dir.path(), &guest.name));
+    }
 }
 
 #[test]

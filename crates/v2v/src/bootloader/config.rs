@@ -29,6 +29,15 @@ pub(super) fn for_menu_lst(place: &BootPlace) -> String {
     )
 }
 
+/// Reads syslinux's menu at each start: the guest's own tool goes on writing that. `path` is where GRUB finds it.
+pub(super) fn for_syslinux(place: &BootPlace, path: &str) -> String {
+    let search = search(place);
+    format!(
+        "{MARK} It reads {path}, which stays the menu to edit and is what this system's own tool writes.\n\
+         {CONSOLES}{search}insmod syslinuxcfg\ninsmod gzio\nsyslinux_configfile -s {path}\n"
+    )
+}
+
 /// Finds kernels at each start, so that installing or removing one needs nothing more.
 ///
 /// The newest by its version is the default. GRUB's scripts can't sort, and its globs come in no order: versions are compared number by

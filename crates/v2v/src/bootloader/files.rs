@@ -12,14 +12,24 @@ pub enum Configured {
     GrubCfg,
     /// The guest's own `menu.lst`, which its `update-grub` makes: GRUB 2 reads it.
     MenuLst,
+    /// The guest's own `extlinux.conf`, which a tool of its own makes: GRUB 2 reads it.
+    Syslinux,
     /// A `grub.cfg` of ours that looks for kernels whenever the guest starts.
     FindsKernels,
 }
 
 /// Puts GRUB's modules into `/boot/grub/i386-pc` of the guest, and a `grub.cfg` beside them where the guest has none.
 ///
-/// `root` is the value of the kernel's `root=` (`UUID=…`) and `options` the rest of its command line, for a configuration of ours.
-pub fn install_files(fs: &mut dyn GuestFsMut, grub: &Grub, place: &BootPlace, root: &str, options: &str) -> Result<Configured> {
+/// `root` is the value of the kernel's `root=` (`UUID=…`) and `options` the rest of its command line, for a configuration of ours; `syslinux` is
+/// syslinux's configuration, where that is the guest's own and is kept up to date.
+pub fn install_files(
+    fs: &mut dyn GuestFsMut,
+    grub: &Grub,
+    place: &BootPlace,
+    root: &str,
+    options: &str,
+    syslinux: Option<&str>,
+) -> Result<Configured> {
     make_dirs(fs, b"/boot/grub/i386-pc")?;
     for name in grub.module_names()? {
         let content = grub.read(&name)?;
@@ -36,7 +46,10 @@ pub fn install_files(fs: &mut dyn GuestFsMut, grub: &Grub, place: &BootPlace, ro
     }
     let menu = read(b"/boot/grub/menu.lst");
     let is_menu = menu.lines().any(|l| l.split_whitespace().next() == Some("title"));
-    let (text, configured) = if is_menu {
+    let (text, configured) = if let Some(path) = syslinux {
+        let seen = path.strip_prefix("/boot").map_or(path.to_owned(), |rest| format!("{}{rest}", place.boot_dir));
+        (config::for_syslinux(place, &seen), Configured::Syslinux)
+    } else if is_menu {
         (config::for_menu_lst(place), Configured::MenuLst)
     } else {
         (config::finds_kernels(place, root, options), Configured::FindsKernels)

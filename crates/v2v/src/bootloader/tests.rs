@@ -90,7 +90,7 @@ fn made(mut fs: MemFs, target: &str, mke2fs: &[&str], expected: Configured) -> R
     let layout = disk_build::compute(&source_of(&fs), &disk_build::examine(&source_of(&fs)).unwrap(), &Default::default()).unwrap();
     let disk = &layout.disks[0];
     let place = BootPlace::new(&layout, &disk.volumes[0], "/boot".into()).unwrap();
-    let configured = install_files(&mut fs, &grub, &place, &format!("UUID={UUID}"), "quiet console=ttyS0").unwrap();
+    let configured = install_files(&mut fs, &grub, &place, &format!("UUID={UUID}"), "quiet console=ttyS0", None).unwrap();
     assert_eq!(configured, expected);
 
     let target = Raw::create(Arc::new(MemStorage::new("disk", 0)), disk.size).unwrap();

@@ -13,4 +13,5 @@ pub mod mounts;
 pub mod packages;
 pub mod pkginfo;
 pub mod rpm;
+pub mod sysv;
 pub mod text;

@@ -15,6 +15,8 @@ pub(super) const BUILDER: Builder = Builder { name: "dracut", is_there: |cx| has
 const FOLDER: &str = "/etc/dracut.conf.d";
 /// Ours.
 const SETTINGS: &str = "/etc/dracut.conf.d/50-guestlift.conf";
+/// The program, a script.
+const PROGRAMS: [&str; 4] = ["/usr/bin/dracut", "/usr/sbin/dracut", "/sbin/dracut", "/bin/dracut"];
 /// Lists of modules.
 const LISTS: [&str; 4] = ["add_drivers", "force_drivers", "drivers", "omit_drivers"];
 
@@ -41,7 +43,10 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
 
 fn build(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
     let drivers = modular(cx, kernel, cx.drivers_of(kernel).initrd).join(" ");
-    Some(Command::new(["dracut", "--force", "--add-drivers", &drivers, initrd, &kernel.version]))
+    // The host that it would make an initrd for is the appliance. Old ones know only the other way, and need to be asked for it.
+    let generic = PROGRAMS.iter().any(|program| cx.text(program).is_ok_and(|t| t.is_some_and(|t| t.contains("--no-hostonly"))));
+    let words = ["dracut", "--force"].into_iter().chain(generic.then_some("--no-hostonly"));
+    Some(Command::new(words.chain(["--add-drivers", &drivers, initrd, &kernel.version])))
 }
 
 #[cfg(test)]

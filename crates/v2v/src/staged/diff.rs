@@ -61,6 +61,8 @@ impl Staged<'_> {
         }
         let mut diffs: Vec<FileDiff> = Vec::new();
         let crowds = self.crowds();
+        // A file that is removed for a command to make it anew is that command's.
+        touched.retain(|path, _| !(self.is_passing(path) || self.is_made(path) && self.lstat(path).is_err()));
         for (path, steps) in touched {
             match crowds.iter().find(|c| path::parent(path) == Some(&c.dir)) {
                 None => diffs.extend(self.diff_of(path, steps)),
@@ -98,7 +100,8 @@ impl Staged<'_> {
     pub fn paths_of(&self, step: &str) -> Vec<String> {
         let crowds = self.crowds();
         let paths: BTreeSet<&[u8]> = {
-            let of_step = self.changes().iter().filter(|c| c.step == step && !matches!(c.op, Op::Mkdir { .. }));
+            let told = |c: &&super::Change| c.step == step && !matches!(c.op, Op::Mkdir { .. }) && !self.is_passing(c.op.path());
+            let of_step = self.changes().iter().filter(told);
             of_step.map(|c| c.op.path()).collect()
         };
         let mut told: Vec<String> = paths

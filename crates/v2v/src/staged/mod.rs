@@ -71,6 +71,8 @@ pub struct StagedCommand {
     pub why: String,
     /// The command.
     pub command: Command,
+    /// The files that it makes or changes; a `/` at the end stands for what is below that directory.
+    pub makes: Vec<String>,
 }
 
 impl StagedCommand {
@@ -128,6 +130,8 @@ pub struct Staged<'a> {
     entries: BTreeMap<Vec<u8>, Entry>,
     log: Vec<Change>,
     commands: Vec<StagedCommand>,
+    /// Directories that a command takes away again.
+    passing: Vec<Vec<u8>>,
     step: &'static str,
     next_ino: u64,
 }
@@ -135,7 +139,7 @@ pub struct Staged<'a> {
 impl<'a> Staged<'a> {
     /// A view of `base` without changes.
     pub fn new(base: &'a dyn GuestFs) -> Self {
-        Staged { base, entries: BTreeMap::new(), log: Vec::new(), commands: Vec::new(), step: "", next_ino: FIRST_INO }
+        Staged { base, entries: BTreeMap::new(), log: Vec::new(), commands: Vec::new(), passing: Vec::new(), step: "", next_ino: FIRST_INO }
     }
 
     /// Marks what follows as the work of this step.
@@ -144,8 +148,39 @@ impl<'a> Staged<'a> {
     }
 
     /// Adds a command to be run in the guest's root after all changes are written, in the order of adding. It must end with status 0.
+    ///
+    /// [`makes`](Self::makes) says which files it writes.
     pub fn command(&mut self, why: impl Into<String>, command: Command) {
-        self.commands.push(StagedCommand { step: self.step, why: why.into(), command });
+        self.commands.push(StagedCommand { step: self.step, why: why.into(), command, makes: Vec::new() });
+    }
+
+    /// Files that the last command makes or changes, for the plan; a `/` at the end stands for what is below that directory.
+    pub fn makes(&mut self, files: impl IntoIterator<Item = String>) {
+        // Their true places: /lib may be a link.
+        let place = |file: String| match self.resolve(file.trim_end_matches('/').as_bytes(), false) {
+            Ok(path) => show(&path) + if file.ends_with('/') { "/" } else { "" },
+            Err(_) => file,
+        };
+        let mut places: Vec<String> = files.into_iter().map(place).collect();
+        if let Some(command) = self.commands.last_mut() {
+            command.makes.append(&mut places);
+        }
+    }
+
+    /// Says that a command takes this new directory away again: it is no part of what changes.
+    pub fn passing(&mut self, dir: &[u8]) {
+        self.passing.push(dir.to_vec());
+    }
+
+    /// Whether a path is that of such a directory, or below one.
+    pub fn is_passing(&self, path: &[u8]) -> bool {
+        let below = |dir: &Vec<u8>| path.strip_prefix(&dir[..]).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
+        self.passing.iter().any(below)
+    }
+
+    /// Whether a command makes this file.
+    fn is_made(&self, path: &[u8]) -> bool {
+        self.commands.iter().flat_map(|command| &command.makes).any(|made| made.as_bytes() == path)
     }
 
     /// All changes, in order.

@@ -14,7 +14,7 @@ use crate::layout::{Table, Volume};
 use crate::source::Boot;
 use crate::stack::{Layer, Mounted, holder};
 use crate::step::{Context, Step};
-use crate::steps::{bls, grub_legacy, grub2_default};
+use crate::steps::{bls, extlinux, grub_legacy, grub2_default};
 
 pub(super) const STEP: Step = Step {
     name: "bootloader",
@@ -62,16 +62,25 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         let table = target.moved.as_ref().and_then(|plan| plan.table.as_ref());
         grub.check_room(disk.as_ref(), table, target.size, &place).map_err(|e| cx.fail(e.to_string()))?;
     }
-    let given = match unmaintained_menu(cx)? {
-        None => elsewhere(cx)?,
-        given => given,
+    let syslinux = match truth(&cx.fs, &cx.packages) {
+        Truth::Syslinux(path) => Some(path),
+        _ => None,
     };
+    let given = match &syslinux {
+        Some(path) => extlinux::default_args(cx, path)?,
+        None => match unmaintained_menu(cx)? {
+            None => elsewhere(cx)?,
+            given => given,
+        },
+    };
+    let maintained = syslinux.filter(|_| extlinux::is_maintained(cx));
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
-    let configured = install_files(&mut cx.fs, &grub, &place, &root, &options)?;
+    let configured = install_files(&mut cx.fs, &grub, &place, &root, &options, maintained.as_deref())?;
     let menu = match configured {
         Configured::GrubCfg => "with the guest's own grub.cfg",
         Configured::MenuLst => "which reads the guest's own menu.lst",
+        Configured::Syslinux => "which reads the guest's own extlinux.conf",
         Configured::FindsKernels => "with a grub.cfg that finds the guest's kernels at each start",
     };
     cx.facts.boot_loader = format!("GRUB 2 on {}, {menu}", cx.layout.disks[place.disk].device);
@@ -292,6 +301,19 @@ mod tests {
         run_on(&with_leftover, |cx| {
             assert!(cx.show(GRUB_CFG).contains("legacy_configfile"));
             assert!(cx.show("/boot/grub/grub.cfg.xen").contains("menuentry old"));
+        });
+    }
+
+    #[test]
+    fn extlinux_conf_is_read_by_grub2_where_a_tool_updates_it() {
+        let conf = "default l0\nlabel l0\n\tlinux /boot/vmlinuz-6.1\n\tappend root=/dev/xvda2 ro my.option=1\n";
+        let base = guest().file("/boot/extlinux/extlinux.conf", conf);
+        run_on(&base, |cx| {
+            assert!(cx.show(GRUB_CFG).contains(" ro my.option=1 console=tty0"), "nothing updates it: its options are those of every kernel");
+            assert!(cx.facts.boot_loader.contains("finds the guest's kernels"));
+        });
+        run_on(&base.file("/usr/sbin/u-boot-update", ""), |cx| {
+            assert!(cx.show(GRUB_CFG).contains("syslinux_configfile -s /boot/extlinux/extlinux.conf"));
         });
     }
 

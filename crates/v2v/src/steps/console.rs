@@ -279,4 +279,33 @@ mod tests {
             assert!(cx.fs.lstat(b"/etc/systemd/system/serial-getty@ttyS0.service").is_err());
         });
     }
+
+    /// What xen-tools leaves of the files of Ubuntu 8.04, 10.04 and 14.04: tty1's, called hvc0.
+    #[test]
+    fn upstart_jobs_of_three_ubuntus() {
+        let hardy = "# hvc0 - getty\n#\n# This service maintains a getty on hvc0 from the point the system is\n# started until it is shut down again.\n\n\
+                     start on stopped rc2\nstart on stopped rc3\nstart on stopped rc4\nstart on stopped rc5\n\nstop on runlevel 0\nstop on runlevel 1\nstop on runlevel 6\n\n\
+                     respawn\nexec /sbin/getty 38400 hvc0\n";
+        let lucid = "# hvc0 - getty\n#\n# This service maintains a getty on hvc0 from the point the system is\n# started until it is shut down again.\n\n\
+                     start on stopped rc RUNLEVEL=[2345]\nstop on runlevel [!2345]\n\nrespawn\nexec /sbin/getty -8 38400 hvc0\n";
+        let trusty = "# hvc0 - getty\n\nstart on stopped rc RUNLEVEL=[2345] and (\n            not-container or\n            container CONTAINER=lxc or\n            container CONTAINER=lxc-libvirt)\n\n\
+                      stop on runlevel [!2345]\n\nrespawn\nexec /sbin/getty -8 38400 hvc0\n";
+        for (dir, end, job, serial) in [
+            ("/etc/event.d", "", hardy, "exec /sbin/getty -L 115200 ttyS0 vt100\n"),
+            ("/etc/init", ".conf", lucid, "exec /sbin/getty -8 -L 115200 ttyS0 vt100\n"),
+            ("/etc/init", ".conf", trusty, "exec /sbin/getty -8 -L 115200 ttyS0 vt100\n"),
+        ] {
+            let base = MemFs::new()
+                .file(&format!("{dir}/hvc0{end}"), job)
+                .file(&format!("{dir}/rc{end}"), "start on runlevel [0123456]\n")
+                .file("/etc/securetty", "console\ntty1\ntty2\nhvc0\nttyS0\n");
+            run_step(&base, &STEP, |cx| {
+                assert_eq!(cx.show(&format!("{dir}/tty1{end}")), job.replace("hvc0", "tty1"));
+                let on_serial = cx.show(&format!("{dir}/ttyS0{end}"));
+                assert!(on_serial.ends_with(serial) && !on_serial.contains("hvc0"), "{on_serial}");
+                assert_eq!(cx.names(dir).len(), 8, "rc, six screens, the serial line");
+                assert_eq!(cx.show("/etc/securetty"), "console\ntty1\ntty2\nttyS0\n");
+            });
+        }
+    }
 }

@@ -1,42 +1,190 @@
-//! syslinux's configurations: `append` lines, and the settings from which extlinux-update makes them.
+//! syslinux's configurations: `append` lines, the default, and the settings from which tools in the guest make them anew.
+
+use guestfs::Ext;
 
 use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::SYSLINUX;
-use crate::guest::text::{Line, fields};
+use crate::guest::text::{Line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
 
-pub(super) const STEP: Step = Step { name: "extlinux", about: "extlinux's entries name the new devices and consoles", run };
+pub(super) const STEP: Step =
+    Step { name: "extlinux", about: "extlinux's entries name the new devices and consoles, and the right one is the default", run };
+
+/// Settings of the tools that write configurations, and in each the variables that hold a whole command line, and `root=` alone:
+/// extlinux-update of Debian until 8, u-boot-menu after it, Alpine's update-extlinux.
+const SETTINGS: [(&str, &str, &str); 3] = [
+    ("/etc/default/extlinux", "EXTLINUX_PARAMETERS", "EXTLINUX_ROOT"),
+    ("/etc/default/u-boot", "U_BOOT_PARAMETERS", "U_BOOT_ROOT"),
+    ("/etc/update-extlinux.conf", "default_kernel_opts", "root"),
+];
+
+/// Tools that write configurations when a kernel comes or goes.
+const UPDATERS: [&str; 4] = ["/usr/sbin/extlinux-update", "/usr/sbin/u-boot-update", "/sbin/update-extlinux", "/usr/sbin/update-extlinux"];
+
+/// Files that one configuration includes; people have three.
+const INCLUDES: usize = 16;
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
+    for path in SYSLINUX {
+        for file in with_includes(cx, path)? {
+            let Some(old) = cx.text(&file)? else { continue };
+            let new = rewrite(&old, &cx.rewrite());
+            cx.edit(&file, |_| new)?;
+        }
+        default(cx, path)?;
+    }
     let devices = cx.devices.clone();
     let words =
         Rewrite { devices: &devices, target: cx.options.target, kernel_nic_names: cx.facts.kernel_nic_names, root: None, by_name: false };
-    for path in SYSLINUX {
+    for (path, parameters, root) in SETTINGS {
         cx.edit_lines(path, |line| {
-            let parts = fields(line);
-            let Some((range, _)) = parts.first().filter(|w| w.1.eq_ignore_ascii_case("append")) else { return Line::Keep };
-            let new = format!("{}{}", &line[..range.end], words.whole(&line[range.end..]));
-            Line::of((new != line).then_some(new))
+            let Some((name, value)) = line.split_once('=') else { return Line::Keep };
+            let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''));
+            let inner = value.trim_end().trim_matches(['"', '\'']);
+            let new = match name {
+                _ if name == parameters => words.whole(inner),
+                // Alpine's has the device alone.
+                _ if name == root => devices.stable(inner).unwrap_or_else(|| words.part(inner)),
+                _ => return Line::Keep,
+            };
+            let quote = quote.map_or(if new.contains(' ') { "\"" } else { "" }, |q| if q == '"' { "\"" } else { "'" });
+            Line::of((new != inner).then(|| format!("{name}={quote}{new}{quote}")))
         })?;
     }
-    cx.edit_lines("/etc/default/extlinux", |line| {
-        let Some((name, value)) = line.split_once('=') else { return Line::Keep };
-        let inner = value.trim_matches('"');
-        let new = match name {
-            "EXTLINUX_PARAMETERS" => words.whole(inner),
-            "EXTLINUX_ROOT" => words.part(inner),
-            _ => return Line::Keep,
-        };
-        Line::of((new != inner).then(|| format!("{name}=\"{new}\"")))
-    })?;
+    Ok(())
+}
+
+/// Whether a tool of the guest's keeps its configuration up to date.
+pub(super) fn is_maintained(cx: &Context<'_>) -> bool {
+    UPDATERS.iter().any(|tool| cx.fs.is_file(tool.as_bytes()))
+}
+
+/// The options of the entry that starts by default, in a configuration and what it includes.
+pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String>> {
+    let text = whole(cx, path)?;
+    let entries = entries(&text);
+    let plain = |append: &str| append.split_ascii_whitespace().filter(|w| !w.starts_with("initrd=")).collect::<Vec<_>>().join(" ");
+    Ok(default_of(&text, &entries).map(|entry| plain(entry.append)))
+}
+
+fn rewrite(text: &str, words: &Rewrite<'_>) -> String {
+    map_lines(text, |line| {
+        let parts = fields(line);
+        let Some((range, _)) = parts.first().filter(|w| w.1.eq_ignore_ascii_case("append")) else { return Line::Keep };
+        // "append -" takes a general one back, and a general one may be for other things than Linux.
+        let rest = &line[range.end..];
+        let new = if rest.contains("root=") || rest.contains("vmlinu") { words.whole(rest) } else { words.part(rest) };
+        Line::of((new != rest).then(|| format!("{}{new}", &line[..range.end])))
+    })
+}
+
+/// A configuration and the files that it includes, whose names are relative to its directory.
+fn with_includes(cx: &Context<'_>, path: &str) -> Result<Vec<String>> {
+    let mut files = vec![path.to_string()];
+    let mut at = 0;
+    while let Some(file) = files.get(at).cloned() {
+        at += 1;
+        let Some(text) = cx.text(&file)? else { continue };
+        for line in text.lines() {
+            let parts = fields(line);
+            let words: Vec<&str> = parts.iter().map(|w| w.1).collect();
+            let included = match words[..] {
+                [word, file, ..] if word.eq_ignore_ascii_case("include") => file,
+                [menu, word, file, ..] if menu.eq_ignore_ascii_case("menu") && word.eq_ignore_ascii_case("include") => file,
+                _ => continue,
+            };
+            let included = beside(path, included);
+            if !files.contains(&included) && files.len() < INCLUDES {
+                files.push(included);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// A file that a configuration names.
+fn beside(config: &str, file: &str) -> String {
+    if file.starts_with('/') { file.into() } else { format!("{}/{file}", config.rsplit_once('/').map_or("", |(dir, _)| dir)) }
+}
+
+fn whole(cx: &Context<'_>, path: &str) -> Result<String> {
+    let mut text = String::new();
+    for file in with_includes(cx, path)? {
+        if let Some(part) = cx.text(&file)? {
+            text += &part;
+            text += "\n";
+        }
+    }
+    Ok(text)
+}
+
+#[derive(Clone, Copy)]
+struct Entry<'a> {
+    label: &'a str,
+    kernel: &'a str,
+    append: &'a str,
+    /// It says of itself that it is the default.
+    is_default: bool,
+}
+
+fn entries(text: &str) -> Vec<Entry<'_>> {
+    let mut entries: Vec<Entry<'_>> = Vec::new();
+    for line in text.lines() {
+        let parts = fields(line);
+        let Some((range, keyword)) = parts.first() else { continue };
+        let rest = line[range.end..].trim();
+        match (keyword.to_ascii_lowercase().as_str(), entries.last_mut()) {
+            ("label", _) => entries.push(Entry { label: rest, kernel: "", append: "", is_default: false }),
+            ("linux" | "kernel", Some(entry)) => entry.kernel = rest.split_ascii_whitespace().next().unwrap_or(""),
+            ("append", Some(entry)) => entry.append = rest,
+            ("menu", Some(entry)) if rest.eq_ignore_ascii_case("default") => entry.is_default = true,
+            _ => {}
+        }
+    }
+    entries
+}
+
+/// The entry that starts by default: the one that is named so, else the first.
+fn default_of<'a>(text: &str, entries: &[Entry<'a>]) -> Option<Entry<'a>> {
+    let named = text.lines().map(fields).filter_map(|parts| {
+        let [(_, word), (_, label), ..] = parts[..] else { return None };
+        ["default", "ontimeout"].iter().any(|w| word.eq_ignore_ascii_case(w)).then_some(label)
+    });
+    let named = named.last().and_then(|label| entries.iter().find(|e| e.label == label));
+    entries.iter().find(|e| e.is_default).or(named).or(entries.first()).copied()
+}
+
+/// The default entry may be one that only starts on Xen: another becomes the default.
+fn default(cx: &mut Context<'_>, path: &str) -> Result<()> {
+    let text = whole(cx, path)?;
+    let entries = entries(&text);
+    let starts = |entry: &Entry<'_>| cx.kernel_at(&beside(path, entry.kernel));
+    let Some(current) = default_of(&text, &entries).filter(|e| !e.kernel.is_empty() && starts(e).is_none()) else { return Ok(()) };
+    let Some(chosen) = entries.iter().find(|e| starts(e).is_some() && starts(e) == cx.facts.kernel.as_ref()) else { return Ok(()) };
+    let (old, new) = (current.label.to_string(), chosen.label.to_string());
+    for file in with_includes(cx, path)? {
+        cx.edit_lines(&file, |line| {
+            let parts = fields(line);
+            let names = parts.len() == 2 && parts[1].1 == old && ["default", "ontimeout"].iter().any(|w| parts[0].1.eq_ignore_ascii_case(w));
+            let marks = parts.len() == 2 && parts[0].1.eq_ignore_ascii_case("menu") && parts[1].1.eq_ignore_ascii_case("default");
+            match (names, marks) {
+                (true, _) => Line::Become(replaced(line, parts[1].0.clone(), &new)),
+                (_, true) => Line::Drop,
+                _ => Line::Keep,
+            }
+        })?;
+    }
+    cx.note(format!("'{new}' is the default, since '{old}' only starts on Xen"));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{MemFs, ROOT_UUID, run_step};
+    use crate::testing::{MemFs, ROOT_UUID, bzimage, run_step};
+
+    const CONSOLES: &str = "console=tty0 console=ttyS0,115200n8";
 
     #[test]
     fn entries_and_settings() {
@@ -44,16 +192,60 @@ mod tests {
             .file("/boot/extlinux/extlinux.conf", "default l0\nlabel l0\n\tlinux /boot/vmlinuz-3.2\n\tinitrd /boot/initrd.img-3.2\n\tappend root=/dev/xvda2 ro console=hvc0\n")
             .file("/etc/default/extlinux", "EXTLINUX_UPDATE=\"true\"\nEXTLINUX_ROOT=\"root=/dev/xvda2\"\nEXTLINUX_PARAMETERS=\"ro quiet\"\n");
         run_step(&base, &STEP, |cx| {
-            assert!(
-                cx.show("/boot/extlinux/extlinux.conf")
-                    .ends_with(&format!("\tappend root=UUID={ROOT_UUID} ro console=tty0 console=ttyS0,115200n8\n"))
-            );
+            assert!(cx.show("/boot/extlinux/extlinux.conf").ends_with(&format!("\tappend root=UUID={ROOT_UUID} ro {CONSOLES}\n")));
             assert_eq!(
                 cx.show("/etc/default/extlinux"),
-                format!(
-                    "EXTLINUX_UPDATE=\"true\"\nEXTLINUX_ROOT=\"root=UUID={ROOT_UUID}\"\nEXTLINUX_PARAMETERS=\"ro quiet console=tty0 console=ttyS0,115200n8\"\n"
-                )
+                format!("EXTLINUX_UPDATE=\"true\"\nEXTLINUX_ROOT=\"root=UUID={ROOT_UUID}\"\nEXTLINUX_PARAMETERS=\"ro quiet {CONSOLES}\"\n")
             );
+        });
+    }
+
+    /// wheezy's extlinux-update splits its configuration.
+    #[test]
+    fn files_that_are_included() {
+        let base = MemFs::new()
+            .file("/boot/extlinux/extlinux.conf", "## IMPORTANT WARNING\ndefault l0\ndisplay boot.txt\nprompt 0\ntimeout 50\n\ninclude themes/debian/theme.cfg\n")
+            .file("/boot/extlinux/themes/debian/theme.cfg", "include linux.cfg\nmenu include memdisk.cfg\n")
+            .file("/boot/extlinux/linux.cfg", "label l0\n\tkernel /boot/vmlinuz-3.2.0-4-amd64\n\tappend initrd=/boot/initrd.img-3.2.0-4-amd64 root=/dev/xvda2 ro quiet\n")
+            .file("/boot/extlinux/memdisk.cfg", "append -\ninclude linux.cfg\n");
+        run_step(&base, &STEP, |cx| {
+            assert!(cx.show("/boot/extlinux/linux.cfg").contains(&format!("root=UUID={ROOT_UUID} ro quiet {CONSOLES}\n")));
+            assert_eq!(cx.reports[0].changed, ["/boot/extlinux/linux.cfg"]);
+            let args = default_args(cx, "/boot/extlinux/extlinux.conf").unwrap();
+            assert_eq!(args, Some(format!("root=UUID={ROOT_UUID} ro quiet {CONSOLES}")));
+        });
+    }
+
+    #[test]
+    fn u_boot_menus_and_alpines_settings() {
+        let base = MemFs::new()
+            .file("/etc/default/u-boot", "#U_BOOT_UPDATE=\"true\"\nU_BOOT_PARAMETERS=\"ro quiet console=hvc0\"\nU_BOOT_ROOT='root=/dev/xvda2'\n")
+            .file(
+                "/etc/update-extlinux.conf",
+                "overwrite=1\ndefault_kernel_opts=\"console=hvc0 rootfstype=ext4\"\nmodules=sd-mod,ext4\nroot=/dev/xvda2\nverbose=0\n",
+            );
+        run_step(&base, &STEP, |cx| {
+            assert_eq!(
+                cx.show("/etc/default/u-boot"),
+                format!("#U_BOOT_UPDATE=\"true\"\nU_BOOT_PARAMETERS=\"ro quiet {CONSOLES}\"\nU_BOOT_ROOT='root=UUID={ROOT_UUID}'\n")
+            );
+            assert_eq!(
+                cx.show("/etc/update-extlinux.conf"),
+                format!("overwrite=1\ndefault_kernel_opts=\"rootfstype=ext4 {CONSOLES}\"\nmodules=sd-mod,ext4\nroot=UUID={ROOT_UUID}\nverbose=0\n")
+            );
+        });
+    }
+
+    #[test]
+    fn the_default_starts_on_kvm() {
+        let base = MemFs::new()
+            .file("/boot/vmlinuz-2.6.18-xen", [0x1f; 0x300])
+            .file("/boot/vmlinuz-virt", bzimage("6.6.14-0-virt"))
+            .file("/boot/extlinux.conf", "DEFAULT xen\nLABEL xen\n  MENU DEFAULT\n  LINUX vmlinuz-2.6.18-xen\n  APPEND root=/dev/xvda2\nLABEL virt\n  LINUX vmlinuz-virt\n  APPEND root=/dev/xvda2\n");
+        run_step(&base, &crate::steps::STEPS[0], |cx| {
+            cx.run(&STEP).unwrap();
+            let new = cx.show("/boot/extlinux.conf");
+            assert!(new.starts_with("DEFAULT virt\nLABEL xen\n  LINUX vmlinuz-2.6.18-xen\n"), "{new}");
         });
     }
 }

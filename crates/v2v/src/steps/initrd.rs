@@ -38,7 +38,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
                 return Ok(());
             };
             match rebuild(cx, &kernel, path) {
-                Some(command) => queue(cx, path, format!("{path} has a copy of {settings} with Xen's disks"), command)?,
+                Some(command) => queue(cx, &kernel, path, format!("{path} has a copy of {settings} with Xen's disks"), command)?,
                 None => cx.warn(format!(
                     "{path} has a copy of {settings} with Xen's disks, and the guest has no tool to rebuild it: it may not find its root"
                 )),
@@ -55,7 +55,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         }
     };
     if let Some(command) = rebuild(cx, &kernel, path) {
-        return queue(cx, path, format!("{path} lacks {}", missing.join(" and ")), command);
+        return queue(cx, &kernel, path, format!("{path} lacks {}", missing.join(" and ")), command);
     }
     let extra = supplement(cx, &kernel, &missing)?;
     let mut whole = bytes;
@@ -68,12 +68,14 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
 }
 
 /// Has a command build an initrd that is there.
-fn queue(cx: &mut Context<'_>, path: &str, why: String, command: Command) -> Result<()> {
+fn queue(cx: &mut Context<'_>, kernel: &Kernel, path: &str, why: String, command: Command) -> Result<()> {
     // The tool updates only what it made itself, and creates only what is not there.
     if command.argv.iter().any(|w| w == b"-c") {
         cx.fs.remove(path.as_bytes())?;
     }
+    let makes = made(cx, path, kernel);
     cx.fs.command(why, command);
+    cx.fs.makes(makes);
     Ok(())
 }
 
@@ -96,6 +98,12 @@ fn rebuild(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
     (builder.build)(cx, kernel, initrd)
 }
 
+/// What building an initrd writes: update-initramfs keeps the checksums of its own.
+fn made(cx: &Context<'_>, initrd: &str, kernel: &Kernel) -> Vec<String> {
+    let sums = cx.fs.is_dir(b"/var/lib/initramfs-tools").then(|| format!("/var/lib/initramfs-tools/{}", kernel.version));
+    std::iter::once(initrd.to_string()).chain(sums).collect()
+}
+
 fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
     let modules = kernels::module_table(&cx.fs, &kernel.version);
     if !modules.iter().any(|(file, _)| module_name(file).is_some_and(|name| cx.drivers_of(kernel).disk.contains(&name.as_str()))) {
@@ -116,7 +124,9 @@ fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
             cx.drivers_of(kernel).block()
         )));
     };
+    let makes = made(cx, &image, kernel);
     cx.fs.command(format!("{} has {} only as a module", kernel.image, cx.drivers_of(kernel).block()), command);
+    cx.fs.makes(makes);
     cx.facts.kernel = Some(with_initrd.clone());
     if let Some(first) = cx.facts.kernels.first_mut() {
         *first = with_initrd;

@@ -1,4 +1,5 @@
 //! Guests of `scripts/recipe-guest`: each shows mechanisms that xen-create-image's own guests do not have.
 
 mod families;
+mod systems;
 mod volumes;

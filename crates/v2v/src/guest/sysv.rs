@@ -1,0 +1,24 @@
+//! Init scripts in an order that insserv works out of what they say of themselves, as in Debian from 6.
+
+use guestfs::Ext;
+use guestfs::engine::Command;
+
+use crate::step::Context;
+
+/// Whether the guest's own tool has to change its runlevels: it may number all links anew.
+pub fn is_ordered(cx: &Context<'_>) -> bool {
+    let file = |path: &str| cx.fs.is_file(path.as_bytes());
+    let insserv = ["/sbin/insserv", "/usr/sbin/insserv", "/usr/lib/insserv/insserv"].into_iter().any(file);
+    insserv && file("/etc/init.d/.depend.boot") && file("/usr/sbin/update-rc.d")
+}
+
+/// Has `update-rc.d` change a service's links in these runlevels.
+pub fn update_rc(cx: &mut Context<'_>, why: &str, service: &str, action: &str, levels: &[&str]) {
+    cx.fs.command(why, Command::new(["update-rc.d", service, action]));
+    cx.fs.makes(levels.iter().map(|level| format!("/etc/rc{level}.d/")));
+    if is_ordered(cx) {
+        // The order of what starts at boot, in a runlevel, and of what stops.
+        let orders: &[&str] = if levels.contains(&"S") { &["boot", "stop"] } else { &["start"] };
+        cx.fs.makes(orders.iter().map(|order| format!("/etc/init.d/.depend.{order}")));
+    }
+}
