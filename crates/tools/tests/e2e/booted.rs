@@ -38,7 +38,8 @@ pub fn healthy(console: &mut Console, guest: &Guest) {
         console.settle();
     }
     // Through a pipe: Debian 13 colours what goes to a terminal.
-    let address = console.ok("ip -4 -o addr show dev eth0 | cat; systemctl --no-pager --full status networking 2>/dev/null | tail -20; true");
+    let address =
+        console.ok("ip -4 -o addr show dev eth0 | cat; systemctl --no-pager --full status networking 2>/dev/null | tail -20; true");
     assert!(address.contains(&format!("inet {}/24", guest.ip)), "eth0: {address}");
     let swaps = console.ok("swapon --show=NAME --noheadings");
     assert_eq!(swaps.trim().lines().count(), 1, "swap: {swaps:?}");

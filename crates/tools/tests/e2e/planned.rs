@@ -51,7 +51,8 @@ fn open(disks: &[PathBuf]) -> guestfs::Guest {
         let image = Formats::new().open_storage(storage, &imgcore::OpenOptions::new(&NoGate)).expect("an image");
         GuestDisk { name: format!("vd{}", char::from(b'a' + u8::try_from(i).expect("few disks"))), image }
     };
-    guestfs::Guest::open(disks.iter().enumerate().map(disk).collect(), &OpenOptions::default()).expect("a guest that is read in this process")
+    guestfs::Guest::open(disks.iter().enumerate().map(disk).collect(), &OpenOptions::default())
+        .expect("a guest that is read in this process")
 }
 
 fn tree(fs: &dyn GuestFs) -> BTreeMap<Vec<u8>, Stat> {

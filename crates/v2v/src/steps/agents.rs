@@ -252,7 +252,9 @@ mod tests {
 
     #[test]
     fn kvms_agent_comes_on_under_any_init() {
-        let sysv = MemFs::new().file("/etc/init.d/qemu-guest-agent", "#!/bin/sh").link_to("/etc/rc2.d/K01qemu-guest-agent", "../init.d/qemu-guest-agent");
+        let sysv = MemFs::new()
+            .file("/etc/init.d/qemu-guest-agent", "#!/bin/sh")
+            .link_to("/etc/rc2.d/K01qemu-guest-agent", "../init.d/qemu-guest-agent");
         run_step(&sysv, &STEP, |cx| assert_eq!(cx.names("/etc/rc2.d"), [b"S98qemu-guest-agent".to_vec()]));
         let openrc = MemFs::new()
             .file("/etc/init.d/qemu-guest-agent", "#!/sbin/openrc-run")

@@ -309,7 +309,10 @@ mod tests {
         let conf = "default l0\nlabel l0\n\tlinux /boot/vmlinuz-6.1\n\tappend root=/dev/xvda2 ro my.option=1\n";
         let base = guest().file("/boot/extlinux/extlinux.conf", conf);
         run_on(&base, |cx| {
-            assert!(cx.show(GRUB_CFG).contains(" ro my.option=1 console=tty0"), "nothing updates it: its options are those of every kernel");
+            assert!(
+                cx.show(GRUB_CFG).contains(" ro my.option=1 console=tty0"),
+                "nothing updates it: its options are those of every kernel"
+            );
             assert!(cx.facts.boot_loader.contains("finds the guest's kernels"));
         });
         run_on(&base.file("/usr/sbin/u-boot-update", ""), |cx| {

@@ -59,8 +59,13 @@ fn is_xens(line: &str) -> bool {
 /// A line of shell that sets something by itself: not the head of a test or a loop, and not one that goes on.
 fn is_setting(line: &str) -> bool {
     let line = line.trim();
-    let head = ["if ", "while ", "for ", "case ", "elif "].iter().any(|word| line.starts_with(word)) && !line.ends_with("fi") && !line.ends_with("done");
-    (line.contains('>') || line.contains("sysctl ")) && !head && !line.ends_with(['\\', '{', '|', '&']) && !line.starts_with(['}', '&', '|'])
+    let head = ["if ", "while ", "for ", "case ", "elif "].iter().any(|word| line.starts_with(word))
+        && !line.ends_with("fi")
+        && !line.ends_with("done");
+    (line.contains('>') || line.contains("sysctl "))
+        && !head
+        && !line.ends_with(['\\', '{', '|', '&'])
+        && !line.starts_with(['}', '&', '|'])
 }
 
 /// sysvinit's script, which xen-tools takes out of all runlevels; systemd reads the clock by itself.

@@ -166,7 +166,8 @@ fn default(cx: &mut Context<'_>, path: &str) -> Result<()> {
     for file in with_includes(cx, path)? {
         cx.edit_lines(&file, |line| {
             let parts = fields(line);
-            let names = parts.len() == 2 && parts[1].1 == old && ["default", "ontimeout"].iter().any(|w| parts[0].1.eq_ignore_ascii_case(w));
+            let names =
+                parts.len() == 2 && parts[1].1 == old && ["default", "ontimeout"].iter().any(|w| parts[0].1.eq_ignore_ascii_case(w));
             let marks = parts.len() == 2 && parts[0].1.eq_ignore_ascii_case("menu") && parts[1].1.eq_ignore_ascii_case("default");
             match (names, marks) {
                 (true, _) => Line::Become(replaced(line, parts[1].0.clone(), &new)),
@@ -204,9 +205,15 @@ mod tests {
     #[test]
     fn files_that_are_included() {
         let base = MemFs::new()
-            .file("/boot/extlinux/extlinux.conf", "## IMPORTANT WARNING\ndefault l0\ndisplay boot.txt\nprompt 0\ntimeout 50\n\ninclude themes/debian/theme.cfg\n")
+            .file(
+                "/boot/extlinux/extlinux.conf",
+                "## IMPORTANT WARNING\ndefault l0\ndisplay boot.txt\nprompt 0\ntimeout 50\n\ninclude themes/debian/theme.cfg\n",
+            )
             .file("/boot/extlinux/themes/debian/theme.cfg", "include linux.cfg\nmenu include memdisk.cfg\n")
-            .file("/boot/extlinux/linux.cfg", "label l0\n\tkernel /boot/vmlinuz-3.2.0-4-amd64\n\tappend initrd=/boot/initrd.img-3.2.0-4-amd64 root=/dev/xvda2 ro quiet\n")
+            .file(
+                "/boot/extlinux/linux.cfg",
+                "label l0\n\tkernel /boot/vmlinuz-3.2.0-4-amd64\n\tappend initrd=/boot/initrd.img-3.2.0-4-amd64 root=/dev/xvda2 ro quiet\n",
+            )
             .file("/boot/extlinux/memdisk.cfg", "append -\ninclude linux.cfg\n");
         run_step(&base, &STEP, |cx| {
             assert!(cx.show("/boot/extlinux/linux.cfg").contains(&format!("root=UUID={ROOT_UUID} ro quiet {CONSOLES}\n")));
@@ -219,7 +226,10 @@ mod tests {
     #[test]
     fn u_boot_menus_and_alpines_settings() {
         let base = MemFs::new()
-            .file("/etc/default/u-boot", "#U_BOOT_UPDATE=\"true\"\nU_BOOT_PARAMETERS=\"ro quiet console=hvc0\"\nU_BOOT_ROOT='root=/dev/xvda2'\n")
+            .file(
+                "/etc/default/u-boot",
+                "#U_BOOT_UPDATE=\"true\"\nU_BOOT_PARAMETERS=\"ro quiet console=hvc0\"\nU_BOOT_ROOT='root=/dev/xvda2'\n",
+            )
             .file(
                 "/etc/update-extlinux.conf",
                 "overwrite=1\ndefault_kernel_opts=\"console=hvc0 rootfstype=ext4\"\nmodules=sd-mod,ext4\nroot=/dev/xvda2\nverbose=0\n",
@@ -231,7 +241,9 @@ mod tests {
             );
             assert_eq!(
                 cx.show("/etc/update-extlinux.conf"),
-                format!("overwrite=1\ndefault_kernel_opts=\"rootfstype=ext4 {CONSOLES}\"\nmodules=sd-mod,ext4\nroot=UUID={ROOT_UUID}\nverbose=0\n")
+                format!(
+                    "overwrite=1\ndefault_kernel_opts=\"rootfstype=ext4 {CONSOLES}\"\nmodules=sd-mod,ext4\nroot=UUID={ROOT_UUID}\nverbose=0\n"
+                )
             );
         });
     }

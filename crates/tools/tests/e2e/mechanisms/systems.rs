@@ -30,7 +30,10 @@ fn sysvinit_and_extlinux() {
     let (mut console, _) = started(&guest, &[], dir.path());
     assert_eq!(console.ok("ls /var/log/xe.log 2>/dev/null | wc -l").trim(), "0", "XenServer's agent is off");
     console.ok("ls /etc/rcS.d/S*hwclock.sh && grep -x HWCLOCKACCESS=yes /etc/default/hwclock");
-    assert_eq!(console.ok("ps -eo tty,comm | grep getty | awk '{ print $1 }' | sort | tr '\\n' ' '").trim(), "tty1 tty2 tty3 tty4 tty5 tty6");
+    assert_eq!(
+        console.ok("ps -eo tty,comm | grep getty | awk '{ print $1 }' | sort | tr '\\n' ' '").trim(),
+        "tty1 tty2 tty3 tty4 tty5 tty6"
+    );
     // A kernel comes by its package's hooks, which are these: GRUB takes the new entry.
     let old = console.ok("uname -r").trim().to_owned();
     console.ok(&format!(

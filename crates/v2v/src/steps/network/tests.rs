@@ -48,10 +48,7 @@ fn wheezy_and_jessie_get_a_rule() {
     run_step(&base, &STEP, |cx| {
         let rules = cx.show(RULES);
         assert!(rules.starts_with("# kept\n") && rules.contains("eth7") && !rules.contains("00:0c:29:00:00:09"), "{rules}");
-        assert!(
-            rules.ends_with("ATTR{address}==\"00:16:3e:00:00:01\", ATTR{type}==\"1\", KERNEL==\"eth*\", NAME=\"eth0\"\n"),
-            "{rules}"
-        );
+        assert!(rules.ends_with("ATTR{address}==\"00:16:3e:00:00:01\", ATTR{type}==\"1\", KERNEL==\"eth*\", NAME=\"eth0\"\n"), "{rules}");
     });
 }
 
@@ -92,10 +89,7 @@ fn rules_by_xens_bus_become_rules_by_mac() {
         .file("/etc/systemd/network/a.network", "[Match]\nDriver=vif\n")
         .file("/var/lib/dpkg/status", status("udev", "247.3-7"));
     run_step(&base, &STEP, |cx| {
-        assert_eq!(
-            cx.show("/etc/udev/rules.d/10-net.rules"),
-            "SUBSYSTEM==\"net\", ATTR{address}==\"00:16:3e:00:00:01\", NAME=\"lan\"\n"
-        );
+        assert_eq!(cx.show("/etc/udev/rules.d/10-net.rules"), "SUBSYSTEM==\"net\", ATTR{address}==\"00:16:3e:00:00:01\", NAME=\"lan\"\n");
         assert_eq!(cx.show("/etc/systemd/network/a.network"), "[Match]\nDriver=virtio_net\n");
         assert!(cx.show("/etc/systemd/network/10-lan.link").contains("Name=lan"));
     });
@@ -189,7 +183,8 @@ fn what_gives_names_by_mac_already_stays_so() {
     let two = "network:\n  version: 2\n  ethernets:\n    a:\n      match: {macaddress: 00:16:3e:00:00:09}\n      set-name: wan\n    b:\n      set-name: \"lan\" # x\n      match:\n        macaddress: 00:16:3e:00:00:01\n    c:\n      set-name: dmz\n";
     let base = MemFs::new().file("/etc/netplan/10.yaml", two).file("/var/lib/dpkg/status", &udev);
     run_step(&base, &STEP, |cx| assert_eq!(cx.reports[0].notes, ["lan is the NIC with 00:16:3e:00:00:01"]));
-    let inline = two.replace("00:16:3e:00:00:09", "00:16:3E:00:00:01").replacen("        macaddress: 00:16:3e:00:00:01", "        driver: x", 1);
+    let inline =
+        two.replace("00:16:3e:00:00:09", "00:16:3E:00:00:01").replacen("        macaddress: 00:16:3e:00:00:01", "        driver: x", 1);
     let base = MemFs::new().file("/etc/netplan/10.yaml", inline).file("/var/lib/dpkg/status", &udev);
     run_step(&base, &STEP, |cx| assert_eq!(cx.reports[0].notes, ["wan is the NIC with 00:16:3e:00:00:01"]));
 }
