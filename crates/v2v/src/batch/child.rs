@@ -173,7 +173,12 @@ mod tests {
         let program = Program { path, folder: dir.path().into() };
         let mut events = Vec::new();
         let start = Instant::now();
-        let status = program.run(&[], tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap(), stop, &mut |e| events.push(e)).unwrap();
+        let mut hear = |event| {
+            // Nobody is stopped before what a test says first.
+            stop.store(event == Event::Stage { what: "stop".into() }, Ordering::Relaxed);
+            events.push(event);
+        };
+        let status = program.run(&[], tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap(), stop, &mut hear).unwrap();
         (status, events, start.elapsed())
     }
 
@@ -189,7 +194,8 @@ mod tests {
 
     #[test]
     fn a_stop_is_passed_on_and_a_forgotten_grandchild_is_no_obstacle() {
-        let (status, _, took) = run("trap 'exit 5' TERM; sleep 30 & wait", &AtomicBool::new(true));
+        let (status, _, took) =
+            run("trap 'exit 5' TERM; sleep 30 & echo '{\"event\":\"stage\",\"what\":\"stop\"}'; wait", &AtomicBool::new(false));
         assert_eq!(status.code(), Some(5));
         assert!(took < Duration::from_secs(10), "{took:?}");
         let (status, _, took) = run("sleep 20 & exit 0", &AtomicBool::new(false));

@@ -214,7 +214,7 @@ mod tests {
                 "/boot/extlinux/linux.cfg",
                 "label l0\n\tkernel /boot/vmlinuz-3.2.0-4-amd64\n\tappend initrd=/boot/initrd.img-3.2.0-4-amd64 root=/dev/xvda2 ro quiet\n",
             )
-            .file("/boot/extlinux/memdisk.cfg", "append -\ninclude linux.cfg\n");
+            .file("/boot/extlinux/memdisk.cfg", "include linux.cfg\nlabel memdisk\n\tkernel memdisk\n\tappend -\n");
         run_step(&base, &STEP, |cx| {
             assert!(cx.show("/boot/extlinux/linux.cfg").contains(&format!("root=UUID={ROOT_UUID} ro quiet {CONSOLES}\n")));
             assert_eq!(cx.reports[0].changed, ["/boot/extlinux/linux.cfg"]);

@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_guests_own_tool_labels_what_was_written() {
-        let base = with("enforcing").file("/sbin/setfiles", "").file("/etc/selinux/default/contexts/files/file_contexts", "");
+        let base = with("enforcing").dir("/boot").file("/sbin/setfiles", "").file("/etc/selinux/default/contexts/files/file_contexts", "");
         run_step(&base, &super::super::modules::STEP, |cx| {
             cx.fs.put(b"/boot/grub/i386-pc/a.mod", b"x", None).unwrap();
             cx.fs.command("test", Command::new(["update-initramfs"]));
@@ -80,7 +80,7 @@ mod tests {
             assert!(!cx.fs.exists(b"/.autorelabel"));
             let words = &cx.fs.commands()[1].command.argv[5..];
             let shown: Vec<_> = words.iter().map(|w| String::from_utf8_lossy(w)).collect();
-            assert_eq!(shown, ["/boot", "/boot/initrd.img-6.1", "/etc/modules"]);
+            assert_eq!(shown, ["/boot/grub", "/boot/initrd.img-6.1", "/etc/modules"]);
         });
     }
 }
