@@ -92,10 +92,10 @@ impl Walk {
                 }
             } else if matches(&xva::INPUT, &path) {
                 self.take(&path);
-            } else if depth < MAX_DEPTH {
-                if let Err(e) = self.folder(&path, depth + 1) {
-                    self.found.warnings.push(e.to_string());
-                }
+            } else if depth < MAX_DEPTH
+                && let Err(e) = self.folder(&path, depth + 1)
+            {
+                self.found.warnings.push(e.to_string());
             }
         }
         Ok(())

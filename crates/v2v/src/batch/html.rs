@@ -132,15 +132,15 @@ impl Row<'_> {
         let report = &self.report;
         writeln!(out, "<h2 id=\"g-{}\">{}. {} {}</h2>", text(&self.guest.name), index + 1, text(&self.guest.name), self.badge())?;
         writeln!(out, "<p>From {}.</p>", text(&self.guest.source.display().to_string()))?;
-        if let Some(last) = self.state.attempts.last() {
-            if let Some(message) = &last.message {
-                let class = if self.status == Status::Failed { "box bad" } else { "box" };
-                write!(out, "<div class=\"{class}\">{}", text(message))?;
-                if let Some(hint) = &last.hint {
-                    write!(out, "<br/>What to do: {}", text(hint))?;
-                }
-                writeln!(out, "</div>")?;
+        if let Some(last) = self.state.attempts.last()
+            && let Some(message) = &last.message
+        {
+            let class = if self.status == Status::Failed { "box bad" } else { "box" };
+            write!(out, "<div class=\"{class}\">{}", text(message))?;
+            if let Some(hint) = &last.hint {
+                write!(out, "<br/>What to do: {}", text(hint))?;
             }
+            writeln!(out, "</div>")?;
         }
         if report.is_object() {
             self.conversion(out)?;

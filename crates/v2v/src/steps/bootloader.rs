@@ -249,8 +249,8 @@ fn cmdline(cx: &Context<'_>, given: Option<String>) -> Result<(String, String)> 
 fn defaults(cx: &Context<'_>) -> Result<String> {
     let Some(text) = cx.text("/etc/default/grub")? else { return Ok(String::new()) };
     let value = |name: &str| {
-        let values = text.lines().filter_map(|l| l.trim_start().strip_prefix(name)?.strip_prefix('='));
-        values.last().map_or("", |v| v.trim().trim_matches(['"', '\'']))
+        let mut values = text.lines().filter_map(|l| l.trim_start().strip_prefix(name)?.strip_prefix('='));
+        values.next_back().map_or("", |v| v.trim().trim_matches(['"', '\'']))
     };
     let plain = |c: char| !matches!(c, '$' | '`' | '\\');
     let words = [value("GRUB_CMDLINE_LINUX"), value("GRUB_CMDLINE_LINUX_DEFAULT")].join(" ");

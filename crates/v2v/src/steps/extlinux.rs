@@ -147,11 +147,11 @@ fn entries(text: &str) -> Vec<Entry<'_>> {
 
 /// The entry that starts by default: the one that is named so, else the first.
 fn default_of<'a>(text: &str, entries: &[Entry<'a>]) -> Option<Entry<'a>> {
-    let named = text.lines().map(fields).filter_map(|parts| {
+    let mut named = text.lines().map(fields).filter_map(|parts| {
         let [(_, word), (_, label), ..] = parts[..] else { return None };
         ["default", "ontimeout"].iter().any(|w| word.eq_ignore_ascii_case(w)).then_some(label)
     });
-    let named = named.last().and_then(|label| entries.iter().find(|e| e.label == label));
+    let named = named.next_back().and_then(|label| entries.iter().find(|e| e.label == label));
     entries.iter().find(|e| e.is_default).or(named).or(entries.first()).copied()
 }
 

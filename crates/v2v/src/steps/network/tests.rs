@@ -161,7 +161,7 @@ fn releases_of_debian_and_ubuntu() {
         }
         run_step(&base, &STEP, |cx| match wanted {
             Some((path, end)) => {
-                assert_eq!(cx.reports[0].changed, [path.clone()], "{release}");
+                assert_eq!(cx.reports[0].changed, std::slice::from_ref(&path), "{release}");
                 let written = cx.show(&path);
                 assert!(written.ends_with(&end) && written.contains("00:16:3e:00:00:01"), "{release}: {written}");
             }
