@@ -7,7 +7,7 @@ use std::process::ChildStdin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use guestfs::machine::{Machine, MachineRunner, MachineSpec};
+use guestfs::machine::{Machine, MachineRunner, MachineSpec, UEFI};
 use guestfs::{Error, Result};
 
 use crate::Appliance;
@@ -16,14 +16,6 @@ use crate::qemu::{self, Builder};
 
 /// Pieces of console output that wait for a reader; then the machine waits.
 const QUEUE: usize = 256;
-
-/// UEFI's code and the template of its variables, as Debian's package `ovmf` and others install them.
-const FIRMWARE: [(&str, &str); 4] = [
-    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
-    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
-    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
-    ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),
-];
 
 impl MachineRunner for Appliance {
     fn start(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>> {
@@ -67,7 +59,7 @@ impl MachineRunner for Appliance {
 
 /// The code and the template that are here.
 pub fn firmware() -> Option<(&'static str, &'static str)> {
-    FIRMWARE.into_iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file())
+    UEFI.into_iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file())
 }
 
 /// UEFI from two flash chips; the second holds the variables and is a copy that goes with the machine.

@@ -22,6 +22,20 @@ pub struct MachineSpec {
     pub uefi: bool,
 }
 
+/// UEFI's code and the template of its variables, where distributions install them: firmware that asks for no signatures.
+pub const UEFI: [(&str, &str); 6] = [
+    // Debian and Ubuntu.
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    // Fedora and its children.
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    // SUSE.
+    ("/usr/share/qemu/ovmf-x86_64-4m-code.bin", "/usr/share/qemu/ovmf-x86_64-4m-vars.bin"),
+    ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),
+    // Arch.
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+];
+
 /// Starts whole machines.
 pub trait MachineRunner: Send + Sync {
     /// Starts one; its first serial port is the console.

@@ -46,6 +46,7 @@ pub mod vdi;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
+pub mod xml;
 
 pub use edit::{Bitmaps, ImageEdit, Preallocation, Snapshots};
 pub use error::{Error, Result};

@@ -18,7 +18,7 @@ use crate::disk_build;
 use crate::grow::Growth;
 use crate::layout::Layout;
 use crate::options::{Host, Request};
-use crate::output::{DiskFormat, Folder, Machine, MachineDisk, libvirt, names, script};
+use crate::output::{Bus, DiskFormat, Folder, KVM, Machine, MachineDisk, names};
 use crate::plan::{self, Plan};
 use crate::report::{Clock, Ran, Report};
 use crate::source::{Boot, Source};
@@ -115,8 +115,9 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     };
     stop_if_cancelled(host.progress)?;
     drop(targets);
-    folder.write(&format!("{}-run.sh", machine.name), &script::script(&machine), true)?;
-    folder.write(&format!("{}.xml", machine.name), &libvirt::domain(&machine), false)?;
+    for document in KVM {
+        folder.write(&document.file(&machine.name), &(document.text)(&machine), document.executable)?;
+    }
     // What was spooled is no part of the result.
     drop(context);
     drop(guest);
@@ -168,7 +169,7 @@ fn name_of(request: &Request, source: &Source) -> Result<String> {
 /// The files of the result, in the order in which they get their place.
 fn files(request: &Request, name: &str, layout: &Layout) -> Vec<String> {
     let disks = layout.disks.iter().map(|d| format!("{name}-{}.{}", d.device, request.format.name()));
-    disks.chain([format!("{name}-run.sh"), format!("{name}.xml")]).collect()
+    disks.chain(KVM.iter().map(|document| document.file(name))).collect()
 }
 
 /// Refuses to replace what the result is made of, `--force` or not.
@@ -455,6 +456,7 @@ fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
 fn machine(request: &Request, source: &Source, prepared: &Prepared, name: String, folder: &Folder, files: &[String]) -> Machine {
     let disk = |(disk, file): (&crate::layout::TargetDisk, &String)| MachineDisk {
         device: disk.device.clone(),
+        bus: Bus::default(),
         file: folder.path_of(file),
         format: request.format,
         read_only: disk.volumes.iter().all(|v| source.disks.get(v.disk).is_some_and(|d| d.read_only)) && !disk.volumes.is_empty(),
@@ -467,6 +469,8 @@ fn machine(request: &Request, source: &Source, prepared: &Prepared, name: String
         vcpus: source.vcpus,
         arch: if prepared.inspection.arch == "i386" { "i686".into() } else { "x86_64".into() },
         uefi: source.boot == Boot::Uefi,
+        local_time: source.local_time,
+        policy: source.policy.clone(),
         disks: prepared.layout.disks.iter().zip(files).map(disk).collect(),
         nics: Machine::nics(source, &request.plugs),
     }

@@ -23,6 +23,10 @@ pub struct Source {
     pub disks: Vec<SourceDisk>,
     /// Its NICs, in the source's order.
     pub nics: Vec<Nic>,
+    /// Its clock runs in local time, not in UTC.
+    pub local_time: bool,
+    /// How its host treats it.
+    pub policy: Policy,
     /// Things that the user should know, found while reading the source.
     pub warnings: Vec<String>,
     /// The input's words for itself: `xl config /etc/xen/web.cfg`.
@@ -47,6 +51,17 @@ pub enum Boot {
     Bios,
     /// Fully virtual with UEFI.
     Uefi,
+}
+
+/// How a host treats a guest, beside what the guest is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Policy {
+    /// It is started with the host.
+    pub autostart: bool,
+    /// Its turn then: lower ones first.
+    pub start_order: Option<u32>,
+    /// Seconds that the next one waits for it.
+    pub start_delay: Option<u32>,
 }
 
 /// One virtual disk of the source. It may hold a partition table, a whole filesystem, or be a single partition.

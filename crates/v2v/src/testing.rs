@@ -7,7 +7,7 @@ use guestfs::engine::{Command, GuestExec, Output, Session, Terminal};
 use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result, Stat, StatFs, Time};
 
 use crate::layout::{Layout, Table, TargetDisk, Volume};
-use crate::source::{Boot, Nic, Source, SourceDisk};
+use crate::source::{Boot, Nic, Policy, Source, SourceDisk};
 use crate::staged::{Staged, path};
 use crate::step::{Context, Options, Step};
 
@@ -354,6 +354,8 @@ pub(crate) fn xen_tools_guest() -> (Source, Layout) {
         boot: Boot::Direct { kernel: None, ramdisk: None, cmdline: String::new(), pvh: false },
         disks: vec![disk("xvda2"), disk("xvda1"), disk("xvdb")],
         nics: vec![Nic { mac: Some("00:16:3e:00:00:01".into()), ..Nic::default() }],
+        local_time: false,
+        policy: Policy::default(),
         warnings: Vec::new(),
         origin: "test".into(),
     };

@@ -4,7 +4,7 @@ use imgcore::{Error, Result};
 use roxmltree::Node;
 
 use crate::XVA;
-use crate::model::{Appliance, Boot, Disk, Drive, Form, Role, Vm};
+use crate::model::{Appliance, Boot, Disk, Drive, Form, HostPolicy, Role, Vm};
 
 /// Reads the `<appliance>` element.
 pub(crate) fn parse(root: Node<'_, '_>, name: &str) -> Result<Appliance> {
@@ -38,6 +38,7 @@ pub(crate) fn parse(root: Node<'_, '_>, name: &str) -> Result<Appliance> {
                 device,
                 bootable: vbd.attribute("function").is_some_and(|f| f.trim().eq_ignore_ascii_case("root")),
                 read_only: matches!(vbd.attribute("mode").map(str::trim), Some("r" | "ro")),
+                shared: false,
             });
         }
         drives.sort_by(|a, b| a.order().cmp(&b.order()));
@@ -102,6 +103,7 @@ fn vm(vm: Node<'_, '_>, drives: Vec<Drive>) -> Vm {
         template: false,
         snapshot: false,
         vtpm: false,
+        host: HostPolicy::default(),
     }
 }
 

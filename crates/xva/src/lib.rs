@@ -34,7 +34,7 @@ mod xmlrpc;
 
 pub use archive::{Options, Xva};
 pub use container::{XvaContainer, is_packed, probe};
-pub use model::{Appliance, Boot, Disk, Drive, Form, Nic, Role, Vm};
+pub use model::{Appliance, Boot, Disk, Drive, Form, HostPolicy, Nic, Role, Vm};
 pub use stream::{Stream, StreamSink};
 
 /// The format's name in messages.

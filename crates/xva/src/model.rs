@@ -80,6 +80,23 @@ pub struct Vm {
     pub snapshot: bool,
     /// It has a TPM. Its secrets are not read.
     pub vtpm: bool,
+    /// How its host treats it.
+    pub host: HostPolicy,
+}
+
+/// How a machine's host treats it, beside what it is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostPolicy {
+    /// It is started with the host, or kept running by high availability.
+    pub autostart: bool,
+    /// Its turn among the machines of its vApp or of high availability.
+    pub order: Option<u64>,
+    /// Seconds that the next one waits for it.
+    pub start_delay: Option<u64>,
+    /// Its clock differs from UTC by more than a minute: mostly a Windows in local time.
+    pub local_time: bool,
+    /// Names of what it uses of its host and of others: passed-through PCI devices, USB, GPUs.
+    pub devices: Vec<&'static str>,
 }
 
 /// How a virtual machine starts.
@@ -118,6 +135,8 @@ pub struct Drive {
     pub bootable: bool,
     /// The guest must not write it.
     pub read_only: bool,
+    /// Other machines may use it as well.
+    pub shared: bool,
 }
 
 /// A network interface.

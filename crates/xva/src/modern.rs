@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use imgcore::{Error, Result};
 
-use crate::model::{Appliance, Boot, Disk, Drive, Form, Nic, Role, Vm};
+use crate::model::{Appliance, Boot, Disk, Drive, Form, HostPolicy, Nic, Role, Vm};
 use crate::xmlrpc::Value;
 use crate::{XVA, legacy, xmlrpc};
 
@@ -82,6 +82,7 @@ fn resolve(root: &Value, name: &str) -> Result<Appliance> {
             device: vbd.get("userdevice").text().to_string(),
             bootable: vbd.get("bootable").truth(),
             read_only: vbd.get("mode").text().eq_ignore_ascii_case("RO"),
+            shared: vdi.get("sharable").truth(),
         });
     }
     for (id, vdi) in objects.class("VDI").filter(|(_, v)| v.get("type").text().eq_ignore_ascii_case("suspend")) {
@@ -93,7 +94,9 @@ fn resolve(root: &Value, name: &str) -> Result<Appliance> {
     for (id, vm) in objects.class("VM").filter(|(_, v)| !v.get("is_control_domain").truth()) {
         let mut drives = drives.remove(id).unwrap_or_default();
         drives.sort_by(|a, b| a.order().cmp(&b.order()));
-        appliance.vms.push(self::vm(vm, drives, nics(&objects, id), objects.class("VTPM").any(|(_, t)| t.get("VM").text() == id)));
+        let has = |class| objects.class(class).any(|(_, object)| object.get("VM").text() == id);
+        let host = host_policy(vm, [("VUSB", "USB devices"), ("VGPU", "a part of a graphics card")].into_iter().filter(|(c, _)| has(*c)));
+        appliance.vms.push(Vm { host, ..self::vm(vm, drives, nics(&objects, id), has("VTPM")) });
     }
     if appliance.vms.is_empty() {
         return Err(bad("it describes no virtual machine".into()));
@@ -159,6 +162,22 @@ fn vm(vm: &Value, drives: Vec<Drive>, nics: Vec<Nic>, vtpm: bool) -> Vm {
         template: vm.get("is_a_template").truth(),
         snapshot: vm.get("is_a_snapshot").truth(),
         vtpm,
+        host: HostPolicy::default(),
+    }
+}
+
+fn host_policy(vm: &Value, devices: impl Iterator<Item = (&'static str, &'static str)>) -> HostPolicy {
+    let other = vm.get("other_config");
+    let in_vapp = !is_null(vm.get("appliance").text());
+    let kept_running = vm.get("ha_restart_priority").text() == "restart" || vm.get("ha_always_run").truth();
+    let pci = (!other.get("pci").text().is_empty()).then_some("PCI devices");
+    HostPolicy {
+        autostart: kept_running || other.get("auto_poweron").text() == "true",
+        // 0 is the first turn, and what every other machine has too.
+        order: vm.get("order").number().filter(|order| *order > 0 || in_vapp || kept_running),
+        start_delay: vm.get("start_delay").number().filter(|seconds| *seconds > 0),
+        local_time: vm.get("platform").get("timeoffset").text().parse::<i64>().is_ok_and(|seconds| seconds.unsigned_abs() > 60),
+        devices: pci.into_iter().chain(devices.map(|(_, name)| name)).collect(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::images;
 use super::{DiskFile, Input, Opened, Request};
-use crate::source::{Boot, Source, SourceDisk};
+use crate::source::{Boot, Policy, Source, SourceDisk};
 use crate::{Error, Result};
 
 /// The table's line.
@@ -44,6 +44,8 @@ fn read(request: &Request<'_>) -> Result<Opened> {
         boot: Boot::Direct { kernel: None, ramdisk: None, cmdline: String::new(), pvh: false },
         disks,
         nics: vec![Default::default()],
+        local_time: false,
+        policy: Policy::default(),
         warnings,
         origin: format!("disk image {guest}"),
     }

@@ -6,7 +6,7 @@ use roxmltree::{Document, Node};
 
 use super::images::{self, Named};
 use super::xen_config::{add_named, is_grub};
-use super::{Input, Opened, Request, read_config, xen_disk, xen_vif};
+use super::{Input, Opened, Request, autostart, left_out, read_config, xen_disk, xen_vif};
 use crate::source::{Boot, Nic, Source, SourceDisk};
 use crate::{Error, Result};
 
@@ -64,6 +64,7 @@ impl<'a> Domain<'a> {
             }
         };
         let devices = child(domain, "devices");
+        self.warn(domain, devices, &mut warnings);
         let nics = devices.into_iter().flat_map(|d| children(d, "interface")).map(|n| self.nic(n)).collect::<Result<_>>()?;
         Ok(Source {
             name,
@@ -74,9 +75,22 @@ impl<'a> Domain<'a> {
             boot: self.boot(domain, &mut warnings),
             disks: self.disks(devices.unwrap_or(domain), &mut warnings)?,
             nics,
+            local_time: child(domain, "clock").and_then(|c| c.attribute("offset")) == Some("localtime"),
+            policy: autostart::of_libvirt(self.request.guest),
             warnings,
             origin: format!("libvirt domain {}", self.file),
         })
+    }
+
+    fn warn(&self, domain: Node<'_, '_>, devices: Option<Node<'_, '_>>, warnings: &mut Vec<String>) {
+        let has = |name: &'static str| devices.is_some_and(|d| child(d, name).is_some());
+        warnings.extend(left_out::LIBVIRT.iter().filter(|(name, _)| has(name)).map(|(name, what)| format!("<{name}>: {what}")));
+        if child(domain, "cputune").is_some() || child(domain, "vcpu").is_some_and(|v| v.attribute("cpuset").is_some()) {
+            warnings.push("<cputune>: it runs on any of the new host's processors: pin it again, where that is wanted".into());
+        }
+        if devices.is_some_and(|d| children(d, "graphics").any(|g| g.attribute("passwd").is_some())) {
+            warnings.push("<graphics>: the new machine has a VNC display of its own, without that password".into());
+        }
     }
 
     fn memory_mib(&self, domain: Node<'_, '_>) -> Result<u64> {
@@ -131,8 +145,13 @@ impl<'a> Domain<'a> {
 
     fn disks(&self, devices: Node<'a, '_>, warnings: &mut Vec<String>) -> Result<Vec<SourceDisk>> {
         let mut disks = Vec::new();
-        for disk in children(devices, "disk").filter(|d| matches!(d.attribute("device"), None | Some("disk"))) {
+        for disk in children(devices, "disk") {
             let target = child(disk, "target").and_then(|t| t.attribute("dev"));
+            if let Some("cdrom" | "floppy") = disk.attribute("device") {
+                let disc = child(disk, "source").and_then(|s| s.attribute("file").or(s.attribute("dev")));
+                warnings.push(left_out::cd_drive(target.unwrap_or("a drive"), disc.unwrap_or_default()));
+                continue;
+            }
             let target =
                 target.filter(|t| xen_disk::is_device(t)).ok_or_else(|| self.error(disk, "the disk has no <target dev='xvda'/>"))?;
             let source = child(disk, "source");
@@ -152,6 +171,9 @@ impl<'a> Domain<'a> {
             let format = child(disk, "driver").and_then(|d| d.attribute("type")).filter(|t| *t != "aio").unwrap_or("raw");
             let named = Named { config: Some(self.request.guest), path, format: Some(format), in_dev: false };
             let opened = images::open_disk(self.request, target, &named, warnings).map_err(|e| self.error(disk, e))?;
+            if child(disk, "shareable").is_some() {
+                warnings.push(left_out::shared_disk(target));
+            }
             disks.push(SourceDisk { read_only: child(disk, "readonly").is_some(), ..opened });
         }
         add_named(self.request, &mut disks, warnings)?;
@@ -243,6 +265,19 @@ mod tests {
         assert_eq!(disks, [("xvda2", false), ("xvda1", true)]);
         let nic = Nic { mac: Some("00:16:3e:01:02:03".into()), bridge: Some("br0".into()), ip: vec!["10.0.0.5".into()], ..Nic::default() };
         assert_eq!(guest.nics, [nic, Nic { network: Some("lan".into()), model: Some("rtl8139".into()), ..Nic::default() }]);
+        assert!(guest.warnings.len() == 1 && guest.warnings[0].starts_with("hdc: the CD drive is not taken over"), "{:?}", guest.warnings);
+        assert!(!guest.local_time && !guest.policy.autostart);
+    }
+
+    #[test]
+    fn what_no_output_can_say_is_told_by_name() {
+        let folder = Folder::new(&["disk.img", "swap.img", "autostart/web.xml"]);
+        let more =
+            "<hostdev mode='subsystem' type='pci'/><graphics type='vnc' passwd='secret'/></devices><cputune/><clock offset='localtime'/>";
+        let guest = read_in(&folder, "web.xml", &PV.replace("</devices>", more).replace("<readonly/>", "<shareable/>")).unwrap();
+        let named: Vec<_> = guest.warnings.iter().map(|w| w.split([':', ' ']).next().unwrap()).collect();
+        assert_eq!(named, ["<hostdev>", "<cputune>", "<graphics>", "xvda1", "hdc"], "{:?}", guest.warnings);
+        assert!(guest.local_time && guest.policy.autostart);
     }
 
     #[test]

@@ -10,8 +10,10 @@ use imgcore::{Formats, ImageMut, Progress};
 use crate::source::Source;
 use crate::{Error, Result};
 
+mod autostart;
 pub mod disk;
 pub mod images;
+mod left_out;
 pub mod libvirt;
 #[cfg(test)]
 mod testing;

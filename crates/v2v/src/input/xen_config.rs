@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::images::{self, Named};
-use super::value::Config;
-use super::{Input, Opened, Request, read_config, xen_disk, xen_vif, xl, xm};
+use super::value::{Config, Value};
+use super::{Input, Opened, Request, autostart, left_out, read_config, xen_disk, xen_vif, xl, xm};
 use crate::source::{Boot, Source, SourceDisk};
 use crate::{Error, Result};
 
@@ -58,6 +58,10 @@ fn source(request: &Request<'_>, config: &Config) -> Result<Source> {
     let vcpus = config.number("vcpus")?.or(config.number("maxvcpus")?).unwrap_or(1);
     let vcpus = u32::try_from(vcpus).ok().filter(|v| (1..=4096).contains(v));
     let vcpus = vcpus.ok_or_else(|| config.error(config.line("vcpus"), "vcpus is no number that a guest can have"))?;
+    if let Some(most) = config.number("maxmem")?.filter(|most| *most > memory_mib) {
+        warnings.push(left_out::more_memory(most, memory_mib));
+    }
+    warnings.extend(left_out::XL.iter().filter(|(key, _)| says_something(config, key)).map(|(key, what)| format!("{key}: {what}")));
     let boot = boot(request, config, &mut warnings)?;
     let nics = (config.texts("vif")?.iter())
         .map(|text| xen_vif::parse(text).map_err(|e| config.error(config.line("vif"), format!("vif '{text}': {e}"))))
@@ -71,9 +75,21 @@ fn source(request: &Request<'_>, config: &Config) -> Result<Source> {
         boot,
         disks: disks(request, config, &mut warnings)?,
         nics,
+        local_time: config.number("localtime")?.is_some_and(|n| n != 0),
+        policy: autostart::of_xen(request.guest),
         warnings,
         origin: format!("Xen configuration {}", config.file),
     })
+}
+
+/// Whether a key has a value that is more than nothing: `pci = []` and `vfb = ''` are.
+fn says_something(config: &Config, key: &str) -> bool {
+    match config.get(key).map(|(value, _)| value) {
+        None | Some(Value::None) => false,
+        Some(Value::Int(number)) => *number != 0,
+        Some(Value::Text(text)) => !text.trim().is_empty(),
+        Some(Value::List(list)) => !list.is_empty(),
+    }
 }
 
 fn disks(request: &Request<'_>, config: &Config, warnings: &mut Vec<String>) -> Result<Vec<SourceDisk>> {
@@ -82,7 +98,11 @@ fn disks(request: &Request<'_>, config: &Config, warnings: &mut Vec<String>) -> 
     for text in config.texts("disk")?.iter().filter(|t| !t.trim().is_empty()) {
         let spec = xen_disk::parse(text).map_err(|e| config.error(line, format!("disk '{text}': {e}")))?;
         if spec.cdrom {
+            warnings.push(left_out::cd_drive(&spec.vdev, &spec.target));
             continue;
+        }
+        if spec.shared {
+            warnings.push(left_out::shared_disk(&spec.vdev));
         }
         let format = Some(spec.format.as_deref().unwrap_or("raw"));
         let named = Named { config: Some(request.guest), path: &spec.target, format, in_dev: spec.phy };
@@ -160,6 +180,7 @@ pub(super) fn is_grub(kernel: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::input::testing::{Folder, read_in};
+    use crate::source::Policy;
 
     fn direct(kernel: Option<&str>, ramdisk: Option<&str>, cmdline: &str) -> Boot {
         Boot::Direct { kernel: kernel.map(Into::into), ramdisk: ramdisk.map(Into::into), cmdline: cmdline.into(), pvh: false }
@@ -233,7 +254,30 @@ vif = [ "", "model=e1000,bridge=br1" ]
         let disks: Vec<_> = guest.disks.iter().map(|d| (d.target.as_str(), d.read_only)).collect();
         assert_eq!(disks, [("xvda", false), ("xvdb", true)]);
         assert_eq!(guest.nics.len(), 2);
-        assert_eq!(guest.warnings.len(), 1);
+        assert_eq!(guest.warnings.len(), 2);
+        assert!(guest.warnings.iter().any(|w| w.starts_with("hdc: the CD drive with ") && w.contains("/cd.iso is not taken over")));
+    }
+
+    #[test]
+    fn what_no_output_can_say_is_told_by_name() {
+        let folder = Folder::new(&["a", "b"]);
+        let config = "memory=512; maxmem=2048; name='x'; disk=['a,raw,xvda,w!', 'b,raw,xvdb,w']; pci=['01:00.0']; cpus='2-3'; localtime=1\n\
+                      vfb=['type=vnc,vncpasswd=secret']; vtpm=['backend=vtpm']; usbdev=[]; vnuma=None\n";
+        let guest = read_in(&folder, "x.cfg", config).unwrap();
+        let named: Vec<_> = guest.warnings.iter().map(|w| w.split([':', ' ']).next().unwrap()).collect();
+        assert_eq!(named, ["the", "pci", "vtpm", "vfb", "cpus", "xvda"], "{:?}", guest.warnings);
+        assert!(guest.warnings.iter().all(|w| !w.contains("secret")));
+        assert!(guest.local_time);
+    }
+
+    #[test]
+    fn guests_that_start_with_their_host_in_its_order() {
+        let folder = Folder::new(&["a", "auto/00-db"]);
+        let config = "memory=512; name='x'; disk=['a,raw,xvda,w']";
+        assert_eq!(read_in(&folder, "x.cfg", config).unwrap().policy, Policy::default());
+        std::os::unix::fs::symlink("../x.cfg", folder.path().join("auto/10-web")).unwrap();
+        let policy = Policy { autostart: true, start_order: Some(2), start_delay: None };
+        assert_eq!(read_in(&folder, "x.cfg", config).unwrap().policy, policy);
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct Spec {
     pub vdev: String,
     /// The guest may not write it.
     pub read_only: bool,
+    /// Other guests may write it as well.
+    pub shared: bool,
     /// A CD drive.
     pub cdrom: bool,
     /// A block device of the host (`phy:`): a relative target lies in /dev.
@@ -149,6 +151,7 @@ pub fn parse(text: &str) -> Result<Spec, String> {
         Some("r" | "ro") => true,
         Some(other) => return Err(format!("access '{other}' must be r, ro, w or rw")),
     };
+    spec.shared = access.as_deref().is_some_and(|access| access.ends_with('!'));
     if spec.target.is_empty() && !spec.cdrom {
         return Err("it names no file or device (target=)".into());
     }
@@ -174,7 +177,7 @@ mod tests {
     use super::*;
 
     fn spec(target: &str, format: Option<&str>, vdev: &str, read_only: bool, cdrom: bool) -> Spec {
-        Spec { target: target.into(), format: format.map(Into::into), vdev: vdev.into(), read_only, cdrom, phy: false }
+        Spec { target: target.into(), format: format.map(Into::into), vdev: vdev.into(), read_only, shared: false, cdrom, phy: false }
     }
 
     #[test]
@@ -200,6 +203,7 @@ mod tests {
             ("tap:qcow2:/vm/x.qcow2,hda,w", spec("/vm/x.qcow2", Some("qcow2"), "hda", false, false)),
             ("phy:/dev/cdrom,hdc:cdrom,r", spec("/dev/cdrom", None, "hdc", true, true)),
             ("/vm/x.img,xvda,w", spec("/vm/x.img", None, "xvda", false, false)),
+            ("phy:/dev/vg/x,xvdb,w!", Spec { shared: true, ..spec("/dev/vg/x", None, "xvdb", false, false) }),
             // Blanks, no access, `target=` with commas and equals signs.
             (" file:/vm/x.img , xvda2 , w ", spec("/vm/x.img", None, "xvda2", false, false)),
             ("phy:/dev/vg/x,xvdb", spec("/dev/vg/x", None, "xvdb", false, false)),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use imgcore::{Image, ImageMut, Progress, copy};
 use xva::{Appliance, Form, Options, Role, Stream, StreamSink, Vm, Xva};
 
-use super::{DiskStream, Input, Opened, Probe, Request, images, xen_config, xen_vif};
-use crate::source::{Boot, Nic, Source, SourceDisk};
+use super::{DiskStream, Input, Opened, Probe, Request, images, left_out, xen_config, xen_vif};
+use crate::source::{Boot, Nic, Policy, Source, SourceDisk};
 use crate::{Error, Result};
 
 /// The table's line.
@@ -113,6 +113,12 @@ fn source(
         boot: boot(request, vm, &mut warnings),
         disks,
         nics,
+        local_time: vm.host.local_time,
+        policy: Policy {
+            autostart: vm.host.autostart,
+            start_order: vm.host.order.and_then(|n| u32::try_from(n).ok()),
+            start_delay: vm.host.start_delay.and_then(|n| u32::try_from(n).ok()),
+        },
         warnings,
         origin: format!("XVA {file}"),
     };
@@ -155,6 +161,10 @@ fn warn(vm: &Vm, appliance: &Appliance, warnings: &mut Vec<String>) {
     if vm.template {
         warnings.push(format!("{} is a template", vm.name));
     }
+    for device in &vm.host.devices {
+        warnings.push(format!("{} uses {device} of its Xen host, which are not passed through: add <hostdev> to the domain", vm.name));
+    }
+    warnings.extend(vm.drives.iter().filter(|d| d.shared).map(|d| left_out::shared_disk(&d.device)));
     if vm.vtpm {
         warnings
             .push(format!("{} has a TPM, whose content is not taken over: have recovery keys at hand if a disk is bound to it", vm.name));

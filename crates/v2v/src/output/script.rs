@@ -1,6 +1,14 @@
 //! The script that starts a result in QEMU as it is, without libvirt.
 
-use super::{DiskFormat, Machine, SLOTS};
+use guestfs::machine::UEFI;
+
+use super::{Bus, DiskFormat, Document, Machine, MachineDisk, NicModel, SLOTS};
+
+/// The table's line.
+pub const DOCUMENT: Document = Document { suffix: "-run.sh", executable: true, text: script };
+
+/// Ports of one AHCI controller.
+const PORTS: usize = 6;
 
 /// The script. It finds its disks beside itself.
 pub fn script(machine: &Machine) -> String {
@@ -8,25 +16,41 @@ pub fn script(machine: &Machine) -> String {
     let qemu = if machine.arch == "i686" { "qemu-system-i386" } else { "qemu-system-x86_64" };
     let mut arguments = Vec::new();
     arguments.push(format!("-name {name}"));
-    arguments.push(if machine.uefi { "-machine q35 -bios \"${UEFI:-/usr/share/ovmf/OVMF.fd}\"".into() } else { "-machine pc".into() });
+    arguments.push(format!("-machine {}", machine.chipset()));
+    if machine.uefi {
+        arguments.push("-drive \"if=pflash,unit=0,format=raw,readonly=on,file=$code\"".into());
+        arguments.push(format!("-drive \"if=pflash,unit=1,format=raw,file=$dir/{name}-vars.fd\""));
+    }
     // The first that works is taken; ACCEL goes before both.
     arguments.push("${ACCEL:+-accel \"$ACCEL\"} -accel kvm -accel tcg -cpu max".into());
     arguments.push("-m \"${MEMORY:-".to_owned() + &memory_mib.to_string() + "}\" -smp \"${CPUS:-" + &vcpus.to_string() + "}\"");
-    for disk in &machine.disks {
-        let (device, format) = (&disk.device, disk.format.name());
-        let file = disk.file.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
-        let more = if disk.read_only { ",readonly=on" } else { "" };
-        let zeroes = if disk.format == DiskFormat::Raw { ",detect-zeroes=unmap" } else { "" };
-        arguments.push(format!("-drive \"if=none,id={device},file=$dir/{file},format={format},discard=unmap{zeroes}{more}\""));
-        arguments.push(format!("-device virtio-blk-pci,drive={device}"));
+    if machine.local_time {
+        arguments.push("-rtc base=localtime".into());
     }
+    // Before anything else that takes a slot of the bus.
     for (index, nic) in machine.nics.iter().enumerate() {
         let slot = if index < SLOTS { format!(",addr={:#x}", nic.slot) } else { String::new() };
+        let model = match nic.model {
+            NicModel::Virtio => "virtio-net-pci",
+            NicModel::E1000 => "e1000",
+        };
         arguments.push(format!("-netdev \"${{NET{index}:-user}},id=net{index}\""));
-        arguments.push(format!("-device virtio-net-pci,netdev=net{index},mac={}{slot}", nic.mac));
+        arguments.push(format!("-device {model},netdev=net{index},mac={}{slot}", nic.mac));
     }
     if machine.nics.is_empty() {
         arguments.push("-nic none".into());
+    }
+    for (index, disk) in machine.disks.iter().enumerate() {
+        arguments.push(drive(disk));
+        if disk.bus == Bus::Sata && index % PORTS == 0 {
+            arguments.push(format!("-device ich9-ahci,id=sata{}", index / PORTS));
+        }
+        let device = match disk.bus {
+            Bus::Virtio => "virtio-blk-pci".into(),
+            Bus::Sata => format!("ide-hd,bus=sata{}.{}", index / PORTS, index % PORTS),
+            Bus::Ide => format!("ide-hd,bus=ide.{},unit={}", index / 2, index % 2),
+        };
+        arguments.push(format!("-device {device},drive={},bootindex={}", disk.device, index + 1));
     }
     arguments.push("-device virtio-rng-pci -device virtio-balloon-pci".into());
     arguments.push("-display none -serial mon:stdio".into());
@@ -39,15 +63,46 @@ pub fn script(machine: &Machine) -> String {
 #   NET0=bridge,br=br0 {name}-run.sh    the first NIC on a bridge; without it, QEMU's own network
 #   ACCEL=tcg {name}-run.sh        without KVM, where /dev/kvm is there but does not work
 #   QEMU=/path/to/qemu {name}-run.sh
-#
+{}#
 # Further arguments go to QEMU.
 set -eu
-dir=$(CDPATH= cd -- \"$(dirname -- \"$0\")\" && pwd | sed 's/,/,,/g')
+dir=$(CDPATH= cd -- \"$(dirname -- \"$0\")\" && pwd)
+{}dir=$(printf '%s\\n' \"$dir\" | sed 's/,/,,/g')
 exec \"${{QEMU:-{qemu}}}\" \\
     {} \\
     \"$@\"
 ",
+        if machine.uefi { "#   UEFI=CODE.fd:VARS.fd                  another firmware, and the template of its variables\n" } else { "" },
+        if machine.uefi { firmware(name) } else { String::new() },
         arguments.join(" \\\n    ")
+    )
+}
+
+fn drive(disk: &MachineDisk) -> String {
+    let (device, format) = (&disk.device, disk.format.name());
+    let file = disk.file.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
+    let more = if disk.read_only { ",readonly=on" } else { "" };
+    let zeroes = if disk.format == DiskFormat::Raw { ",detect-zeroes=unmap" } else { "" };
+    format!("-drive \"if=none,id={device},file=$dir/{file},format={format},discard=unmap{zeroes}{more}\"")
+}
+
+/// Finds the host's UEFI, and gives the guest variables of its own beside its disks.
+fn firmware(name: &str) -> String {
+    let known: String = UEFI.iter().map(|(code, variables)| format!(" \\\n    {code}:{variables}")).collect();
+    format!(
+        "code=
+for pair in ${{UEFI:-}}{known}; do
+    if [ -f \"${{pair%%:*}}\" ] && [ -f \"${{pair#*:}}\" ]; then
+        code=${{pair%%:*}}
+        [ -f \"$dir/{name}-vars.fd\" ] || cat \"${{pair#*:}}\" >\"$dir/{name}-vars.fd\"
+        break
+    fi
+done
+if [ -z \"$code\" ]; then
+    echo \"{name} starts by UEFI, whose firmware is not here: install OVMF (Debian: ovmf, Fedora: edk2-ovmf, SUSE: qemu-ovmf-x86_64), or set UEFI\" >&2
+    exit 1
+fi
+"
     )
 }
 
@@ -80,6 +135,7 @@ mod tests {
             "if=none,id=vda,file=DIR/web-vda.qcow2,format=qcow2,discard=unmap",
             "if=none,id=vdb,file=DIR/web-vdb.qcow2,format=qcow2,discard=unmap,readonly=on",
             "virtio-net-pci,netdev=net0,mac=00:16:3e:77:00:10,addr=0x3",
+            "virtio-blk-pci,drive=vda,bootindex=1",
             "user,id=net2",
             "512",
         ] {

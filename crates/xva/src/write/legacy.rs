@@ -13,8 +13,8 @@ use super::envelope::{Envelope, Packed, Trailer};
 use super::machine::{Machine, Start};
 use super::ordered::{Give, ordered};
 use super::output::Output;
-use super::ova::escape;
 use super::{pieces, tar};
+use imgcore::xml::escape;
 
 /// Bytes of a disk in one file.
 const FILE: u64 = 1_000_000_000;
@@ -144,19 +144,14 @@ fn description(machine: &Machine, sizes: &[u64]) -> Result<String> {
         Start::Pv { pvh: false, kernel, args, .. } if kernel.is_empty() => (false, args.as_str()),
         _ => return Err(Error::Invalid("a legacy appliance starts by boot=bios, or by boot=pv from its own disk".into())),
     };
-    let quoted = |text: &str| {
-        let mut out = String::new();
-        escape(text, &mut out);
-        out
-    };
     let mut xml = format!(
         "<?xml version=\"1.0\"?>\n<appliance version=\"0.1\">\n  <vm name=\"vm\">\n    <label>{}</label>\n    <shortdesc>{}</shortdesc>\n    \
          <config mem_set=\"{}\" vcpus=\"{}\"/>\n    <hacks is_hvm=\"{hvm}\" kernel_boot_cmdline=\"{}\"/>\n",
-        quoted(&machine.name),
-        quoted(&machine.description),
+        escape(&machine.name),
+        escape(&machine.description),
         machine.memory,
         machine.vcpus,
-        quoted(args)
+        escape(args)
     );
     for position in 0..sizes.len() {
         let device = device(position);

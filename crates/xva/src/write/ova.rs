@@ -7,6 +7,8 @@
 
 use std::fmt::Write;
 
+use imgcore::xml::escape;
+
 use super::machine::{Machine, Start};
 use super::modern::Placed;
 
@@ -369,7 +371,7 @@ impl Value<'_> {
         // Writing to a string cannot fail.
         let _ = match self {
             Value::Text(text) => {
-                escape(text, out);
+                *out += &escape(text);
                 Ok(())
             }
             Value::Flag(flag) => write!(out, "<boolean>{}</boolean>", u8::from(*flag)),
@@ -385,7 +387,7 @@ impl Value<'_> {
                 *out += "<struct>";
                 for (name, value) in members {
                     *out += "<member><name>";
-                    escape(name, out);
+                    *out += &escape(name);
                     *out += "</name>";
                     value.write(out);
                     *out += "</member>";
@@ -395,20 +397,5 @@ impl Value<'_> {
             }
         };
         *out += "</value>";
-    }
-}
-
-/// Adds text with what XML has another meaning for replaced, and without what XML cannot hold.
-pub(super) fn escape(text: &str, out: &mut String) {
-    for c in text.chars() {
-        match c {
-            '<' => *out += "&lt;",
-            '>' => *out += "&gt;",
-            '&' => *out += "&amp;",
-            '"' => *out += "&quot;",
-            '\'' => *out += "&apos;",
-            '\t' | '\n' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'.. => out.push(c),
-            _ => out.push('?'),
-        }
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt::{Error, Write};
 
 use imgcore::size;
+use imgcore::xml::escape;
 
 use super::picture::{Kind, Picture, Shares, percent};
 
@@ -50,7 +51,7 @@ pub(super) fn draw(picture: &Picture, title: &str) -> Result<String, Error> {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" role=\"img\" \
          font-family=\"system-ui, 'Segoe UI', 'Helvetica Neue', 'DejaVu Sans', sans-serif\">"
     )?;
-    writeln!(out, "<title>Where the data of {} lies</title>", escaped(title))?;
+    writeln!(out, "<title>Where the data of {} lies</title>", escape(title))?;
     patterns(&mut out, picture)?;
     writeln!(out, "<rect width=\"100%\" height=\"100%\" rx=\"10\" fill=\"#ffffff\"/>")?;
     text(&mut out, MARGIN, 44.0, &format!("font-size=\"20\" font-weight=\"600\" fill=\"{INK}\""), &shortened(title, 80))?;
@@ -117,7 +118,7 @@ fn bar(out: &mut String, picture: &Picture, width: f64) -> Result<(), Error> {
         write!(out, "<rect x=\"{x:.2}\" y=\"80\" width=\"{length:.2}\" height=\"10\" fill=\"{}\">", fill(kind))?;
         let bytes = picture.all.of(kind);
         let words = format!("{}: {} ({})", picture.words(kind), size::human(bytes), percent(bytes, picture.all.total()));
-        writeln!(out, "<title>{}</title></rect>", escaped(&words))?;
+        writeln!(out, "<title>{}</title></rect>", escape(&words))?;
         x += length;
     }
     writeln!(out, "</g>")
@@ -164,7 +165,7 @@ fn draw_run(out: &mut String, picture: &Picture, kind: Kind, cells: std::ops::Ra
     let bytes = picture.bytes(cells);
     let words = format!("{:#x} to {:#x} ({}): {}", bytes.start, bytes.end, size::human(bytes.end - bytes.start), picture.words(kind));
     write!(out, "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{CELL}\" fill=\"{}\">", count as f64 * CELL, fill(kind))?;
-    writeln!(out, "<title>{}</title></rect>", escaped(&words))?;
+    writeln!(out, "<title>{}</title></rect>", escape(&words))?;
     if let Kind::Data(layer) = kind
         && picture.layers.len() > 1
         && count >= 3
@@ -180,7 +181,7 @@ fn draw_mixed(out: &mut String, picture: &Picture, at: usize, x: f64, y: f64) ->
     let bytes = picture.bytes(at..at + 1);
     let parts = cell.0.iter().map(|(kind, bytes)| format!("{} {}", size::human(*bytes), picture.words(*kind)));
     let words = format!("{:#x} to {:#x}: {}", bytes.start, bytes.end, parts.collect::<Vec<_>>().join("; "));
-    write!(out, "<g><title>{}</title>", escaped(&words))?;
+    write!(out, "<g><title>{}</title>", escape(&words))?;
     let mut bottom = y + CELL;
     for (kind, height) in stretched(cell, CELL) {
         bottom -= height;
@@ -245,28 +246,13 @@ fn swatch(out: &mut String, y: f64, kind: Kind) -> Result<(), Error> {
 }
 
 fn text(out: &mut String, x: f64, y: f64, style: &str, words: &str) -> Result<(), Error> {
-    writeln!(out, "<text x=\"{x}\" y=\"{y}\" {style}>{}</text>", escaped(words))
+    writeln!(out, "<text x=\"{x}\" y=\"{y}\" {style}>{}</text>", escape(words))
 }
 
 /// The end of a text that is too long for its place.
 fn shortened(text: &str, most: usize) -> String {
     let count = text.chars().count();
     if count <= most { text.into() } else { std::iter::once('…').chain(text.chars().skip(count - most + 1)).collect() }
-}
-
-/// As XML wants it; what XML cannot hold becomes a sign for that.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -11,11 +11,10 @@ use super::Entry;
 use super::options::GuestArgs;
 use super::show::Out;
 use crate::common::{Failure, json};
+use imgcore::xml::Xml;
 use system::System;
-use xml::Xml;
 
 mod system;
-mod xml;
 mod xpath;
 
 /// This command's line in the table.

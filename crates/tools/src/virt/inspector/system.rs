@@ -8,7 +8,7 @@ use guestfs::inspect::{Application, FstabEntry};
 use guestfs::{Inspection, Volume, Volumes};
 use serde::Serialize;
 
-use super::xml::Xml;
+use imgcore::xml::Xml;
 
 /// Characters in a line of the icon.
 const ICON_LINE: usize = 72;

@@ -4,8 +4,8 @@ use sxd_document::dom::{ChildOfElement, Element};
 use sxd_xpath::nodeset::Node;
 use sxd_xpath::{Context, Factory, Value};
 
-use super::xml::{Xml, escape};
 use crate::common::Failure;
+use imgcore::xml::{Xml, escape};
 
 /// Elements nest no deeper in anything that virt-inspector wrote.
 const DEPTH: usize = 64;

@@ -1,17 +1,17 @@
-//! XML, element by element, as libguestfs indents it.
+//! XML, element by element, indented by two blanks as libguestfs and libvirt do. The one place that writes it.
 
 use std::fmt::Write;
 
 /// A document or a part of one.
 #[derive(Default)]
-pub(super) struct Xml {
+pub struct Xml {
     text: String,
     depth: usize,
 }
 
 impl Xml {
     /// An element with others in it.
-    pub(super) fn parent(&mut self, name: &str, attributes: &[(&str, &str)], content: impl FnOnce(&mut Xml)) {
+    pub fn parent(&mut self, name: &str, attributes: &[(&str, &str)], content: impl FnOnce(&mut Xml)) {
         let (tag, indent) = (tag(name, attributes), self.depth * 2);
         let _ = write!(self.text, "{:indent$}<{tag}", "");
         let start = self.text.len();
@@ -28,31 +28,36 @@ impl Xml {
         }
     }
 
+    /// An element with nothing in it but its attributes.
+    pub fn empty(&mut self, name: &str, attributes: &[(&str, &str)]) {
+        self.parent(name, attributes, |_| {});
+    }
+
     /// An element with text in it.
-    pub(super) fn leaf(&mut self, name: &str, attributes: &[(&str, &str)], text: &str) {
+    pub fn leaf(&mut self, name: &str, attributes: &[(&str, &str)], text: &str) {
         let (tag, indent) = (tag(name, attributes), self.depth * 2);
         let _ = writeln!(self.text, "{:indent$}<{tag}>{}</{name}>", "", escape(text));
     }
 
     /// The same without attributes.
-    pub(super) fn element(&mut self, name: &str, text: &str) {
+    pub fn element(&mut self, name: &str, text: &str) {
         self.leaf(name, &[], text);
     }
 
     /// The same, unless there is no text.
-    pub(super) fn optional(&mut self, name: &str, text: &str) {
+    pub fn optional(&mut self, name: &str, text: &str) {
         if !text.is_empty() {
             self.element(name, text);
         }
     }
 
     /// What was written, without a document's first line.
-    pub(super) fn text(self) -> String {
+    pub fn text(self) -> String {
         self.text
     }
 
     /// What was written, as a document.
-    pub(super) fn document(self) -> String {
+    pub fn document(self) -> String {
         format!("<?xml version=\"1.0\"?>\n{}", self.text)
     }
 }
@@ -61,8 +66,8 @@ fn tag(name: &str, attributes: &[(&str, &str)]) -> String {
     attributes.iter().fold(name.to_string(), |tag, (key, value)| format!("{tag} {key}=\"{}\"", escape(value)))
 }
 
-/// Text with its markup undone; what XML can't hold becomes U+FFFD.
-pub(super) fn escape(text: &str) -> String {
+/// Text for elements, and for attributes in double quotes: its markup undone; what XML 1.0 can't hold becomes U+FFFD.
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

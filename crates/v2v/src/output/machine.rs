@@ -1,0 +1,175 @@
+//! The new machine, in one form for all outputs.
+
+use std::path::PathBuf;
+
+use super::{DiskFormat, Plug, PlugRule};
+use crate::source::{Policy, Source};
+
+/// The new machine, as all outputs describe it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its name: safe in file names and XML.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Option<String>,
+    /// What its owner wrote about it.
+    pub description: String,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// `x86_64`, `i686`.
+    pub arch: String,
+    /// UEFI instead of BIOS.
+    pub uefi: bool,
+    /// Its clock runs in local time, not in UTC.
+    pub local_time: bool,
+    /// How its host treats it.
+    pub policy: Policy,
+    /// Its disks, in order.
+    pub disks: Vec<MachineDisk>,
+    /// Its NICs, in order.
+    pub nics: Vec<MachineNic>,
+}
+
+/// What a disk is attached to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bus {
+    /// virtio-blk.
+    #[default]
+    Virtio,
+    /// AHCI, for guests without virtio's drivers.
+    Sata,
+    /// As Xen emulates it, four disks at most.
+    Ide,
+}
+
+/// What a NIC is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NicModel {
+    /// virtio-net.
+    #[default]
+    Virtio,
+    /// Intel's 82540EM, for guests without virtio's drivers.
+    E1000,
+}
+
+/// One disk of the new machine.
+#[derive(Clone, Debug)]
+pub struct MachineDisk {
+    /// `vda`
+    pub device: String,
+    /// What it is attached to.
+    pub bus: Bus,
+    /// The absolute path of its file.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// The guest may not write it.
+    pub read_only: bool,
+}
+
+/// One NIC of the new machine.
+#[derive(Clone, Debug)]
+pub struct MachineNic {
+    /// Its MAC address.
+    pub mac: String,
+    /// What it is.
+    pub model: NicModel,
+    /// Where it is plugged in; libvirt's default network when `None`.
+    pub plug: Option<Plug>,
+    /// Its slot on the first PCI bus: NICs keep their order.
+    pub slot: u8,
+}
+
+/// The first PCI slot of a NIC: 0 is the bridge, 1 the chipset, 2 the display.
+const FIRST_NIC_SLOT: u8 = 3;
+/// NICs that have a slot of their own; libvirt places any more.
+pub const SLOTS: usize = 16;
+
+impl Machine {
+    /// QEMU's machine type.
+    pub fn chipset(&self) -> &'static str {
+        if self.uefi { "q35" } else { "pc" }
+    }
+
+    /// Attaches what systems without virtio's drivers know: IDE disks as long as they fit and the machine has IDE, else SATA; Intel's NICs.
+    pub fn emulate_hardware(&mut self) {
+        let bus = if self.uefi || self.disks.len() > 4 { Bus::Sata } else { Bus::Ide };
+        for disk in &mut self.disks {
+            disk.bus = bus;
+            let prefix = if bus == Bus::Ide { "hd" } else { "sd" };
+            disk.device = format!("{prefix}{}", disk.device.trim_start_matches("vd"));
+        }
+        self.nics.iter_mut().for_each(|nic| nic.model = NicModel::E1000);
+    }
+
+    /// The NICs of a source, by the user's rules.
+    pub fn nics(source: &Source, rules: &[PlugRule]) -> Vec<MachineNic> {
+        let plug = |nic: &crate::source::Nic| {
+            let own = nic.bridge.as_ref().or(nic.network.as_ref());
+            let rule = rules.iter().find(|r| r.old.is_some() && r.old.as_ref() == own).or(rules.iter().find(|r| r.old.is_none()));
+            let same = nic.bridge.clone().map(Plug::Bridge).or(nic.network.clone().map(Plug::Network));
+            rule.map(|r| r.new.clone()).or(same)
+        };
+        let nic = |(index, nic): (usize, &crate::source::Nic)| MachineNic {
+            mac: nic.mac.clone().unwrap_or_default(),
+            model: NicModel::default(),
+            plug: plug(nic),
+            slot: FIRST_NIC_SLOT + u8::try_from(index).unwrap_or(u8::MAX - FIRST_NIC_SLOT),
+        };
+        source.nics.iter().enumerate().map(nic).collect()
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn example() -> Machine {
+    let disk = |device: &str, read_only| MachineDisk {
+        device: device.into(),
+        bus: Bus::default(),
+        file: format!("/vm/R&D, 'new'/web-{device}.qcow2").into(),
+        format: DiskFormat::Qcow2,
+        read_only,
+    };
+    let nic = |mac: &str, plug, slot| MachineNic { mac: mac.into(), model: NicModel::default(), plug, slot };
+    Machine {
+        name: "web".into(),
+        uuid: Some("4dea22b3-1d52-d8f3-2516-782e98ab3fa0".into()),
+        description: "the shop & its <database>\u{7}".into(),
+        memory_mib: 512,
+        vcpus: 2,
+        arch: "x86_64".into(),
+        uefi: false,
+        local_time: false,
+        policy: Policy { autostart: true, start_order: Some(3), start_delay: None },
+        disks: vec![disk("vda", false), disk("vdb", true)],
+        nics: vec![
+            nic("00:16:3e:77:00:10", Some(Plug::Bridge("br0".into())), 3),
+            nic("00:16:3e:77:00:11", Some(Plug::Network("lan".into())), 4),
+            nic("00:16:3e:77:00:12", None, 5),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Nic;
+
+    #[test]
+    fn nics_go_where_the_rules_say() {
+        let (mut source, _) = crate::testing::xen_tools_guest();
+        let nic = |bridge: Option<&str>, network: Option<&str>| Nic {
+            bridge: bridge.map(Into::into),
+            network: network.map(Into::into),
+            ..Nic::default()
+        };
+        source.nics = vec![nic(Some("xenbr0"), None), nic(Some("xenbr1"), None), nic(None, Some("lan")), nic(None, None)];
+        let plugs = |rules: &[PlugRule]| Machine::nics(&source, rules).into_iter().map(|n| n.plug).collect::<Vec<_>>();
+        let (bridge, network) = (|b: &str| Some(Plug::Bridge(b.into())), |n: &str| Some(Plug::Network(n.into())));
+        assert_eq!(plugs(&[]), [bridge("xenbr0"), bridge("xenbr1"), network("lan"), None]);
+        let rules = [PlugRule::parse("xenbr0:br7", Plug::Bridge), PlugRule::parse("default", Plug::Network)];
+        assert_eq!(plugs(&rules), [bridge("br7"), network("default"), network("default"), network("default")]);
+        assert_eq!(Machine::nics(&source, &[]).iter().map(|n| n.slot).collect::<Vec<_>>(), [3, 4, 5, 6]);
+    }
+}
