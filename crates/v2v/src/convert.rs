@@ -2,52 +2,52 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use guestfs::engine::Disk;
 use guestfs::inspect::Inspection;
-use guestfs::machine::MachineSpec;
 use guestfs::volume::{GuestDisk, Place, Volume, Volumes};
 use guestfs::{Guest, OpenOptions};
 use imgcore::formats::CreateOptions;
 use imgcore::storage::FileStorage;
-use imgcore::{Image, ImageMut, Overlay, Progress, copy};
+use imgcore::{ImageMut, Progress, copy};
 
-use crate::bootcheck::{self, BootReport};
+use crate::copy_only::{self, Copy};
 use crate::disk_build;
+use crate::esp::Esp;
 use crate::grow::Growth;
 use crate::layout::Layout;
-use crate::options::{Host, Request};
-use crate::output::{Bus, DiskFormat, Folder, KVM, Machine, MachineDisk, names};
+use crate::options::{Firmware, Host, Request};
+use crate::output::{DiskFormat, Folder};
 use crate::plan::{self, Plan};
 use crate::report::{Clock, Ran, Report};
 use crate::source::{Boot, Source};
 use crate::staged::Staged;
 use crate::step::{self, Context};
 use crate::stream::Spool;
-use crate::{Error, Result, health, input, room, stack, steps, stream};
+use crate::{Error, Result, finish, health, input, macs, room, stack, steps, stream};
 
 /// Files of the Xen host and packages are no larger.
 const HOST_FILE_LIMIT: u64 = 1 << 30;
-/// The boot check gives a guest no less memory than it needs to start, and no more than a busy host has.
-const CHECK_MEMORY_MIB: std::ops::RangeInclusive<u64> = 256..=2048;
 
 /// Says what a conversion would do. Nothing is written, but for a stream, which is spooled to a nameless temporary file.
 pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
     let mut clock = Clock::new(host.events);
     let (mut source, stream) = read(request, host, &mut clock)?;
-    let name = name_of(request, &source)?;
+    let name = finish::name(request, &source)?;
     if let Some(stream) = stream {
         let folder = std::env::temp_dir();
         let spool = clock.stage("Reading the stream", || stream::receive(stream, &source, &stream::Place::Nameless(&folder), host))?;
         spool.attach(&mut source)?;
     }
+    if request.copy_only {
+        return Ok(Copy::new(&source)?.plan(request, &source, &name, &String::clone));
+    }
     let guest = clock.stage("Inspecting the guest", || open(request, request.root.as_deref(), &source, host))?;
     let donor = donor(request, host, &mut clock)?;
     let prepared = Prepared::new(request, &source, &guest)?;
-    let options = step_options(request, &source)?;
+    let options = step_options(request, &source, &prepared)?;
     let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest, donor.as_ref()))?;
-    let outputs = if request.discard { Vec::new() } else { files(request, &name, &prepared.layout) };
+    let outputs = if request.discard { Vec::new() } else { finish::files(request, &name, &prepared.layout) };
     Ok(prepared.plan(&source, &context, outputs))
 }
 
@@ -60,7 +60,7 @@ pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
 pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report) -> Result<()>) -> Result<Report> {
     let mut clock = Clock::new(host.events);
     let (mut source, stream) = read(request, host, &mut clock)?;
-    let name = name_of(request, &source)?;
+    let name = finish::name(request, &source)?;
     let folder = Folder::begin(&request.out, &name)?;
     let may_replace = request.force || request.discard;
     if !may_replace {
@@ -73,18 +73,16 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
         received.attach(&mut source)?;
         spool = Some(received);
     }
+    if request.copy_only {
+        return Copy::new(&source)?.write(request, host, clock, &source, spool.as_ref(), folder, &name, ready);
+    }
     let guest = clock.stage("Inspecting the guest", || open(request, request.root.as_deref(), &source, host))?;
     let donor = donor(request, host, &mut clock)?;
     let prepared = Prepared::new(request, &source, &guest)?;
-    let options = step_options(request, &source)?;
+    let options = step_options(request, &source, &prepared)?;
     let context = clock.stage("Planning", || prepared.run_steps(&source, &options, &guest, donor.as_ref()))?;
-    let files = files(request, &name, &prepared.layout);
-    if !may_replace {
-        folder.check_free(&files)?;
-    }
-    if !request.discard {
-        spare_source(request, &source, &folder, &files)?;
-    }
+    let files = finish::files(request, &name, &prepared.layout);
+    finish::check_free(request, &source, &folder, &files)?;
     // A stream is in the folder already.
     let room = if spool.is_none() { room::check(&source, &prepared.layout, folder.work(), request.preallocated)? } else { None };
     let shown = if request.discard { &[][..] } else { &files[..] };
@@ -93,42 +91,33 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
         host.events.warning(warning);
     }
 
-    if !context.fs.is_unchanged() || prepared.growth.is_some() {
+    if !context.fs.is_unchanged() || prepared.growth.is_some() || context.facts.loader.is_some() {
         host.engine.check()?;
     }
     let targets =
         clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &files))?;
+    if let Some(esp) = &prepared.esp
+        && let Some(target) = targets.get(esp.disk)
+    {
+        esp.write_table(target.as_ref())?;
+    }
     if let (Some(grub), Some(place)) = (&context.facts.grub, &context.facts.boot_place)
         && let Some(target) = targets.get(place.disk)
     {
         grub.embed(target.as_ref(), place)?;
     }
     stop_if_cancelled(host.progress)?;
-    let ran = clock.stage("Changing the guest", || prepared.apply(&source, &context.fs, &targets, host))?;
+    let ran = clock.stage("Changing the guest", || prepared.apply(&source, &context, &targets, host))?;
     stop_if_cancelled(host.progress)?;
-    clock.stage("Writing everything out", || targets.iter().try_for_each(|t| t.flush()))?;
-
-    let machine = machine(request, &source, &prepared, name, &folder, &files);
-    let boot_check = match request.check_boot {
-        None => None,
-        Some(patience) => Some(clock.stage("Starting the result", || check_boot(&machine, &targets, &folder, patience, host))?),
-    };
-    stop_if_cancelled(host.progress)?;
-    drop(targets);
-    for document in KVM {
-        folder.write(&document.file(&machine.name), &(document.text)(&machine), document.executable)?;
-    }
+    let mut machine = finish::machine(request, &source, &prepared.layout, prepared.inspection.arch, &name, &folder, &files);
+    machine.uefi |= prepared.esp.is_some();
     // What was spooled is no part of the result.
     drop(context);
     drop(guest);
-    let report = Report { name: machine.name, plan, ran: ran.iter().map(Ran::from).collect(), boot_check, timings: clock.timings() };
-    if request.discard {
-        ready(&report)?;
-        return Ok(report);
-    }
-    folder.make_way(&files, request.force)?;
-    ready(&report)?;
-    folder.commit(&files)?;
+    let boot_check = finish::describe(request, host, &mut clock, &machine, targets, &folder)?;
+    let policy = source.policy.clone();
+    let report = Report { name, policy, plan, ran: ran.iter().map(Ran::from).collect(), boot_check, timings: clock.timings() };
+    finish::hand_over(request, folder, &files, &report, ready)?;
     Ok(report)
 }
 
@@ -145,45 +134,8 @@ fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(So
     };
     let opened = clock.stage("Reading the source", || input::read(&request.input, &input_request))?;
     let mut source = opened.source;
-    let seed = format!("{}\n{}", source.name, source.uuid.as_deref().unwrap_or_default());
-    for (index, nic) in source.nics.iter_mut().enumerate().filter(|(_, n)| n.mac.is_none()) {
-        let mac = made_up_mac(&seed, index);
-        source.warnings.push(format!("NIC {index} has no fixed MAC address on Xen: it gets {mac}"));
-        nic.mac = Some(mac);
-    }
+    macs::assign(&mut source, &request.macs)?;
     Ok((source, opened.stream))
-}
-
-/// A MAC address of QEMU's range that follows from the guest, so that converting it twice gives the same: FNV-1a.
-fn made_up_mac(seed: &str, index: usize) -> String {
-    let text = format!("{seed}\n{index}");
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
-    let bytes = (hash ^ hash >> 32).to_be_bytes();
-    format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[5], bytes[6], bytes[7])
-}
-
-fn name_of(request: &Request, source: &Source) -> Result<String> {
-    request.name.as_ref().map_or_else(|| Ok(names::safe(&source.name)), |name| names::chosen(name))
-}
-
-/// The files of the result, in the order in which they get their place.
-fn files(request: &Request, name: &str, layout: &Layout) -> Vec<String> {
-    let disks = layout.disks.iter().map(|d| format!("{name}-{}.{}", d.device, request.format.name()));
-    disks.chain(KVM.iter().map(|document| document.file(name))).collect()
-}
-
-/// Refuses to replace what the result is made of, `--force` or not.
-fn spare_source(request: &Request, source: &Source, folder: &Folder, files: &[String]) -> Result<()> {
-    let real = |path: &Path| path.canonicalize().ok();
-    let disks = source.disks.iter().map(|d| Path::new(&d.origin));
-    let used: Vec<_> = disks.chain([request.guest.as_path()]).filter_map(real).collect();
-    match files.iter().filter_map(|f| real(&folder.path_of(f))).find(|f| used.contains(f)) {
-        None => Ok(()),
-        Some(file) => Err(Error::Invalid(format!(
-            "{}: the result would replace its own source; choose another -os, or another name with -on",
-            file.display()
-        ))),
-    }
 }
 
 /// The guest whose kernel is to be taken, under the name that the user gave.
@@ -217,12 +169,12 @@ fn open(request: &Request, root: Option<&str>, source: &Source, host: &Host<'_>)
     let disks = source.disks.iter().map(disk).collect::<Result<_>>()?;
     let log = |what: &str| host.events.detail(what);
     let options = OpenOptions { appliance: Some(host.engine), root, keys: Some(&request.keys), log: &log, ..Default::default() };
-    Guest::open(disks, &options).map_err(|e| Error::Invalid(format!("{}: {e}", source.name)))
+    Guest::open(disks, &options).map_err(|e| copy_only::explain(source, Error::Invalid(format!("{}: {e}", source.name))))
 }
 
 /// What the steps are asked for: the Xen host's kernel, and packages.
-fn step_options(request: &Request, source: &Source) -> Result<step::Options> {
-    let mut options = step::Options { target: request.target, ..step::Options::default() };
+fn step_options(request: &Request, source: &Source, prepared: &Prepared) -> Result<step::Options> {
+    let mut options = step::Options { target: request.target, esp: prepared.esp.clone(), ..step::Options::default() };
     if let Boot::Direct { kernel: Some(kernel), ramdisk, .. } = &source.boot {
         match host_kernel(request, kernel, ramdisk.as_deref()) {
             Ok(kernel) => options.host_kernel = Some(kernel),
@@ -266,6 +218,21 @@ fn host_file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(failed)
 }
 
+/// Whether the guest is to start by UEFI, and did not.
+fn wants_esp(request: &Request, source: &Source, arch: &str) -> Result<bool> {
+    match (request.firmware, &source.boot) {
+        (Some(Firmware::Bios), Boot::Uefi) => Err(Error::Invalid(format!(
+            "{}: it starts by UEFI, and is not made to start by a BIOS: leave --firmware bios away",
+            source.name
+        ))),
+        (None | Some(Firmware::Bios), _) | (Some(Firmware::Uefi), Boot::Uefi) => Ok(false),
+        (Some(Firmware::Uefi), _) if arch == "x86_64" => Ok(true),
+        (Some(Firmware::Uefi), _) => {
+            Err(Error::Invalid(format!("{}: its programs are for {arch}, and only 64-bit PCs are made to start by UEFI", source.name)))
+        }
+    }
+}
+
 /// What is known before the steps run.
 struct Prepared {
     layout: Layout,
@@ -273,6 +240,8 @@ struct Prepared {
     volumes: Volumes,
     mounts: Vec<stack::Mounted>,
     growth: Option<Growth>,
+    /// Where a loader for UEFI goes, for a guest that did not start by it.
+    esp: Option<Esp>,
 }
 
 impl Prepared {
@@ -290,8 +259,12 @@ impl Prepared {
             grow: growth.clone(),
             places: Some(places),
         };
-        let layout = disk_build::compute(source, &contents, &options)?;
-        Ok(Prepared { layout, inspection, volumes: guest.volumes.clone(), mounts, growth })
+        let mut layout = disk_build::compute(source, &contents, &options)?;
+        let esp = match wants_esp(request, source, inspection.arch)? {
+            true => Some(Esp::place(&mut layout, source, &contents)?),
+            false => None,
+        };
+        Ok(Prepared { layout, inspection, volumes: guest.volumes.clone(), mounts, growth, esp })
     }
 
     fn run_steps<'a>(
@@ -341,14 +314,18 @@ impl Prepared {
     fn apply(
         &self,
         source: &Source,
-        staged: &Staged<'_>,
+        context: &Context<'_>,
         targets: &[Arc<dyn ImageMut>],
         host: &Host<'_>,
     ) -> Result<Vec<crate::staged::Ran>> {
-        if staged.is_unchanged() && self.growth.is_none() {
+        let staged = &context.fs;
+        if staged.is_unchanged() && self.growth.is_none() && context.facts.loader.is_none() {
             return Ok(Vec::new());
         }
         let mut session = host.engine.start(targets.iter().cloned().map(Disk::Writable).collect(), self.growth.is_some())?;
+        if let (Some(esp), Some(loader)) = (&self.esp, &context.facts.loader) {
+            esp.install(session.as_mut(), loader)?;
+        }
         let on_target = |volume: &Volume| match volume.place {
             Place::Disk { disk, start } => {
                 let place = self.layout.volumes().find(|v| v.disk == disk && v.source_offset == start);
@@ -390,7 +367,7 @@ fn is_needed(mount: &[u8], staged: &Staged<'_>) -> bool {
 }
 
 /// Makes the new disks and fills them.
-fn copy_disks(
+pub(crate) fn copy_disks(
     request: &Request,
     host: &Host<'_>,
     source: &Source,
@@ -451,48 +428,4 @@ impl Progress for Total<'_> {
 
 fn stop_if_cancelled(progress: &dyn Progress) -> Result<()> {
     if progress.cancelled() { Err(imgcore::Error::Cancelled.into()) } else { Ok(()) }
-}
-
-fn machine(request: &Request, source: &Source, prepared: &Prepared, name: String, folder: &Folder, files: &[String]) -> Machine {
-    let disk = |(disk, file): (&crate::layout::TargetDisk, &String)| MachineDisk {
-        device: disk.device.clone(),
-        bus: Bus::default(),
-        file: folder.path_of(file),
-        format: request.format,
-        read_only: disk.volumes.iter().all(|v| source.disks.get(v.disk).is_some_and(|d| d.read_only)) && !disk.volumes.is_empty(),
-    };
-    Machine {
-        name,
-        uuid: source.uuid.clone(),
-        description: source.description.clone(),
-        memory_mib: source.memory_mib,
-        vcpus: source.vcpus,
-        arch: if prepared.inspection.arch == "i386" { "i686".into() } else { "x86_64".into() },
-        uefi: source.boot == Boot::Uefi,
-        local_time: source.local_time,
-        policy: source.policy.clone(),
-        disks: prepared.layout.disks.iter().zip(files).map(disk).collect(),
-        nics: Machine::nics(source, &request.plugs),
-    }
-}
-
-fn check_boot(
-    machine: &Machine,
-    targets: &[Arc<dyn ImageMut>],
-    folder: &Folder,
-    patience: Duration,
-    host: &Host<'_>,
-) -> Result<BootReport> {
-    let overlay = |target: &Arc<dyn ImageMut>| {
-        let overlay = Overlay::in_folder(target.clone() as Arc<dyn Image>, folder.work())?;
-        Ok(Arc::new(overlay) as Arc<dyn ImageMut>)
-    };
-    let spec = MachineSpec {
-        memory_mib: machine.memory_mib.clamp(*CHECK_MEMORY_MIB.start(), *CHECK_MEMORY_MIB.end()),
-        vcpus: machine.vcpus.clamp(1, 4),
-        disks: targets.iter().map(overlay).collect::<Result<_>>()?,
-        macs: machine.nics.iter().map(|n| n.mac.clone()).collect(),
-        uefi: machine.uefi,
-    };
-    bootcheck::check(host.machines, &spec, patience, &mut |bytes| host.events.console(bytes))
 }

@@ -19,6 +19,8 @@ pub struct TargetDisk {
     pub size: u64,
     /// What becomes of the partition table.
     pub table: Table,
+    /// Bytes at its end that the source's disk does not have, where it is kept.
+    pub grown: u64,
     /// The filesystems, swaps and others on it.
     pub volumes: Vec<Volume>,
     /// Where the partitions of a table that is kept go, if not where they were.

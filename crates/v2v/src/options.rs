@@ -8,6 +8,7 @@ use guestfs::machine::MachineRunner;
 use imgcore::{Formats, Progress};
 
 use crate::input::DiskFile;
+use crate::macs::MacRule;
 use crate::output::{DiskFormat, PlugRule};
 use crate::target::Target;
 
@@ -57,10 +58,25 @@ pub struct Request {
     pub force: bool,
     /// Do everything, and throw the result away: a rehearsal.
     pub discard: bool,
+    /// The firmware of the result; the source's when `None`.
+    pub firmware: Option<Firmware>,
+    /// Copy the disks and describe the machine; change nothing in the guest.
+    pub copy_only: bool,
+    /// NICs that get other MAC addresses.
+    pub macs: Vec<MacRule>,
     /// Where NICs are plugged in.
     pub plugs: Vec<PlugRule>,
     /// Start the result and wait so long for a login prompt.
     pub check_boot: Option<Duration>,
+}
+
+/// What starts a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// A BIOS.
+    Bios,
+    /// UEFI.
+    Uefi,
 }
 
 /// What the program lends a conversion.

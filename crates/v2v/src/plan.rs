@@ -177,7 +177,12 @@ pub fn disks(layout: &Layout, source: &Source) -> Vec<Disk> {
     let disk = |d: &crate::layout::TargetDisk| Disk {
         device: d.device.clone(),
         size: d.size,
-        table: format!("{}{}", table(d.table), if d.moved.is_some() { ", with partitions moved or larger" } else { "" }),
+        table: format!(
+            "{}{}{}",
+            table(d.table),
+            if d.moved.is_some() { ", with partitions moved or larger" } else { "" },
+            if d.grown > 0 { ", with an ESP behind it" } else { "" }
+        ),
         volumes: d.volumes.iter().map(volume).collect(),
     };
     layout.disks.iter().map(disk).collect()

@@ -7,12 +7,15 @@ use serde::Serialize;
 use crate::bootcheck::BootReport;
 use crate::options::Events;
 use crate::plan::Plan;
+use crate::source::Policy;
 
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The new guest's name.
     pub name: String,
+    /// How the Xen host treated it, and the new one should.
+    pub policy: Policy,
     /// What was planned and done.
     #[serde(flatten)]
     pub plan: Plan,

@@ -85,6 +85,8 @@ pub struct SourceDisk {
 pub struct Nic {
     /// `00:16:3e:…` in lower case; `None` where the source lets Xen choose one at each start.
     pub mac: Option<String>,
+    /// The one that it had on Xen, where the user asks for another.
+    pub old_mac: Option<String>,
     /// The host's bridge.
     pub bridge: Option<String>,
     /// libvirt's or XenServer's network name.

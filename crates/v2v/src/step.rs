@@ -3,7 +3,8 @@
 use guestfs::inspect::Release;
 use guestfs::{Error as GuestError, Ext, FileType, GuestFs, GuestFsMut};
 
-use crate::bootloader::{BootPlace, Grub};
+use crate::bootloader::{BootPlace, Grub, Loader};
+use crate::esp::Esp;
 use crate::family::{self, Family, Signs};
 use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
@@ -60,6 +61,8 @@ pub struct Options {
     pub kernel_packages: Vec<Package>,
     /// The host's GRUB; looked for where it is usual, and only when the guest needs it, if not given.
     pub grub: Option<Grub>,
+    /// Where a loader for UEFI goes, for a guest that did not start by it.
+    pub esp: Option<Esp>,
 }
 
 /// A kernel from outside the guest.
@@ -104,6 +107,8 @@ pub struct Facts {
     pub boot_place: Option<BootPlace>,
     /// The GRUB whose modules were put into the guest.
     pub grub: Option<Grub>,
+    /// What goes onto the ESP instead, where the guest is to start by UEFI.
+    pub loader: Option<Loader>,
     /// Network interfaces are called `ethN`, as the kernel does; set by step `network`.
     pub kernel_nic_names: bool,
 }

@@ -364,8 +364,8 @@ pub(crate) fn xen_tools_guest() -> (Source, Layout) {
     let data = volume(2, "xvdb1", 1, "", None);
     let layout = Layout {
         disks: vec![
-            TargetDisk { device: "vda".into(), size: 3 << 30, table: Table::NewMbr, volumes: vec![root, swap], moved: None },
-            TargetDisk { device: "vdb".into(), size: 1 << 30, table: Table::Keep { disk: 2 }, volumes: vec![data], moved: None },
+            TargetDisk { device: "vda".into(), size: 3 << 30, table: Table::NewMbr, grown: 0, volumes: vec![root, swap], moved: None },
+            TargetDisk { device: "vdb".into(), size: 1 << 30, table: Table::Keep { disk: 2 }, grown: 0, volumes: vec![data], moved: None },
         ],
     };
     (source, layout)

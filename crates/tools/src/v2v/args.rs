@@ -9,7 +9,8 @@ use guestfs::Keys;
 use guestfs_appliance::Accel;
 use imgcore::size;
 use v2v::input::DiskFile;
-use v2v::options::Request;
+use v2v::macs::MacRule;
+use v2v::options::{Firmware, Request};
 use v2v::output::{DiskFormat, Plug, PlugRule};
 use v2v::target::Target;
 
@@ -35,6 +36,10 @@ Examples:
       takes that kernel from another guest
   v2v batch plan.toml
       converts many guests by a plan: 'v2v batch --help'
+  v2v web.cfg -os out --firmware uefi --bridge xenbr0:br0 --mac 0=52:54:00:12:34:56
+      makes it start by UEFI, plugs its NICs into another bridge, and gives the first one a new address, in the guest as well
+  v2v windows.xva -os out --copy-only
+      copies a guest that is not converted, with hardware that it knows
 
 Written are DIR/NAME-vda.qcow2 (-vdb, …), DIR/NAME.xml for 'virsh define', and DIR/NAME-run.sh, which starts the guest in QEMU.
 NAME.xml comes last: where it is, the result is whole. The source is only read.";
@@ -134,6 +139,18 @@ pub(crate) struct Args {
     #[arg(long, value_name = "GUEST", conflicts_with = "kernel_package")]
     pub kernel_from: Option<PathBuf>,
 
+    /// What starts the result; as the source if not given. 'uefi' gives a guest that a BIOS or Xen itself started an ESP with a loader
+    #[arg(long, value_name = "FIRMWARE", conflicts_with = "copy_only")]
+    pub firmware: Option<FirmwareArg>,
+
+    /// Copy the disks and describe the machine, and change nothing in the guest: for Windows, BSD, and whatever is not converted
+    #[arg(long, conflicts_with_all = ["kernel", "kernel_package", "root"])]
+    pub copy_only: bool,
+
+    /// Another MAC address for a NIC, by its old one or its number from 0; the guest's configuration follows (may be repeated)
+    #[arg(long, value_name = "OLD=NEW|INDEX=NEW")]
+    pub mac: Vec<String>,
+
     /// Where NICs are plugged in: a bridge, or OLD:NEW for those of one bridge or network
     #[arg(long, value_name = "[OLD:]BRIDGE")]
     pub bridge: Vec<String>,
@@ -212,6 +229,13 @@ pub(crate) enum LayoutArg {
     Keep,
 }
 
+/// What starts a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FirmwareArg {
+    Bios,
+    Uefi,
+}
+
 /// virt-v2v's words of several letters behind one dash, which clap does not know.
 const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name"), ("-oc", "--connect")];
 
@@ -283,6 +307,9 @@ impl Args {
             name: self.name.clone(),
             force: self.force,
             discard,
+            firmware: self.firmware.map(|f| if f == FirmwareArg::Uefi { Firmware::Uefi } else { Firmware::Bios }),
+            copy_only: self.copy_only,
+            macs: self.mac.iter().map(|m| MacRule::parse(m)).collect::<Result<_, _>>()?,
             plugs: [plugs(&self.bridge, Plug::Bridge), plugs(&self.network, Plug::Network)].concat(),
             check_boot: self.check_boot.map(Duration::from_secs),
         })

@@ -145,13 +145,36 @@ fn next(report: &Report, output: OutputMode) -> String {
         text += &format!("It boots: {} ({} s).\n", check.what, check.seconds);
     }
     match output {
-        OutputMode::Null => text,
-        OutputMode::Libvirt => text + &format!("Next:\n  virsh start {name}\n"),
+        OutputMode::Null => return text,
+        OutputMode::Libvirt => {
+            text += &format!(
+                "Next:
+  virsh start {name}
+"
+            )
+        }
         OutputMode::Local => {
-            text += &format!("Next:\n  {} -snapshot    starts it here, and forgets what it writes\n", find("-run.sh"));
-            text + &format!("  virsh define {} && virsh start {name}\n", find(".xml"))
+            text += &format!(
+                "Next:
+  {} -snapshot    starts it here, and forgets what it writes
+",
+                find("-run.sh")
+            );
+            text += &format!(
+                "  virsh define {} && virsh start {name}
+",
+                find(".xml")
+            );
         }
     }
+    if report.policy.autostart {
+        let turn = report.policy.start_order.map_or(String::new(), |n| format!(", as number {n} of those there"));
+        text += &format!(
+            "  virsh autostart {name}    starts it with its host, as on Xen{turn}
+"
+        );
+    }
+    text
 }
 
 /// Prints, and takes it well when nobody reads to the end.

@@ -69,6 +69,13 @@ impl Console {
         Console::spawn(qemu)
     }
 
+    /// Starts the script that came with a result, as a person does: with its own machine and firmware.
+    pub fn of_script(script: &Path, arguments: &[&str]) -> Console {
+        let mut qemu = Command::new(script);
+        qemu.env("ACCEL", "tcg").env("MEMORY", "512").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Console::spawn(qemu)
+    }
+
     fn spawn(mut qemu: Command) -> Console {
         let mut child = qemu.spawn().expect("qemu-system-x86_64 starts");
         let keys = child.stdin.take().expect("stdin is piped");

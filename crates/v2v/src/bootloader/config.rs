@@ -55,6 +55,16 @@ pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str) -> Str
         .replace("@OPTIONS@", &options)
 }
 
+/// Hands over to the guest's own configuration, in which commands may be called as a BIOS's GRUB, or a distribution's, calls them.
+pub(super) fn hands_over(uuid: &str, boot_dir: &str) -> String {
+    let dir = path(boot_dir);
+    let mut text = format!("{MARK} It hands over to the system's own configuration.\nsearch --no-floppy --fs-uuid --set=root {uuid}\n");
+    for (old, new) in [("linux16", "linux"), ("initrd16", "initrd"), ("linuxefi", "linux"), ("initrdefi", "initrd")] {
+        text += &format!("function {old} {{\n  {new} \"$@\"\n}}\n");
+    }
+    text + &format!("set prefix=($root){dir}/grub\nconfigfile $prefix/grub.cfg\n")
+}
+
 /// A path in the script: it stands in globs and tests, where quotes would be in the way.
 fn path(dir: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-@+:,".contains(c);

@@ -18,7 +18,7 @@ pub enum Configured {
     FindsKernels,
 }
 
-/// Puts GRUB's modules into `/boot/grub/i386-pc` of the guest, and a `grub.cfg` beside them where the guest has none.
+/// Puts GRUB's modules for a BIOS into `/boot/grub/i386-pc` of the guest, and a `grub.cfg` beside them where the guest has none.
 ///
 /// `root` is the value of the kernel's `root=` (`UUID=…`) and `options` the rest of its command line, for a configuration of ours; `syslinux` is
 /// syslinux's configuration, where that is the guest's own and is kept up to date.
@@ -30,8 +30,9 @@ pub fn install_files(
     options: &str,
     syslinux: Option<&str>,
 ) -> Result<Configured> {
-    make_dirs(fs, b"/boot/grub/i386-pc")?;
-    for name in grub.module_names()? {
+    make_dirs(fs, if grub.is_for_bios() { b"/boot/grub/i386-pc" } else { b"/boot/grub" })?;
+    let modules = if grub.is_for_bios() { grub.module_names()? } else { Vec::new() };
+    for name in modules {
         let content = grub.read(&name)?;
         let path = [b"/boot/grub/i386-pc/", name.as_bytes()].concat();
         fs.write(&path, &mut content.as_slice(), Some(Attributes::root(0o644)))?;

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// Names another folder than Debian's.
 const FOLDER_VARIABLE: &str = "GUESTLIFT_GRUB";
-const FOLDERS: [&str; 2] = ["/usr/lib/grub/i386-pc", "/usr/share/grub2/i386-pc"];
+const FOLDERS: [&str; 2] = ["/usr/lib/grub", "/usr/share/grub2"];
 const PROGRAMS: [&str; 2] = ["grub-mkimage", "grub2-mkimage"];
 
 /// blkid's kinds of filesystem and GRUB's modules that read them.
@@ -27,25 +27,51 @@ const FILESYSTEMS: [(&str, &str); 9] = [
     ("f2fs", "f2fs"),
 ];
 
-/// The files of GRUB for a BIOS on this host.
+/// GRUB's name of a BIOS.
+const BIOS: &str = "i386-pc";
+/// GRUB's name of a PC's UEFI.
+const UEFI: &str = "x86_64-efi";
+
+/// The files of GRUB for one kind of firmware on this host.
 #[derive(Clone, Debug)]
 pub struct Grub {
     folder: PathBuf,
+    platform: &'static str,
 }
 
 impl Grub {
     /// Finds them: in `folder`, else where the variable `GUESTLIFT_GRUB` says, else where distributions put them.
     pub fn find(folder: Option<&Path>) -> Result<Self> {
         let named = folder.map(Path::to_owned).or_else(|| std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from));
-        let candidates = named.map_or_else(|| FOLDERS.map(PathBuf::from).to_vec(), |folder| vec![folder]);
+        let candidates = named.map_or_else(|| FOLDERS.map(|folder| Path::new(folder).join(BIOS)).to_vec(), |folder| vec![folder]);
         match candidates.iter().find(|folder| folder.join("boot.img").is_file() && folder.join("normal.mod").is_file()) {
-            Some(folder) => Ok(Grub { folder: folder.clone() }),
+            Some(folder) => Ok(Grub { folder: folder.clone(), platform: BIOS }),
             None => Err(Error::Invalid(format!(
                 "the guest needs a boot loader, but GRUB for BIOS is not in {}: install the package grub-pc-bin (on other systems than Debian \
                  grub2-pc-modules), or set {FOLDER_VARIABLE} to the folder that has boot.img",
                 candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(" nor ")
             ))),
         }
+    }
+
+    /// Finds those for UEFI: beside the folder that the variable names, else where distributions put them.
+    pub fn find_efi() -> Result<Self> {
+        let named = std::env::var_os(FOLDER_VARIABLE).and_then(|folder| Some(Path::new(&folder).parent()?.to_owned()));
+        let candidates = named.map_or_else(|| FOLDERS.map(PathBuf::from).to_vec(), |folder| vec![folder]);
+        let folder = candidates.iter().map(|folder| folder.join(UEFI)).find(|folder| folder.join("normal.mod").is_file());
+        match folder {
+            Some(folder) => Ok(Grub { folder, platform: UEFI }),
+            None => Err(Error::Invalid(format!(
+                "the guest is to start by UEFI, but GRUB for it ({UEFI}) is not in {}: install the package grub-efi-amd64-bin (on other systems than \
+                 Debian grub2-efi-x64-modules)",
+                candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(" nor ")
+            ))),
+        }
+    }
+
+    /// Whether it is for a BIOS, which loads modules from the guest.
+    pub fn is_for_bios(&self) -> bool {
+        self.platform == BIOS
     }
 
     /// A file of GRUB's folder.
@@ -112,7 +138,7 @@ impl Grub {
         Ok(image)
     }
 
-    fn mkimage(&self, prefix: &str, config: Option<&str>, modules: &[&str]) -> Result<Vec<u8>> {
+    pub(super) fn mkimage(&self, prefix: &str, config: Option<&str>, modules: &[&str]) -> Result<Vec<u8>> {
         let io = |action| move |source| Error::Io { file: "GRUB's core image in a temporary folder".into(), action, source };
         // It seeks in its configuration and syncs its output, and so pipes won't do.
         let folder = tempfile::tempdir().map_err(io("make"))?;
@@ -120,7 +146,7 @@ impl Grub {
         std::fs::write(&config_file, config.unwrap_or_default()).map_err(io("write"))?;
         for program in PROGRAMS {
             let mut command = Command::new(program);
-            command.args(["-O", "i386-pc", "-p", prefix, "-d"]).arg(&self.folder).arg("-o").arg(&image).stdin(Stdio::null());
+            command.args(["-O", self.platform, "-p", prefix, "-d"]).arg(&self.folder).arg("-o").arg(&image).stdin(Stdio::null());
             if config.is_some() {
                 command.arg("-c").arg(&config_file);
             }

@@ -6,6 +6,7 @@
 //!   started their kernel, or pygrub read their `menu.lst`.
 //! * [`check_readable`] finds features of the filesystem that GRUB does not know.
 //! * [`install_files`] puts GRUB's modules and, where the guest has no `grub.cfg`, one of these into the guest's tree.
+//! * [`Grub::loader`] makes what an ESP needs instead, where the guest is to start by UEFI.
 //! * [`Grub::embed`] writes the boot sector and the core image between partition table and first partition.
 //!
 //! The files come from the host's `grub-pc-bin`; the core image is made by its `grub-mkimage` (package `grub-common`), the one program
@@ -13,6 +14,7 @@
 
 mod config;
 mod detect;
+mod efi;
 mod embed;
 mod files;
 mod grub;
@@ -22,6 +24,7 @@ mod readable;
 mod tests;
 
 pub use detect::starts_by_itself;
+pub use efi::Loader;
 pub use files::{Configured, install_files};
 pub use grub::Grub;
 pub use readable::check_readable;

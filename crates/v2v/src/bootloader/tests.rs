@@ -77,6 +77,8 @@ fn source(target: &str, image: Arc<dyn Image>) -> Source {
         boot: Boot::Direct { kernel: None, ramdisk: None, cmdline: String::new(), pvh: false },
         disks: vec![disk],
         nics: Vec::new(),
+        local_time: false,
+        policy: Default::default(),
         warnings: Vec::new(),
         origin: "test".into(),
     }

@@ -147,7 +147,7 @@ fn kept(source: &Source, piece: &Piece<'_>, device: String, options: &Options) -
         volume
     });
     let mut disk =
-        TargetDisk { size: piece.contents.size, table: Table::Keep { disk: piece.index }, volumes: volumes.collect(), device, moved: None };
+        TargetDisk { size: piece.contents.size, table: Table::Keep { disk: piece.index }, grown: 0, volumes: volumes.collect(), device, moved: None };
     let grow = options.grow.as_ref().filter(|g| g.disk == piece.index);
     match (&piece.contents.table, grow) {
         (Some(table), _) => moved(source, table, &mut disk, grow, options)?,
@@ -211,7 +211,7 @@ fn partitioned(source: &Source, pieces: &[Piece<'_>], device: String, options: &
         volumes.push(volume);
     }
     let size = if table == Table::NewGpt { at + GPT_TAIL } else { at }.next_multiple_of(ALIGNMENT);
-    Ok(TargetDisk { device, size, table, volumes, moved: None })
+    Ok(TargetDisk { device, size, table, grown: 0, volumes, moved: None })
 }
 
 fn volume(disk: usize, found: &Found, source_device: String, target_device: String) -> Volume {

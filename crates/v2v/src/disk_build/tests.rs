@@ -83,6 +83,8 @@ fn source(disks: Vec<(&str, Arc<dyn Image>)>) -> Source {
         boot: Boot::Direct { kernel: None, ramdisk: None, cmdline: String::new(), pvh: false },
         disks: disks.into_iter().map(disk).collect(),
         nics: Vec::new(),
+        local_time: false,
+        policy: Default::default(),
         warnings: Vec::new(),
         origin: "test".into(),
     }

@@ -30,7 +30,7 @@ pub fn moves(disk: &TargetDisk) -> Vec<Move> {
         return moved(index, disk, plan);
     }
     if let Table::Keep { disk: index } = disk.table {
-        let grown = disk.volumes.iter().map(|v| v.grow).fold(0, u64::saturating_add);
+        let grown = disk.volumes.iter().map(|v| v.grow).fold(disk.grown, u64::saturating_add);
         let whole = Move { disk: index, source_offset: 0, target_offset: 0, len: disk.size.saturating_sub(grown) };
         return if disk.volumes.iter().any(|v| v.recreate) { Vec::new() } else { vec![whole] };
     }

@@ -193,6 +193,7 @@ impl<'a> Domain<'a> {
         };
         Ok(Nic {
             mac,
+            old_mac: None,
             bridge: attribute("source", "bridge"),
             network: attribute("source", "network"),
             ip: children(node, "ip").filter_map(|ip| ip.attribute("address")).map(str::to_owned).collect(),

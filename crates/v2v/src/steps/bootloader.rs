@@ -7,6 +7,7 @@ use imgcore::Image;
 
 use crate::Result;
 use crate::bootloader::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
+use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{Truth, truth};
 use crate::guest::kernels::compare_versions;
@@ -25,12 +26,18 @@ pub(super) const STEP: Step = Step {
 const GRUB_CFG: &str = "/boot/grub/grub.cfg";
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
-    if cx.is_hvm() {
+    let esp = cx.options.esp.as_ref();
+    if cx.is_hvm() && esp.is_none() {
         cx.facts.boot_loader = "the guest's own, as on Xen".into();
         return Ok(());
     }
     let (place, image) = match boot_place(cx)? {
         Found::Place(place, image) => (place, image),
+        Found::NoTable(device) if esp.is_some() => {
+            return Err(cx.fail(format!(
+                "{device} has no partition table, so that UEFI cannot start from its disk: convert without '--layout keep'"
+            )));
+        }
         Found::NoTable(device) => {
             cx.facts.boot_loader = "none: the disk has no partition table".into();
             cx.warn(format!(
@@ -40,6 +47,9 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             return Ok(());
         }
     };
+    if let Some(esp) = esp {
+        return for_uefi(cx, esp, place, image);
+    }
     let kept = cx.layout.disks.get(place.disk).and_then(|target| match target.table {
         Table::Keep { disk } => cx.source.disks.get(disk).and_then(|d| d.image.clone()).map(|image| (image, target)),
         _ => None,
@@ -62,6 +72,46 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         let table = target.moved.as_ref().and_then(|plan| plan.table.as_ref());
         grub.check_room(disk.as_ref(), table, target.size, &place).map_err(|e| cx.fail(e.to_string()))?;
     }
+    let menu = configure(cx, &grub, &place)?;
+    cx.facts.boot_loader = format!("GRUB 2 on {}, {menu}", cx.layout.disks[place.disk].device);
+    let note = cx.facts.boot_loader.clone();
+    cx.note(note);
+    cx.facts.boot_place = Some(place);
+    cx.facts.grub = Some(grub);
+    Ok(())
+}
+
+/// A loader on an ESP, which hands over to the same configuration.
+fn for_uefi(cx: &mut Context<'_>, esp: &Esp, place: BootPlace, image: Option<(Arc<dyn Image>, u64)>) -> Result<()> {
+    if let Some(kernel) = &cx.facts.kernel
+        && let Some(config) = cx.text(format!("/boot/config-{}", kernel.version))?
+        && !config.lines().any(|l| l == "CONFIG_EFI=y")
+    {
+        return Err(cx.fail(format!("the kernel {} was built without CONFIG_EFI: convert without --firmware uefi", kernel.version)));
+    }
+    if esp.has_loader {
+        cx.facts.boot_loader = format!("the one that the guest has on its ESP, {}", esp.device);
+        return Ok(());
+    }
+    if let Some((image, start)) = &image {
+        check_readable(image.as_ref(), *start).map_err(|e| cx.fail(e.to_string()))?;
+    }
+    let grub = Grub::find_efi().map_err(|e| cx.fail(e.to_string()))?;
+    let menu = configure(cx, &grub, &place)?;
+    cx.facts.loader = Some(grub.loader(&place).map_err(|e| cx.fail(e.to_string()))?);
+    cx.facts.boot_loader = format!("GRUB 2 for UEFI on {}, {menu}", esp.device);
+    let made = if esp.is_new { "a new ESP at the end of its disk, in a GPT" } else { "the guest's own ESP" };
+    let note = format!("{} is {made}: GRUB 2 at \\EFI\\BOOT\\BOOTX64.EFI, {menu}", esp.device);
+    cx.note(note);
+    let fstab = cx.text("/etc/fstab")?;
+    if esp.is_new && fstab.is_some_and(|t| t.contains("PARTUUID=")) {
+        cx.warn("/etc/fstab names partitions by PARTUUID, which a new partition table changes: name them by UUID");
+    }
+    Ok(())
+}
+
+/// Gives GRUB its files in the guest; says where its menu comes from.
+fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'static str> {
     let syslinux = match truth(&cx.fs, &cx.packages) {
         Truth::Syslinux(path) => Some(path),
         _ => None,
@@ -76,19 +126,12 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let maintained = syslinux.filter(|_| extlinux::is_maintained(cx));
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
-    let configured = install_files(&mut cx.fs, &grub, &place, &root, &options, maintained.as_deref())?;
-    let menu = match configured {
+    Ok(match install_files(&mut cx.fs, grub, place, &root, &options, maintained.as_deref())? {
         Configured::GrubCfg => "with the guest's own grub.cfg",
         Configured::MenuLst => "which reads the guest's own menu.lst",
         Configured::Syslinux => "which reads the guest's own extlinux.conf",
         Configured::FindsKernels => "with a grub.cfg that finds the guest's kernels at each start",
-    };
-    cx.facts.boot_loader = format!("GRUB 2 on {}, {menu}", cx.layout.disks[place.disk].device);
-    let note = cx.facts.boot_loader.clone();
-    cx.note(note);
-    cx.facts.boot_place = Some(place);
-    cx.facts.grub = Some(grub);
-    Ok(())
+    })
 }
 
 /// Where the guest can be started from.

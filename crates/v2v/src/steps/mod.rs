@@ -14,6 +14,7 @@ mod grub_legacy;
 mod initrd;
 mod kernel;
 mod lvm;
+mod mac;
 mod mdadm;
 mod modules;
 mod network;
@@ -22,6 +23,7 @@ mod selinux;
 mod space;
 mod sysconfig;
 mod tls;
+mod uefi;
 
 use crate::Result;
 use crate::step::{Context, Step};
@@ -35,6 +37,7 @@ pub const STEPS: &[Step] = &[
     lvm::STEP,
     resume::STEP,
     modules::STEP,
+    mac::STEP,
     network::STEP,
     sysconfig::STEP,
     grub_legacy::STEP,
@@ -42,6 +45,7 @@ pub const STEPS: &[Step] = &[
     grub2_default::STEP,
     bls::STEP,
     extlinux::STEP,
+    uefi::STEP,
     bootloader::STEP,
     initrd::STEP,
     console::STEP,

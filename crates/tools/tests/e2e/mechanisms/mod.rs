@@ -2,4 +2,5 @@
 
 mod families;
 mod systems;
+mod target;
 mod volumes;
