@@ -79,18 +79,7 @@ fn a_fully_virtual_guest_keeps_its_boot_loader_and_gets_a_new_mac() {
     let cfg = configured(&guest, dir.path(), |cfg| cfg.replace("bootloader = 'pygrub'", "type = 'hvm'"));
     let disks = converted(&guest, &cfg, dir.path(), &["--mac", "0=52:54:00:99:00:01", "--bridge", "br7"]);
     let head = dir.path().join("head");
-    tool(
-        "qemu-img",
-        [
-            "dd".as_ref(),
-            "-O".as_ref(),
-            "raw".as_ref(),
-            "bs=512".as_ref(),
-            "count=1".as_ref(),
-            of("if", &disks[0]).as_ref(),
-            of("of", &head).as_ref(),
-        ],
-    );
+    tool("qemu-img", ["dd", "-O", "raw", "bs=512", "count=1", &of("if", &disks[0]), &of("of", &head)]);
     let mut own = std::fs::read(&guest.disks[0]).expect("the source");
     own.truncate(512);
     assert!(std::fs::read(&head).expect("the first sector") == own, "the guest's own boot sector changed");
