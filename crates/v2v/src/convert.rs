@@ -24,6 +24,7 @@ use crate::source::{Boot, Source};
 use crate::staged::Staged;
 use crate::step::{self, Context};
 use crate::stream::Spool;
+use crate::target::Target;
 use crate::{Error, Result, finish, health, input, macs, room, stack, steps, stream};
 
 /// Files of the Xen host and packages are no larger.
@@ -225,6 +226,9 @@ fn wants_esp(request: &Request, source: &Source, arch: &str) -> Result<bool> {
             "{}: it starts by UEFI, and is not made to start by a BIOS: leave --firmware bios away",
             source.name
         ))),
+        (Some(Firmware::Uefi), _) if request.target != Target::Kvm => {
+            Err(Error::Invalid(format!("{}: --firmware uefi is for KVM: {} gets a BIOS", source.name, request.target.name())))
+        }
         (None | Some(Firmware::Bios), _) | (Some(Firmware::Uefi), Boot::Uefi) => Ok(false),
         (Some(Firmware::Uefi), _) if arch == "x86_64" => Ok(true),
         (Some(Firmware::Uefi), _) => {

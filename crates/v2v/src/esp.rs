@@ -10,7 +10,7 @@ use imgcore::ImageMut;
 use imgcore::partition::{self, Guid, NewPartition, Partition, PartitionType, Purpose, TableKind};
 
 use crate::bootloader::Loader;
-use crate::disk_build::DiskContents;
+use crate::disk_build::{self, DiskContents};
 use crate::layout::{Layout, Table, TargetDisk};
 use crate::source::Source;
 use crate::{Error, Result};
@@ -112,7 +112,9 @@ impl Esp {
         if self.has_loader {
             return Ok(());
         }
-        let device = format!("/dev/{}", self.device);
+        // The appliance has a name of its own for each disk.
+        let letters = u32::try_from(self.disk).map(disk_build::letters).unwrap_or_default();
+        let device = format!("/dev/vd{letters}{}", self.number);
         if self.is_new {
             let inside = session.name_inside(&device);
             let output = session.run_tool(&Command::new(["mkfs.vfat", "-F", "32", "-n", "ESP", &inside]))?;
@@ -199,7 +201,6 @@ mod tests {
     use imgcore::raw::Raw;
     use imgcore::storage::MemStorage;
 
-    use crate::disk_build;
     use crate::source::Boot;
     use crate::testing::xen_tools_guest;
 
