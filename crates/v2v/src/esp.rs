@@ -198,6 +198,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    use imgcore::Image;
     use imgcore::raw::Raw;
     use imgcore::storage::MemStorage;
 

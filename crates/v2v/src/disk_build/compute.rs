@@ -146,8 +146,14 @@ fn kept(source: &Source, piece: &Piece<'_>, device: String, options: &Options) -
         volume.recreate &= found.number.is_none();
         volume
     });
-    let mut disk =
-        TargetDisk { size: piece.contents.size, table: Table::Keep { disk: piece.index }, grown: 0, volumes: volumes.collect(), device, moved: None };
+    let mut disk = TargetDisk {
+        size: piece.contents.size,
+        table: Table::Keep { disk: piece.index },
+        grown: 0,
+        volumes: volumes.collect(),
+        device,
+        moved: None,
+    };
     let grow = options.grow.as_ref().filter(|g| g.disk == piece.index);
     match (&piece.contents.table, grow) {
         (Some(table), _) => moved(source, table, &mut disk, grow, options)?,
