@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
-.PHONY: all build setup demo test fuzz check bench install deb clean
+.PHONY: all build setup demo test test-guests fuzz check bench install deb clean
 
 all: build
 
@@ -30,10 +30,14 @@ check: setup
 test: setup
 	scripts/build-agent
 	scripts/make-guest --all >/dev/null
-	scripts/recipe-guest --all >/dev/null
 	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast
 	# Above, appliances continued a template; here the same ones boot.
 	GUESTLIFT_ACCEL=tcg GUESTLIFT_TEMPLATES=off $(CARGO) test --workspace --test appliance -- commands:: files:: trouble::
+
+# Every guest of tests/fixtures/guests: made, converted and booted. Half an hour, where `make test` takes the quickest of them.
+test-guests: setup
+	scripts/build-agent
+	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast --test e2e -- --include-ignored mechanisms::
 
 # Every fuzz target for SECONDS, from a seed of its own each time; `make test` gives them moments.
 SECONDS ?= 300

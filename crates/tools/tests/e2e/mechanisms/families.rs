@@ -11,6 +11,7 @@ fn convert_with(guest: &Guest, out: &Path, options: &[&str]) {
 }
 
 #[test]
+#[ignore = "its initrd is built in translation, which takes minutes: make test-guests"]
 fn red_hats_entries_dracut_and_ifcfg() {
     let Some(guest) = recipe("rhel") else { return };
     let dir = scratch();
@@ -29,6 +30,7 @@ fn red_hats_entries_dracut_and_ifcfg() {
 }
 
 #[test]
+#[ignore = "its initrd is built in translation, which takes minutes: make test-guests"]
 fn a_guest_of_suse_with_a_kernel_for_xen_gets_another() {
     let Some(guest) = recipe("suse") else { return };
     let dir = scratch();

@@ -49,6 +49,7 @@ fn sysvinit_and_extlinux() {
 
 /// An initrd of dracut's without virtio, SELinux enforcing, GRUB legacy, networkd.
 #[test]
+#[ignore = "its initrd is built in translation, which takes minutes: make test-guests"]
 fn dracut_and_selinux() {
     let Some(guest) = recipe("dracut") else { return };
     let dir = scratch();

@@ -32,6 +32,7 @@ fn partitions(disk: &Path) -> Vec<u64> {
 }
 
 #[test]
+#[ignore = "one of many guests, and CI has little time: make test-guests"]
 fn a_volume_group_with_boot_on_whole_disks() {
     let Some(guest) = recipe("lvm") else { return };
     let dir = scratch();
@@ -54,6 +55,7 @@ fn a_volume_group_on_a_mirror() {
 }
 
 #[test]
+#[ignore = "one of many guests, and CI has little time: make test-guests"]
 fn btrfs_as_opensuse_lays_it_out() {
     let Some(guest) = recipe("btrfs") else { return };
     let dir = scratch();
@@ -65,6 +67,7 @@ fn btrfs_as_opensuse_lays_it_out() {
 }
 
 #[test]
+#[ignore = "one of many guests, and CI has little time: make test-guests"]
 fn xfs_and_boot_on_a_whole_disk_each() {
     let Some(guest) = recipe("xfs") else { return };
     let dir = scratch();
@@ -79,6 +82,7 @@ fn xfs_and_boot_on_a_whole_disk_each() {
 }
 
 #[test]
+#[ignore = "one of many guests, and CI has little time: make test-guests"]
 fn an_encrypted_volume_group() {
     let Some(guest) = recipe("luks") else { return };
     let dir = scratch();
