@@ -81,7 +81,7 @@ fn a_conversion_writes_three_files_and_replaces_none() {
     assert_eq!(report["name"], "small");
     assert!(report["timings"].as_array().unwrap().iter().any(|t| t["stage"] == "Copying the disks"));
     let xml = fs::read_to_string(small.path("out/small.xml")).unwrap();
-    assert!(xml.contains("<source bridge='br7'/>") && xml.contains("<mac address='00:16:3e:00:00:01'/>"), "{xml}");
+    assert!(xml.contains("<source bridge=\"br7\"/>") && xml.contains("<mac address=\"00:16:3e:00:00:01\"/>"), "{xml}");
     tool("xmllint", &["--noout", small.path("out/small.xml").to_str().unwrap()]);
     tool("sh", &["-n", small.path("out/small-run.sh").to_str().unwrap()]);
     tool("qemu-img", &["check", small.path("out/small-vda.qcow2").to_str().unwrap()]);

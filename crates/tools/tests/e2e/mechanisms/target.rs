@@ -51,6 +51,7 @@ fn uefi_whose_loader_only_the_old_firmware_knew() {
 }
 
 #[test]
+#[ignore = "firmware and new kernels in translation take minutes: make test-guests"]
 fn a_pvh_guest_is_made_to_start_by_uefi_and_takes_new_kernels() {
     let Some(guest) = guest("bookworm", "pygrub") else { return };
     let dir = scratch();
