@@ -68,12 +68,33 @@ impl Running {
         tool("kill", &[signal, &self.child.id().to_string()]);
     }
 
+    /// The processes that convert a guest now.
+    fn conversions(&self) -> Vec<String> {
+        let children = tool("pgrep", &["-P", &self.child.id().to_string()]);
+        children.split_whitespace().map(str::to_owned).collect()
+    }
+
     fn end(mut self) -> (i32, String, Vec<Value>) {
         self.until(|_| false);
         let status = self.child.wait().unwrap();
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (status.code().unwrap_or(-1), said, self.events)
+    }
+}
+
+/// Waits until a process that is stopped has got SIGTERM.
+fn wait_for_term(process: &str) {
+    let status = format!("/proc/{process}/status");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let text = fs::read_to_string(&status).unwrap();
+        let pending = text.lines().find_map(|l| l.strip_prefix("ShdPnd:")).unwrap().trim();
+        if u64::from_str_radix(pending, 16).unwrap() & 1 << (15 - 1) != 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{process} was not asked to end: {pending}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -159,7 +180,7 @@ fn twenty_guests_are_converted_once_each_though_the_batch_is_killed_three_times(
         let disk = small.path(&format!("out/{name}-vda.qcow2"));
         let fstab = tool(env!("CARGO_BIN_EXE_virt"), &["cat", "-a", disk.to_str().unwrap(), "/etc/fstab"]);
         assert!(fstab.starts_with(&format!("UUID={ROOT_UUID} / ext4")), "{name}: {fstab}");
-        assert!(fs::read_to_string(small.path(&format!("out/{name}.xml"))).unwrap().contains("<source bridge='br7'/>"));
+        assert!(fs::read_to_string(small.path(&format!("out/{name}.xml"))).unwrap().contains("<source bridge=\"br7\"/>"));
     }
     assert!(cut_off >= 3, "the kills hit nothing");
     let finished = Running::start(&small, &[]).end();
@@ -279,10 +300,19 @@ fn a_batch_is_stopped_and_only_one_works_on_a_plan() {
     plan(&small, &["-j", "2"]);
     let mut batch = Running::start(&small, &[]);
     assert!(batch.until(|e| e["event"] == "stage" && e["what"] == "Copying the disks"));
+    // However fast conversions are, nothing goes on meanwhile.
+    batch.signal("-STOP");
+    let conversions = batch.conversions();
+    tool("kill", &[&["-STOP"], conversions.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat());
     let (status, said) = code(&small.run(&["batch", "plan.toml"]));
     assert_eq!(status, 2);
     assert!(said.contains("another batch is at work on this plan"), "{said}");
     batch.signal("-INT");
+    batch.signal("-CONT");
+    for conversion in &conversions {
+        wait_for_term(conversion);
+        tool("kill", &["-CONT", conversion]);
+    }
     let (status, said, events) = batch.end();
     assert_eq!(status, 130, "{said}");
     let begun: Vec<_> = events.iter().filter(|e| e["event"] == "started").map(|e| e["guest"].as_str().unwrap().to_owned()).collect();

@@ -2,16 +2,22 @@
 //!
 //! Everything is written to a hidden folder in it first, `.NAME.v2v`, which is locked while a conversion works there. The
 //! files are then renamed into place, disks first and `NAME.xml` last: where that is, the result is whole. What a killed
-//! conversion left behind is not locked, and the next one of that name removes it.
+//! conversion left behind is not locked, and the next one of that name removes it: also the files that have their place already,
+//! which a list in the hidden folder names.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{Error, Result};
+
+/// In the hidden folder, while files get their place: a line with the inode and the name of each, in order.
+const PLACING: &str = ".placing";
+/// No such list is longer.
+const PLACING_LIMIT: u64 = 1 << 20;
 
 /// The place of one result while it is made. Dropped before [`commit`](Folder::commit), it leaves nothing behind.
 pub struct Folder {
@@ -46,7 +52,7 @@ impl Folder {
             }
         };
         let folder = Folder { target, work, _lock: lock, made_target, committed: false };
-        empty(&folder.work).map_err(|e| failed(&folder.work, "clean up", e))?;
+        folder.take_back().and_then(|()| empty(&folder.work)).map_err(|e| failed(&folder.work, "clean up", e))?;
         Ok(folder)
     }
 
@@ -104,6 +110,7 @@ impl Folder {
 
     /// Gives all files their place, in this order.
     pub fn commit(mut self, files: &[String]) -> Result<()> {
+        self.list(files).map_err(|e| failed(&self.work.join(PLACING), "write", e))?;
         for (index, file) in files.iter().enumerate() {
             let place = fs::rename(self.work.join(file), self.path_of(file));
             if let Err(e) = place {
@@ -118,6 +125,36 @@ impl Folder {
             }
         }
         self.committed = true;
+        Ok(())
+    }
+
+    /// Writes down which files will get their place.
+    fn list(&self, files: &[String]) -> io::Result<()> {
+        let mut list = String::new();
+        for file in files {
+            list += &format!("{} {file}\n", self.work.join(file).symlink_metadata()?.ino());
+        }
+        let mut out = File::create(self.work.join(PLACING))?;
+        out.write_all(list.as_bytes())?;
+        out.sync_all()?;
+        File::open(&self.work)?.sync_all()
+    }
+
+    /// Removes the files that a conversion put into place before it was killed, unless it had come to the last one.
+    fn take_back(&self) -> io::Result<()> {
+        let list = match File::open(self.work.join(PLACING)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            list => io::read_to_string(list?.take(PLACING_LIMIT))?,
+        };
+        let files: Vec<_> = list.lines().filter_map(|l| l.split_once(' ')).filter(|(_, file)| !file.contains('/')).collect();
+        // Another file may have got the name meanwhile.
+        let is_placed =
+            |(inode, file): &&(&str, &str)| self.path_of(file).symlink_metadata().is_ok_and(|there| there.ino().to_string() == *inode);
+        if files.last().is_some_and(|last| !is_placed(&last)) {
+            for (_, file) in files.iter().filter(is_placed) {
+                fs::remove_file(self.path_of(file))?;
+            }
+        }
         Ok(())
     }
 }
@@ -246,5 +283,36 @@ mod tests {
         assert!(names(folder.work()).is_empty());
         drop(folder);
         assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn what_was_killed_while_it_got_its_place_is_taken_back() {
+        let all = files(&["web-vda.qcow2", "web-run.sh", "web.xml"]);
+        for placed in 0..=all.len() {
+            let dir = tempfile::tempdir().unwrap();
+            let killed = Folder::begin(dir.path(), "web").unwrap();
+            all.iter().for_each(|file| killed.write(file, file, false).unwrap());
+            killed.list(&all).unwrap();
+            for file in &all[..placed] {
+                fs::rename(killed.work().join(file), killed.path_of(file)).unwrap();
+            }
+            let Folder { work, _lock, .. } = &killed;
+            flock(_lock, FlockOperation::Unlock).unwrap();
+            assert!(work.join(PLACING).exists());
+            std::mem::forget(killed);
+
+            drop(Folder::begin(dir.path(), "web").unwrap());
+            assert_eq!(names(dir.path()).len(), if placed == all.len() { 3 } else { 0 }, "{placed} placed");
+        }
+    }
+
+    #[test]
+    fn what_another_put_there_meanwhile_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".web.v2v")).unwrap();
+        fs::write(dir.path().join("web.img"), "another's").unwrap();
+        fs::write(dir.path().join(".web.v2v").join(PLACING), "0 web.img\n1 ../x\n7 web.xml\n").unwrap();
+        drop(Folder::begin(dir.path(), "web").unwrap());
+        assert_eq!(names(dir.path()), ["web.img"]);
     }
 }
