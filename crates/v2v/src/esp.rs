@@ -70,7 +70,7 @@ impl Esp {
         let end = match disk.table {
             Table::Keep { .. } => disk.size,
             Table::NewMbr | Table::NewGpt => {
-                disk.volumes.iter().map(|v| v.target_offset.saturating_add(v.len)).max().unwrap_or(2 * ALIGNMENT)
+                disk.volumes.iter().map(|v| v.target_offset.saturating_add(v.target_len())).max().unwrap_or(2 * ALIGNMENT)
             }
         };
         let offset = end.checked_next_multiple_of(ALIGNMENT).ok_or_else(too_large)?;
@@ -262,6 +262,17 @@ mod tests {
         // GRUB's partition for a BIOS takes number 3.
         assert_eq!((esp.number, esp.offset), (4, (2 << 20) + (2 << 30)));
         assert_eq!(disk.size, esp.offset + SIZE + ALIGNMENT);
+    }
+
+    #[test]
+    fn a_volume_that_grows_keeps_its_room() {
+        let (source, mut layout) = xen_tools_guest();
+        let contents = vec![DiskContents::default(); source.disks.len()];
+        let place = |layout: &mut Layout| Esp::place(layout, &source, &contents).unwrap().offset;
+        let plain = place(&mut layout.clone());
+        let last = layout.disks[0].volumes.iter_mut().max_by_key(|v| v.target_offset.saturating_add(v.len)).unwrap();
+        last.grow = 256 << 20;
+        assert_eq!(place(&mut layout), plain + (256 << 20));
     }
 
     #[test]

@@ -70,6 +70,13 @@ pub struct Volume {
     pub recreate: bool,
 }
 
+impl Volume {
+    /// Bytes that it takes on the target.
+    pub fn target_len(&self) -> u64 {
+        self.len.saturating_add(self.grow)
+    }
+}
+
 impl Layout {
     /// What the appliance, which sees all disks in order, calls a volume: `/dev/vda2`.
     pub fn in_appliance(&self, volume: &Volume) -> Option<String> {

@@ -169,7 +169,7 @@ pub fn disks(layout: &Layout, source: &Source) -> Vec<Disk> {
         device: v.target_device.clone(),
         was: v.source_device.clone(),
         offset: v.target_offset,
-        size: v.len.saturating_add(v.grow),
+        size: v.target_len(),
         filesystem: v.filesystem.clone(),
         uuid: v.uuid.clone(),
         recreated: v.recreate,

@@ -213,7 +213,7 @@ fn partitioned(source: &Source, pieces: &[Piece<'_>], device: String, options: &
         let mut volume = volume(piece.index, found, piece.device.name.clone(), format!("{device}{number}"));
         (volume.partition, volume.target_offset, volume.grow) = (Some(number), at, grow(piece));
         // Can't overflow: the sum was made above.
-        at = (at + found.len + volume.grow).next_multiple_of(alignment);
+        at = (at + volume.target_len()).next_multiple_of(alignment);
         volumes.push(volume);
     }
     let size = if table == Table::NewGpt { at + GPT_TAIL } else { at }.next_multiple_of(ALIGNMENT);

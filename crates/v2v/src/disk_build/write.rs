@@ -92,7 +92,7 @@ pub fn write_table(disk: &TargetDisk, target: &dyn ImageMut) -> Result<()> {
         .map(|(index, v)| NewPartition {
             number: v.partition.unwrap_or(1),
             start: v.target_offset,
-            len: v.len.saturating_add(v.grow).next_multiple_of(512),
+            len: v.target_len().next_multiple_of(512),
             purpose: purpose(v),
             bootable: Some(index) == active,
             guid: guid(disk, &v.target_device),
