@@ -61,7 +61,7 @@ pub fn host(bytes: &[u8]) {
 
 /// The agent, whose host says `bytes` and then nothing more.
 pub fn agent(bytes: &[u8]) {
-    let mut link = Link::new(Box::new(Cursor::new(bytes.to_vec())), Box::new(io::sink()));
+    let mut link = Link::new(Box::new(Cursor::new(bytes.to_vec())), Box::new(io::sink()), None);
     let mut ended = false;
     while !ended {
         let exchanged = link.exchange(|request, exchange| {

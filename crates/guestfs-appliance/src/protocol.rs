@@ -70,12 +70,7 @@ impl Kind {
 
 /// Sends one frame.
 pub fn send(to: &mut dyn Write, id: u32, kind: Kind, payload: &[u8]) -> io::Result<()> {
-    let len = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= MAX_PAYLOAD);
-    let len = len.ok_or_else(|| broken("a frame that is too large to send"))?;
-    let mut header = [0; 12];
-    header[..4].copy_from_slice(&len.to_le_bytes());
-    header[4..8].copy_from_slice(&id.to_le_bytes());
-    header[8] = kind.code();
+    let header = header(id, kind, payload.len())?;
     // One write for small frames: each write is an exit of the virtual machine.
     if payload.len() <= 4000 {
         let mut whole = Vec::with_capacity(12 + payload.len());
@@ -86,6 +81,17 @@ pub fn send(to: &mut dyn Write, id: u32, kind: Kind, payload: &[u8]) -> io::Resu
         to.write_all(&header)?;
         to.write_all(payload)
     }
+}
+
+/// What stands before a payload of `len` bytes.
+pub fn header(id: u32, kind: Kind, len: usize) -> io::Result<[u8; 12]> {
+    let len = u32::try_from(len).ok().filter(|_| len <= MAX_PAYLOAD);
+    let len = len.ok_or_else(|| broken("a frame that is too large to send"))?;
+    let mut header = [0; 12];
+    header[..4].copy_from_slice(&len.to_le_bytes());
+    header[4..8].copy_from_slice(&id.to_le_bytes());
+    header[8] = kind.code();
+    Ok(header)
 }
 
 /// Sends a message as one frame.

@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::failure::{Result, other};
-use crate::protocol::{self, CHUNK, Kind, Reply, Request};
+use super::pages::Pages;
+use crate::protocol::{self, CHUNK, Failure, Kind, Reply, Request};
 
 /// How often the agent says that it is at work.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
@@ -20,6 +21,8 @@ const STACK: usize = 128 << 10;
 /// What the agent and its sign of life share.
 struct Out {
     port: Box<dyn Write + Send>,
+    /// A shorter way for what lies in files, where there is one.
+    pages: Option<Pages>,
     /// The request that is worked on.
     working: Option<u32>,
 }
@@ -37,10 +40,44 @@ fn lock(out: &Mutex<Out>) -> MutexGuard<'_, Out> {
     out.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Out {
+    /// Sends a piece of a file as a data frame, without copying it, and says how many bytes that was; none at the file's end. `None`
+    /// where it cannot be done so, and nothing was sent.
+    fn send_pages(&mut self, id: u32, file: &File, offset: u64, len: usize) -> Result<Option<usize>, Trouble> {
+        let Some(pages) = &self.pages else { return Ok(None) };
+        let len = match pages.read(file, offset, len) {
+            Ok(0) => return Ok(Some(0)),
+            Ok(len) => len,
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(None),
+            Err(e) => return Err(Trouble::File(e)),
+        };
+        self.port.write_all(&protocol::header(id, Kind::Data, len)?)?;
+        let lost = pages.send(len)?;
+        let mut again = vec![0; lost];
+        file.read_exact_at(&mut again, offset + (len - lost) as u64)?;
+        self.port.write_all(&again)?;
+        Ok(Some(len))
+    }
+}
+
+/// What went wrong with a piece of a file.
+enum Trouble {
+    /// It cannot be read.
+    File(io::Error),
+    /// A part of a frame is on its way.
+    Port(io::Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(e: io::Error) -> Self {
+        Trouble::Port(e)
+    }
+}
+
 impl Link {
     /// Speaks over these two halves.
-    pub fn new(port: Box<dyn Read>, out: Box<dyn Write + Send>) -> Self {
-        let out = Arc::new(Mutex::new(Out { port: out, working: None }));
+    pub fn new(port: Box<dyn Read>, out: Box<dyn Write + Send>, pages: Option<Pages>) -> Self {
+        let out = Arc::new(Mutex::new(Out { port: out, pages, working: None }));
         Link { port, out, alive: None, payload: Vec::new() }
     }
 
@@ -130,11 +167,7 @@ impl Exchange<'_> {
             Ok(Kind::Data) => Ok(Some(&self.link.payload)),
             Ok(Kind::End) => Ok(None),
             Ok(_) => Err(other("the content could not be read on the host")),
-            Err(e) => {
-                let failure = other(e.to_string());
-                self.lost = Some(e);
-                Err(failure)
-            }
+            Err(e) => Err(self.lost(e)),
         }
     }
 
@@ -163,13 +196,16 @@ impl Exchange<'_> {
     pub fn send_data(&mut self, data: &[u8]) -> Result<()> {
         for piece in data.chunks(CHUNK) {
             let sent = protocol::send(&mut lock(&self.link.out).port, self.id, Kind::Data, piece);
-            if let Err(e) = sent {
-                let failure = other(e.to_string());
-                self.lost = Some(e);
-                return Err(failure);
-            }
+            sent.map_err(|e| self.lost(e))?;
         }
         Ok(())
+    }
+
+    /// The connection failed.
+    fn lost(&mut self, e: io::Error) -> Failure {
+        let failure = other(e.to_string());
+        self.lost = Some(e);
+        failure
     }
 
     /// Another way out for this request's data, for another thread.
@@ -186,16 +222,25 @@ impl Exchange<'_> {
 
     /// Sends a range of a file, cut at its end.
     pub fn send_range(&mut self, file: &File, offset: u64, len: u64) -> Result<()> {
-        let mut buf = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
-        let mut done = 0;
+        let (mut buf, mut done) = (Vec::new(), 0);
         while done < len {
-            let want = buf.len().min(usize::try_from(len - done).unwrap_or(CHUNK));
+            let want = usize::try_from(len - done).unwrap_or(CHUNK).min(CHUNK);
             let position = offset.checked_add(done).ok_or_else(|| other("an offset beyond what files can have"))?;
-            let n = file.read_at(&mut buf[..want], position)?;
+            let sent = lock(&self.link.out).send_pages(self.id, file, position, want);
+            let n = match sent {
+                Ok(Some(n)) => n,
+                Ok(None) => {
+                    buf.resize(want, 0);
+                    let n = file.read_at(&mut buf, position)?;
+                    self.send_data(&buf[..n])?;
+                    n
+                }
+                Err(Trouble::File(e)) => return Err(e.into()),
+                Err(Trouble::Port(e)) => return Err(self.lost(e)),
+            };
             if n == 0 {
                 return Ok(());
             }
-            self.send_data(&buf[..n])?;
             done += n as u64;
         }
         Ok(())

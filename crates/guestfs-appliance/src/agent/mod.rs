@@ -8,6 +8,7 @@ mod failure;
 pub(crate) mod link;
 mod modules;
 mod mounts;
+mod pages;
 mod relay;
 mod sys;
 mod terminal;
@@ -28,6 +29,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 use self::failure::{Result, because, other};
 use self::link::{Exchange, Link};
 use self::mounts::{Mounts, STUBS};
+use self::pages::Pages;
 use crate::protocol::{Failure, PORT_NAME, Place, Reply, Request, VERSION, WireTime};
 
 /// Most bytes of a command's input.
@@ -69,7 +71,9 @@ fn serve() -> io::Result<()> {
     mount("sysfs", "/sys", "sysfs", none, c"")?;
     modules::start().map_err(|failure| io::Error::other(format!("{failure:?}")))?;
     let port = open_port()?;
-    let mut link = Link::new(Box::new(FirstWait { port: port.try_clone()?, until: Some(Instant::now() + PORT_DEADLINE) }), Box::new(port));
+    let pages = Pages::new(port.try_clone()?)?;
+    let first_wait = FirstWait { port: port.try_clone()?, until: Some(Instant::now() + PORT_DEADLINE) };
+    let mut link = Link::new(Box::new(first_wait), Box::new(port), Some(pages));
     let mut state = State::default();
     while !state.over {
         link.exchange(|request, exchange| state.handle(request, exchange))?;
