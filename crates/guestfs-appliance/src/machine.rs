@@ -1,4 +1,4 @@
-//! Starts whole machines with firmware, as a converted guest will meet them: PCI, virtio disks and NICs, a serial
+//! Starts whole machines with firmware, as a converted guest will meet them: PCI, disks and NICs, a serial
 //! console, no way out.
 
 use std::io::{Read, Write};
@@ -17,12 +17,16 @@ use crate::qemu::{self, Builder};
 /// Pieces of console output that wait for a reader; then the machine waits.
 const QUEUE: usize = 256;
 
+/// What the two channels of a PC's IDE take.
+const IDE_DISKS: usize = 4;
+
 impl MachineRunner for Appliance {
     fn start(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>> {
         let mut builder = Builder::new();
         // TCG runs several processors on several threads only where that is no slower than one.
         // Without graphics SeaBIOS speaks on the serial port, so that a stall there shows.
-        builder.args(["-M", "q35,graphics=off", "-rtc", "base=utc"]);
+        let chipset = if spec.emulated { "pc" } else { "q35" };
+        builder.args(["-M".into(), format!("{chipset},graphics=off"), "-rtc".into(), "base=utc".into()]);
         builder.args(["-m".into(), spec.memory_mib.to_string(), "-smp".into(), spec.vcpus.max(1).to_string()]);
         if spec.uefi {
             add_uefi(&mut builder)?;
@@ -31,7 +35,13 @@ impl MachineRunner for Appliance {
         for (number, image) in spec.disks.iter().enumerate() {
             let node = builder.disk(image.clone())?;
             let boot = if number == 0 { ",bootindex=1" } else { "" };
-            builder.args(["-device".into(), format!("virtio-blk-pci,drive={node}{boot}")]);
+            let device = match spec.emulated {
+                // The others appear with Xen's drivers.
+                true if number >= IDE_DISKS => continue,
+                true => format!("ide-hd,bus=ide.{},unit={}", number / 2, number % 2),
+                false => "virtio-blk-pci".into(),
+            };
+            builder.args(["-device".into(), format!("{device},drive={node}{boot}")]);
         }
         for (number, mac) in spec.macs.iter().enumerate() {
             let hex = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
@@ -40,7 +50,8 @@ impl MachineRunner for Appliance {
             }
             builder.args(["-netdev".into(), format!("user,id=net{number},restrict=on")]);
             // Without its boot ROM: nothing is ever started over the network.
-            builder.args(["-device".into(), format!("virtio-net-pci,netdev=net{number},mac={mac},romfile=")]);
+            let model = if spec.emulated { "rtl8139" } else { "virtio-net-pci" };
+            builder.args(["-device".into(), format!("{model},netdev=net{number},mac={mac},romfile=")]);
         }
         let (monitor, stdin, mut stdout) = builder.start_with_console()?;
         let (sender, output) = sync_channel(QUEUE);

@@ -14,12 +14,14 @@ pub struct MachineSpec {
     pub memory_mib: u64,
     /// Virtual processors.
     pub vcpus: u32,
-    /// Disks in order, as virtio-blk `vda`, `vdb`, …: throw-away overlays, since a boot writes.
+    /// Disks in order: throw-away overlays, since a boot writes.
     pub disks: Vec<Arc<dyn ImageMut>>,
-    /// MAC addresses of the virtio-net NICs, in order; they lead nowhere outside.
+    /// MAC addresses of the NICs, in order; they lead nowhere outside.
     pub macs: Vec<String>,
     /// UEFI instead of BIOS.
     pub uefi: bool,
+    /// Disks and NICs as Xen emulates them (IDE, Realtek's) instead of virtio's.
+    pub emulated: bool,
 }
 
 /// UEFI's code and the template of its variables, where distributions install them: firmware that asks for no signatures.

@@ -328,7 +328,7 @@ mod tests {
     }
 
     fn run(pieces: &[&'static [u8]], dies: bool) -> BootReport {
-        let spec = MachineSpec { memory_mib: 512, vcpus: 1, disks: Vec::new(), macs: Vec::new(), uefi: false };
+        let spec = MachineSpec { memory_mib: 512, vcpus: 1, disks: Vec::new(), macs: Vec::new(), uefi: false, emulated: false };
         let runner = Script { pieces: pieces.to_vec(), dies };
         check(&runner, &spec, Duration::from_millis(300), &mut |_| {}).unwrap()
     }
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_has_no_control_sequences_and_no_frames() {
-        let spec = MachineSpec { memory_mib: 512, vcpus: 1, disks: Vec::new(), macs: Vec::new(), uefi: false };
+        let spec = MachineSpec { memory_mib: 512, vcpus: 1, disks: Vec::new(), macs: Vec::new(), uefi: false, emulated: false };
         let pieces: Vec<&[u8]> =
             vec![b"\x1b[2J\x1b[4;2H+------+\x1b[5;2H|\x1b[5;79H|\x1b[6;3H*Debian", b" 12\r\n\x1b]0;title\x07web login: "];
         let mut shown = Vec::new();

@@ -17,7 +17,7 @@ use crate::esp::Esp;
 use crate::grow::Growth;
 use crate::layout::Layout;
 use crate::options::{Firmware, Host, Request};
-use crate::output::{DiskFormat, Folder};
+use crate::output::{DiskFormat, Folder, Machine, xva};
 use crate::plan::{self, Plan};
 use crate::report::{Clock, Ran, Report};
 use crate::source::{Boot, Source};
@@ -65,7 +65,7 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     let folder = Folder::begin(&request.out, &name)?;
     let may_replace = request.force || request.discard;
     if !may_replace {
-        folder.check_free(&[format!("{name}.xml")])?;
+        folder.check_free(&[finish::mark(request, &name)])?;
     }
     let mut spool = None;
     if let Some(stream) = stream {
@@ -95,8 +95,9 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     if !context.fs.is_unchanged() || prepared.growth.is_some() || context.facts.loader.is_some() {
         host.engine.check()?;
     }
+    let disk_files = finish::disk_files(request, &name, &prepared.layout);
     let targets =
-        clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &files))?;
+        clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &disk_files))?;
     if let Some(esp) = &prepared.esp
         && let Some(target) = targets.get(esp.disk)
     {
@@ -110,7 +111,7 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     stop_if_cancelled(host.progress)?;
     let ran = clock.stage("Changing the guest", || prepared.apply(&source, &context, &targets, host))?;
     stop_if_cancelled(host.progress)?;
-    let mut machine = finish::machine(request, &source, &prepared.layout, prepared.inspection.arch, &name, &folder, &files);
+    let mut machine = finish::machine(request, &source, &prepared.layout, prepared.inspection.arch, &name, &folder);
     machine.uefi |= prepared.esp.is_some();
     // What was spooled is no part of the result.
     drop(context);
@@ -136,6 +137,10 @@ fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(So
     let opened = clock.stage("Reading the source", || input::read(&request.input, &input_request))?;
     let mut source = opened.source;
     macs::assign(&mut source, &request.macs)?;
+    if request.appliance && !xva::has_one_network(&Machine::nics(&source, &request.plugs)) {
+        let several = "the NICs are on several networks, and the appliance names only the first: choose the others after the import";
+        source.warnings.push(several.into());
+    }
     Ok((source, opened.stream))
 }
 

@@ -68,7 +68,7 @@ impl Copy {
         plan.warnings.iter().for_each(|warning| host.events.warning(warning));
         let targets =
             clock.stage("Copying the disks", || convert::copy_disks(request, host, source, &self.layout, spool, &folder, &files))?;
-        let machine = self.machine(finish::machine(request, source, &self.layout, "x86_64", name, &folder, &files));
+        let machine = self.machine(finish::machine(request, source, &self.layout, "x86_64", name, &folder));
         let boot_check = finish::describe(request, host, &mut clock, &machine, targets, &folder)?;
         let policy = source.policy.clone();
         let report = Report { name: name.into(), policy, plan, ran: Vec::new(), boot_check, timings: clock.timings() };

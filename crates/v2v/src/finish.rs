@@ -10,7 +10,7 @@ use imgcore::{Image, ImageMut, Overlay};
 use crate::bootcheck::{self, BootReport};
 use crate::layout::Layout;
 use crate::options::{Host, Request};
-use crate::output::{Bus, Folder, KVM, Machine, MachineDisk, names};
+use crate::output::{Bus, Folder, Machine, MachineDisk, documents, names, xva};
 use crate::report::{Clock, Report};
 use crate::source::Source;
 use crate::{Error, Result};
@@ -50,8 +50,21 @@ fn uuid_of(domain: &Path) -> Option<String> {
 
 /// The files of the result, in the order in which they get their place.
 pub(crate) fn files(request: &Request, name: &str, layout: &Layout) -> Vec<String> {
-    let disks = layout.disks.iter().map(|d| format!("{name}-{}.{}", d.device, request.format.name()));
-    disks.chain(KVM.iter().map(|document| document.file(name))).collect()
+    if request.appliance {
+        return vec![mark(request, name)];
+    }
+    let documents = documents(request.target).iter().map(|document| document.file(name));
+    disk_files(request, name, layout).into_iter().chain(documents).collect()
+}
+
+/// The files that hold the disks while the result is made; all results but appliances keep them.
+pub(crate) fn disk_files(request: &Request, name: &str, layout: &Layout) -> Vec<String> {
+    layout.disks.iter().map(|d| format!("{name}-{}.{}", d.device, request.format.name())).collect()
+}
+
+/// The file that comes last: where it is, the result is whole.
+pub(crate) fn mark(request: &Request, name: &str) -> String {
+    format!("{name}.{}", if request.appliance { "xva" } else { "xml" })
 }
 
 /// Refuses to replace what the result is made of, `--force` or not.
@@ -68,16 +81,9 @@ fn spare_source(request: &Request, source: &Source, folder: &Folder, files: &[St
     }
 }
 
-/// The new machine, with virtio. `arch` is inspection's word.
-pub(crate) fn machine(
-    request: &Request,
-    source: &Source,
-    layout: &Layout,
-    arch: &str,
-    name: &str,
-    folder: &Folder,
-    files: &[String],
-) -> Machine {
+/// The new machine, with the target's own devices. `arch` is inspection's word.
+pub(crate) fn machine(request: &Request, source: &Source, layout: &Layout, arch: &str, name: &str, folder: &Folder) -> Machine {
+    let files = disk_files(request, name, layout);
     let disk = |(disk, file): (&crate::layout::TargetDisk, &String)| MachineDisk {
         device: disk.device.clone(),
         bus: Bus::default(),
@@ -95,7 +101,7 @@ pub(crate) fn machine(
         uefi: source.boot == crate::source::Boot::Uefi,
         local_time: source.local_time,
         policy: source.policy.clone(),
-        disks: layout.disks.iter().zip(files).map(disk).collect(),
+        disks: layout.disks.iter().zip(&files).map(disk).collect(),
         nics: Machine::nics(source, &request.plugs),
     }
 }
@@ -123,13 +129,19 @@ pub(crate) fn describe(
     clock.stage("Writing everything out", || targets.iter().try_for_each(|t| t.flush()))?;
     let boot_check = match request.check_boot {
         None => None,
-        Some(patience) => Some(clock.stage("Starting the result", || check_boot(machine, &targets, folder, patience, host))?),
+        Some(patience) => Some(clock.stage("Starting the result", || check_boot(request, machine, &targets, folder, patience, host))?),
     };
     if host.progress.cancelled() {
         return Err(imgcore::Error::Cancelled.into());
     }
+    if request.appliance {
+        let disks = targets.iter().map(|t| t.clone() as Arc<dyn Image>).collect();
+        let file = folder.work().join(mark(request, &machine.name));
+        clock.stage("Packing the appliance", || xva::write(machine, disks, &file, host.progress))?;
+        return Ok(boot_check);
+    }
     drop(targets);
-    for document in KVM {
+    for document in documents(request.target) {
         folder.write(&document.file(&machine.name), &(document.text)(machine), document.executable)?;
     }
     Ok(boot_check)
@@ -152,6 +164,7 @@ pub(crate) fn hand_over(
 }
 
 fn check_boot(
+    request: &Request,
     machine: &Machine,
     targets: &[Arc<dyn ImageMut>],
     folder: &Folder,
@@ -168,6 +181,7 @@ fn check_boot(
         disks: targets.iter().map(overlay).collect::<Result<_>>()?,
         macs: machine.nics.iter().map(|n| n.mac.clone()).collect(),
         uefi: machine.uefi,
+        emulated: request.target.is_xen(),
     };
     bootcheck::check(host.machines, &spec, patience, &mut |bytes| host.events.console(bytes))
 }

@@ -46,6 +46,8 @@ pub struct Request {
     pub grow: Option<u64>,
     /// Passphrases of encrypted volumes.
     pub keys: guestfs::Keys,
+    /// The result is one appliance for XenServer instead of disks and descriptions.
+    pub appliance: bool,
     /// The folder of the result. May be missing for a plan.
     pub out: PathBuf,
     /// The format of its disks.

@@ -31,7 +31,8 @@ fn a_boot_sector_speaks_and_hears() {
     let path = empty(dir.path(), "disk", 1);
     std::fs::write(&path, [sector, vec![0; (1 << 20) - 512]].concat()).unwrap();
     let disk: Arc<dyn ImageMut> = Arc::new(Raw::open(Arc::new(FileStorage::open_writable(&path).unwrap())).unwrap());
-    let spec = MachineSpec { memory_mib: 64, vcpus: 1, disks: vec![disk], macs: vec!["52:54:00:00:00:01".into()], uefi: false };
+    let spec =
+        MachineSpec { memory_mib: 64, vcpus: 1, disks: vec![disk], macs: vec!["52:54:00:00:00:01".into()], uefi: false, emulated: false };
     let mut machine = MachineRunner::start(&Appliance::new(), &spec).unwrap_or_else(|e| panic!("{e}"));
     expect(machine.as_mut(), b"boot");
     machine.write_console(b"a").unwrap();

@@ -30,6 +30,8 @@ Examples:
       takes a disk from elsewhere than the configuration says
   v2v web.cfg -os out --grow 10G
       makes the root larger, with its partition and its logical volume
+  v2v --to hvm web.cfg -os out
+      makes a fully virtual machine of Xen of a paravirtual one
   v2v web.cfg -os out --kernel-package linux-image-amd64.deb
       gives a kernel to a guest that has none of its own, or only one for Xen
   v2v old-sles.cfg -os out --kernel-from new-sles.qcow2
@@ -41,7 +43,8 @@ Examples:
   v2v windows.xva -os out --copy-only
       copies a guest that is not converted, with hardware that it knows
 
-Written are DIR/NAME-vda.qcow2 (-vdb, …), DIR/NAME.xml for 'virsh define', and DIR/NAME-run.sh, which starts the guest in QEMU.
+Written are DIR/NAME-vda.qcow2 (-vdb, …), DIR/NAME.xml for 'virsh define', and DIR/NAME-run.sh, which starts the guest in QEMU; with
+--to hvm DIR/NAME-xvda.qcow2, DIR/NAME.xml for libvirt on Xen, and DIR/NAME.cfg for 'xl create'.
 NAME.xml comes last: where it is, the result is whole. The source is only read.";
 
 /// Converts guests from Xen to KVM.
@@ -57,16 +60,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HYPERVISOR", default_value = "xen", value_parser = ["xen"])]
     pub from: String,
 
-    /// The hypervisor that it goes to
-    #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm"])]
+    /// Where it goes: kvm, or hvm for a fully virtual machine of Xen
+    #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm", "hvm"])]
     pub to: String,
 
     /// What GUEST is: auto (by its content), xva, libvirtxml, xlcfg or disk
     #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto")]
     pub input: String,
 
-    /// How the result is handed over: as files in a folder (local), defined in libvirt besides (libvirt), or not at all: all is
-    /// done, and thrown away (null)
+    /// How the result is handed over: as files in a folder (local), defined in libvirt besides (libvirt), as one appliance for XenServer
+    /// (xva, with --to hvm), or not at all: all is done, and thrown away (null)
     #[arg(short = 'o', long = "output", value_name = "MODE", default_value = "local")]
     pub output: OutputMode,
 
@@ -205,6 +208,7 @@ pub(crate) struct Args {
 pub(crate) enum OutputMode {
     Local,
     Libvirt,
+    Xva,
     Null,
 }
 
@@ -282,11 +286,20 @@ impl Args {
             None if self.plan => ".".into(),
             None => return Err(Failure::new("where to? say it with -os DIR").code(2)),
         };
+        let target = if self.to == "hvm" { Target::XenHvm } else { Target::Kvm };
+        let appliance = self.output == OutputMode::Xva;
+        if appliance && target != Target::XenHvm {
+            return Err(Failure::new("-o xva: an appliance is for Xen").hint("add --to hvm"));
+        }
+        if self.copy_only && target != Target::Kvm {
+            return Err(Failure::new("--copy-only makes machines of KVM").hint("a fully virtual guest needs no conversion for Xen"));
+        }
         let mut keys = Keys::default();
         self.key.iter().try_for_each(|selector| keys.add(selector))?;
         let plugs = |texts: &[String], plug: fn(String) -> Plug| texts.iter().map(|t| PlugRule::parse(t, plug)).collect::<Vec<_>>();
         Ok(Request {
-            target: Target::Kvm,
+            target,
+            appliance,
             guest: self.guest.clone(),
             input: self.input.clone(),
             machine: self.machine.clone(),
@@ -395,5 +408,9 @@ mod tests {
         let request = parse(&["x", "-o", "null"]).request().unwrap();
         assert!(request.discard && request.out == std::env::temp_dir());
         assert!(!parse(&["x", "-os", "out", "-o", "libvirt", "-oc", "qemu:///system"]).request().unwrap().discard);
+        let failure = parse(&["x", "-os", "out", "-o", "xva"]).request().unwrap_err();
+        assert_eq!(failure.message(), "-o xva: an appliance is for Xen");
+        let request = parse(&["x", "-os", "out", "-o", "xva", "--to", "hvm"]).request().unwrap();
+        assert!(request.appliance && request.target == Target::XenHvm);
     }
 }

@@ -153,6 +153,10 @@ fn next(report: &Report, output: OutputMode) -> String {
 "
             )
         }
+        OutputMode::Xva => text += &format!("Next:\n  xe vm-import filename={}\n", find(".xva")),
+        OutputMode::Local if !find(".cfg").is_empty() => {
+            text += &format!("Next:\n  xl create {}\n  virsh define {} && virsh start {name}\n", find(".cfg"), find(".xml"));
+        }
         OutputMode::Local => {
             text += &format!(
                 "Next:

@@ -65,18 +65,19 @@ impl Console {
             qemu.arg("-netdev").arg(format!("user,restrict=on,id=n{i}"));
             qemu.arg("-device").arg(format!("virtio-net-pci,netdev=n{i},mac={mac}"));
         }
-        qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
-        Console::spawn(qemu)
+        Console::of(qemu)
     }
 
     /// Starts the script that came with a result, as a person does: with its own machine and firmware.
     pub fn of_script(script: &Path, arguments: &[&str]) -> Console {
         let mut qemu = Command::new(script);
-        qemu.env("ACCEL", "tcg").env("MEMORY", "512").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Console::spawn(qemu)
+        qemu.env("ACCEL", "tcg").env("MEMORY", "512").args(arguments);
+        Console::of(qemu)
     }
 
-    fn spawn(mut qemu: Command) -> Console {
+    /// Starts a program that gives a guest's console on its standard input and output.
+    pub fn of(mut qemu: Command) -> Console {
+        qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = qemu.spawn().expect("qemu-system-x86_64 starts");
         let keys = child.stdin.take().expect("stdin is piped");
         let mut stdout = child.stdout.take().expect("stdout is piped");
@@ -136,7 +137,7 @@ impl Console {
             let _ = self.child.kill();
             let _ = self.child.wait();
             let qemu = std::mem::replace(&mut self.qemu, Command::new("true"));
-            *self = Console::spawn(qemu);
+            *self = Console::of(qemu);
         }
     }
 

@@ -6,6 +6,7 @@ mod guest;
 mod mechanisms;
 mod packages;
 mod planned;
+mod xen;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -268,6 +269,7 @@ fn the_boot_check_says_where_a_disk_stops() {
             disks: vec![Arc::new(Overlay::in_memory(base))],
             macs: vec!["00:16:3e:77:00:10".into()],
             uefi: false,
+            emulated: false,
         };
         let mut console = Vec::new();
         let runner = guestfs_appliance::Appliance::new();

@@ -140,14 +140,14 @@ fn interface(xml: &mut Xml, nic: &MachineNic, has_slot: bool) {
     });
 }
 
-fn is_uuid(text: &str) -> bool {
+pub(super) fn is_uuid(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
     let lengths = [8, 4, 4, 4, 12];
     parts.len() == 5 && parts.iter().zip(lengths).all(|(p, n)| p.len() == n && p.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::io::Write as _;
     use std::process::{Command, Stdio};
@@ -184,18 +184,19 @@ mod tests {
         let mut emulated = Machine { local_time: true, policy: Default::default(), ..crate::output::example() };
         emulated.emulate_hardware();
         for machine in [crate::output::example(), uefi, emulated] {
-            for command in [&["xmllint", "--noout", "-"][..], &["virt-xml-validate", "-", "domain"]] {
-                let child = Command::new(command[0])
-                    .args(&command[1..])
-                    .stdin(Stdio::piped())
-                    .stderr(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .spawn();
-                let mut child = child.unwrap_or_else(|e| panic!("{} does not start: {e}", command[0]));
-                child.stdin.take().unwrap().write_all(domain(&machine).as_bytes()).unwrap();
-                let output = child.wait_with_output().unwrap();
-                assert!(output.status.success(), "{}: {}", command[0], String::from_utf8_lossy(&output.stderr));
-            }
+            assert_valid(&domain(&machine));
+        }
+    }
+
+    /// The reference tools take it.
+    pub(in crate::output) fn assert_valid(xml: &str) {
+        for command in [&["xmllint", "--noout", "-"][..], &["virt-xml-validate", "-", "domain"]] {
+            let mut program = Command::new(command[0]);
+            program.args(&command[1..]).stdin(Stdio::piped()).stderr(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = program.spawn().unwrap_or_else(|e| panic!("{} does not start: {e}", command[0]));
+            child.stdin.take().unwrap().write_all(xml.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}: {}", command[0], String::from_utf8_lossy(&output.stderr));
         }
     }
 }

@@ -2,17 +2,22 @@
 
 pub mod folder;
 pub mod libvirt;
+pub mod libvirt_xen;
 pub mod machine;
 pub mod names;
 pub mod script;
 pub mod virsh;
+pub mod xl;
+pub mod xva;
+
+use crate::target::Target;
 
 pub use folder::Folder;
 #[cfg(test)]
 pub(crate) use machine::example;
 pub use machine::{Bus, Machine, MachineDisk, MachineNic, NicModel, SLOTS};
 
-/// A file that describes the machine, beside its disks: one file of this folder, and one line in a table as [`KVM`].
+/// A file that describes the machine, beside its disks: one file of this folder, and one line in [`documents`].
 pub struct Document {
     /// What follows the machine's name in the file's name: `.xml`.
     pub suffix: &'static str,
@@ -29,8 +34,13 @@ impl Document {
     }
 }
 
-/// What is written for KVM, in the order in which the files get their place: the last one is the mark of a whole result.
-pub const KVM: &[Document] = &[script::DOCUMENT, libvirt::DOCUMENT];
+/// What is written for a target, in the order in which the files get their place: the last one is the mark of a whole result.
+pub fn documents(target: Target) -> &'static [Document] {
+    match target {
+        Target::Kvm => &[script::DOCUMENT, libvirt::DOCUMENT],
+        Target::XenHvm => &[xl::DOCUMENT, libvirt_xen::DOCUMENT],
+    }
+}
 
 /// The format of the result's disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
