@@ -1,6 +1,6 @@
 //! The conversion: read, inspect, plan, copy, change, describe, check.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guestfs::engine::Disk;
@@ -188,9 +188,11 @@ fn step_options(request: &Request, source: &Source, prepared: &Prepared) -> Resu
             Err(e) => options.host_kernel_problem = Some(e.to_string()),
         }
     }
-    for path in &request.kernel_packages {
-        options.kernel_packages.push(step::Package { name: file_name(path), data: host_file(path)? });
-    }
+    let packages = |paths: &[PathBuf]| -> Result<_> {
+        paths.iter().map(|path| Ok(step::Package { name: file_name(path), data: host_file(path)? })).collect()
+    };
+    options.kernel_packages = packages(&request.kernel_packages)?;
+    options.agent_packages = packages(&request.agent_packages)?;
     Ok(options)
 }
 

@@ -33,6 +33,8 @@ pub struct Request {
     pub ramdisk: Option<PathBuf>,
     /// Kernel packages to install, in order.
     pub kernel_packages: Vec<PathBuf>,
+    /// Packages of KVM's agent to install, in order.
+    pub agent_packages: Vec<PathBuf>,
     /// Another guest of the same distribution whose kernel is taken: a configuration or an image.
     pub kernel_from: Option<PathBuf>,
     /// The root filesystem, where there are several: `/dev/xvda2`.

@@ -59,6 +59,8 @@ pub struct Options {
     pub host_kernel_problem: Option<String>,
     /// Kernel packages to be installed, in order.
     pub kernel_packages: Vec<Package>,
+    /// Packages of KVM's agent to be installed, in order.
+    pub agent_packages: Vec<Package>,
     /// The host's GRUB; looked for where it is usual, and only when the guest needs it, if not given.
     pub grub: Option<Grub>,
     /// Where a loader for UEFI goes, for a guest that did not start by it.

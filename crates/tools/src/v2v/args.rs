@@ -36,6 +36,8 @@ Examples:
       gives a kernel to a guest that has none of its own, or only one for Xen
   v2v old-sles.cfg -os out --kernel-from new-sles.qcow2
       takes that kernel from another guest
+  v2v web.cfg -os out --install-agent qemu-guest-agent.deb
+      gives the guest KVM's agent
   v2v batch plan.toml
       converts many guests by a plan: 'v2v batch --help'
   v2v web.cfg -os out --firmware uefi --bridge xenbr0:br0 --mac 0=52:54:00:12:34:56
@@ -142,6 +144,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "GUEST", conflicts_with = "kernel_package")]
     pub kernel_from: Option<PathBuf>,
 
+    /// A package of QEMU's guest agent (.deb, .rpm, .apk, .pkg.tar.zst) to install in the guest, offline; what it depends on as well
+    #[arg(long, value_name = "PACKAGE", conflicts_with = "copy_only")]
+    pub install_agent: Vec<PathBuf>,
+
     /// What starts the result; as the source if not given. 'uefi' gives a guest that a BIOS or Xen itself started an ESP with a loader
     #[arg(long, value_name = "FIRMWARE", conflicts_with = "copy_only")]
     pub firmware: Option<FirmwareArg>,
@@ -243,20 +249,22 @@ pub(crate) enum FirmwareArg {
 /// virt-v2v's words of several letters behind one dash, which clap does not know.
 const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name"), ("-oc", "--connect")];
 
-const PACKAGE: &str = "--kernel-package";
+/// Options that take packages.
+const PACKAGES: [&str; 2] = ["--kernel-package", "--install-agent"];
 const PACKAGE_ENDINGS: [&str; 4] = [".deb", ".rpm", ".apk", ".pkg.tar.zst"];
 
-/// Writes virt-v2v's words as long options, and `--kernel-package A.deb B.deb` as two of them: clap would take GUEST for a third.
+/// Writes virt-v2v's words as long options, and `--kernel-package A.deb B.deb` as two of them: clap would take B.deb for GUEST.
 pub(crate) fn translated(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let (mut rest, mut package, mut is_value) = (false, false, false);
+    let (mut rest, mut option, mut is_value) = (false, None, false);
     let word = |argument: OsString| {
         rest |= argument == "--";
         let is_package = |a: &str| PACKAGE_ENDINGS.iter().any(|end| a.ends_with(end)) && !a.starts_with('-');
-        let another = package && !is_value && !rest && argument.to_str().is_some_and(is_package);
-        package = argument == PACKAGE || another || is_value;
-        is_value = argument == PACKAGE;
-        if another {
-            return format!("{PACKAGE}={}", argument.to_string_lossy()).into();
+        let another = option.filter(|_| !is_value && !rest && argument.to_str().is_some_and(is_package));
+        let begun = PACKAGES.into_iter().find(|option| argument == *option);
+        option = begun.or(another).or(option.filter(|_| is_value));
+        is_value = begun.is_some();
+        if let Some(option) = another {
+            return format!("{option}={}", argument.to_string_lossy()).into();
         }
         let text = argument.to_str().filter(|_| !rest).unwrap_or_default();
         let (name, value) = text.split_once('=').map_or((text, None), |(n, v)| (n, Some(v)));
@@ -294,6 +302,11 @@ impl Args {
         if self.copy_only && target != Target::Kvm {
             return Err(Failure::new("--copy-only makes machines of KVM").hint("a fully virtual guest needs no conversion for Xen"));
         }
+        if !self.install_agent.is_empty() && target != Target::Kvm {
+            return Err(
+                Failure::new("--install-agent: QEMU's agent serves guests of KVM").hint("install xe-guest-utilities for a XenServer")
+            );
+        }
         let mut keys = Keys::default();
         self.key.iter().try_for_each(|selector| keys.add(selector))?;
         let plugs = |texts: &[String], plug: fn(String) -> Plug| texts.iter().map(|t| PlugRule::parse(t, plug)).collect::<Vec<_>>();
@@ -308,6 +321,7 @@ impl Args {
             kernel: self.kernel.clone(),
             ramdisk: self.ramdisk.clone(),
             kernel_packages: self.kernel_package.clone(),
+            agent_packages: self.install_agent.clone(),
             kernel_from: self.kernel_from.clone(),
             root: self.root.clone(),
             keep_layout: self.layout == LayoutArg::Keep,

@@ -24,7 +24,7 @@ pub fn convert(source: &Path, out: &Path) {
 
 /// What every converted guest has to have, on its first boot and its second.
 pub fn boots(guest: &Guest, disks: Vec<PathBuf>) -> Console {
-    let hardware = Hardware { disks, extra: None, macs: vec![&guest.mac], writes: Writes::Discarded };
+    let hardware = Hardware { disks, extra: None, agent: None, macs: vec![&guest.mac], writes: Writes::Discarded };
     let mut console = Console::start(&hardware);
     console.login(&guest.name, &guest.password);
     healthy(&mut console, guest);

@@ -24,6 +24,8 @@ pub struct Hardware<'a> {
     pub disks: Vec<PathBuf>,
     /// A raw file as one more disk.
     pub extra: Option<&'a Path>,
+    /// A socket that leads to the guest's agent.
+    pub agent: Option<&'a Path>,
     /// NICs' addresses.
     pub macs: Vec<&'a str>,
     /// What becomes of writes to `disks`.
@@ -60,6 +62,10 @@ impl Console {
         }
         if let Some(extra) = hardware.extra {
             qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,readonly=on", extra.display()));
+        }
+        if let Some(agent) = hardware.agent {
+            qemu.arg("-chardev").arg(format!("socket,id=agent,server=on,wait=off,path={}", agent.display()));
+            qemu.args("-device virtio-serial-pci -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0".split(' '));
         }
         for (i, mac) in hardware.macs.iter().enumerate() {
             qemu.arg("-netdev").arg(format!("user,restrict=on,id=n{i}"));

@@ -38,7 +38,7 @@ fn bookworm_by_its_cfg_boots_twice_and_with_another_kernel() {
     let version = deb.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("linux-image-")).expect("a kernel package");
     let version = version.split('_').next().expect("a version").to_owned();
 
-    let hardware = Hardware { disks, extra: Some(&deb), macs: vec![&guest.mac], writes: Writes::Kept };
+    let hardware = Hardware { disks, extra: Some(&deb), agent: None, macs: vec![&guest.mac], writes: Writes::Kept };
     let mut console = Console::start(&hardware);
     console.login(&guest.name, &guest.password);
     healthy(&mut console, &guest);

@@ -17,6 +17,7 @@ apk add --no-network --allow-untrusted --force-non-repository "$folder"/*/*.apk;
 rm -rf "$folder"
 exit $status
 "#,
+    records: &["/lib/apk/db/"],
     kernel,
     initrd: |_, kernel| by_flavor(kernel),
 };

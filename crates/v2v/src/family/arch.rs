@@ -17,6 +17,7 @@ pacman -U --noconfirm "$folder"/*/*.pkg.tar.zst; status=$?
 rm -rf "$folder"
 exit $status
 "#,
+    records: &["/var/lib/pacman/local/", "/var/log/pacman.log"],
     kernel: |_| Advice { package: "linux".into(), how: "'pacman -Sw', which leaves it in /var/cache/pacman/pkg".into() },
     // By package, as the kernel: `vmlinuz-linux-lts`.
     initrd: |_, kernel| format!("/boot/initramfs-{}.img", kernel.image.rsplit("vmlinuz-").next().unwrap_or(&kernel.version)),

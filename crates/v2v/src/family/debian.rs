@@ -19,6 +19,7 @@ dpkg -i "$folder"/*/*.deb; status=$?
 rm -rf "$folder"
 exit $status
 "#,
+    records: &["/var/lib/dpkg/", "/var/log/dpkg.log"],
     kernel,
     initrd: |_, kernel| format!("/boot/initrd.img-{}", kernel.version),
 };

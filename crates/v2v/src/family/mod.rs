@@ -9,11 +9,14 @@ mod redhat;
 mod suse;
 mod unknown;
 
+use std::collections::BTreeSet;
+
 use guestfs::engine::Command;
 use guestfs::inspect::{self, Release};
 use guestfs::{Attributes, Ext, GuestFs};
 
 use crate::Result;
+use crate::guest;
 use crate::guest::kernels::Kernel;
 use crate::guest::packages::{PackageFile, Packages};
 use crate::step::{Context, Package};
@@ -31,6 +34,8 @@ pub struct Family {
     /// The shell script that installs the packages in the folders beside it ([`BESIDE`], [`INSTEAD`]), with services kept from starting, and takes
     /// all of it away.
     install: &'static str,
+    /// What that changes besides the packages' files; folders end with a `/`.
+    records: &'static [&'static str],
     /// The package that brings a kernel for KVM, and how to get its files.
     kernel: fn(&System<'_>) -> Advice,
     /// The initrd that belongs to a kernel's release.
@@ -61,7 +66,7 @@ impl Signs<'_> {
     }
 
     fn has(&self, program: &str) -> bool {
-        ["/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"].iter().any(|dir| self.fs.is_file(format!("{dir}{program}").as_bytes()))
+        guest::has_program(self.fs, program)
     }
 }
 
@@ -160,6 +165,7 @@ impl<'a> PackageSet<'a> {
     /// Puts them into the guest and has them installed when the changes are written: `why` says what for.
     pub fn install(&self, cx: &mut Context<'_>, why: &str) -> Result<()> {
         let folder = format!("/var/tmp/guestlift-{}", self.option.trim_start_matches('-'));
+        cx.fs.passing(folder.as_bytes());
         for (package, file) in &self.files {
             let kind = if file.kernel.is_some() || file.beside_others { BESIDE } else { INSTEAD };
             cx.fs.put(format!("{folder}/{kind}/{}", package.name).as_bytes(), &package.data, None)?;
@@ -171,7 +177,25 @@ impl<'a> PackageSet<'a> {
         // Scripts of packages that ask systemd hear that none runs.
         command.env.push((b"SYSTEMD_OFFLINE".to_vec(), b"1".to_vec()));
         cx.fs.command(why, command);
+        let makes = self.makes(cx);
+        cx.fs.makes(makes);
         Ok(())
+    }
+
+    /// The paths that come with them: a folder that is new stands for all below it.
+    fn makes(&self, cx: &Context<'_>) -> Vec<String> {
+        let records = cx.family.records.iter().filter(|path| cx.fs.exists(path.trim_end_matches('/').as_bytes()));
+        let mut places: Vec<String> = records.map(|path| path.to_string()).collect();
+        let files: BTreeSet<&String> = self.files().flat_map(|file| &file.files).collect();
+        for file in files {
+            let is_named = places.last().is_some_and(|last| last.ends_with('/') && file.starts_with(last.as_str()));
+            if !is_named {
+                let folders = file.match_indices('/').skip(1).map(|(at, _)| &file[..at]);
+                let new = folders.into_iter().find(|folder| !cx.fs.exists(folder.as_bytes()));
+                places.push(new.map_or_else(|| file.clone(), |folder| format!("{folder}/")));
+            }
+        }
+        places
     }
 
     /// Says which packages are still missing, before the tool would, where the guest's database tells.
@@ -319,6 +343,7 @@ mod tests {
             given("linux-firmware.rpm", package("linux-firmware", &["/lib/firmware/x"], &[], &[])),
         ];
         let fs = MemFs::new().file("/etc/os-release", "ID=rocky\nVERSION_ID=9.4\n").file("/usr/bin/rpm", "");
+        let fs = fs.dir("/var/lib/rpm").dir("/var/tmp").dir("/lib/modules/4.18");
         run_step_with(&fs, &Options::default(), &NOTHING, |cx| {
             let set = PackageSet::read(cx, "--kernel-package", &packages).unwrap();
             set.install(cx, "test").unwrap();
@@ -326,6 +351,8 @@ mod tests {
                 assert!(cx.fs.exists(format!("/var/tmp/guestlift-kernel-package/{file}").as_bytes()), "{file}");
             }
             assert!(cx.show("/var/tmp/guestlift-kernel-package/install").contains("rpm -i"));
+            assert_eq!(cx.fs.commands()[0].makes, ["/var/lib/rpm/", "/lib/firmware/", "/lib/modules/5.14.0-70.el9.x86_64/"]);
+            assert!(cx.fs.diff().is_empty(), "what is taken away again is no change");
             let agent = [given("qemu-guest-agent.deb", Vec::new())];
             let error = PackageSet::read(cx, "--install-agent", &agent).err().unwrap().to_string();
             assert!(error.contains("qemu-guest-agent.deb is no package for this guest: rocky 9 takes .rpm files"), "{error}");

@@ -11,6 +11,7 @@ pub(super) const FAMILY: Family = Family {
     ending: ".rpm",
     read: rpm::read,
     install: INSTALL,
+    records: RECORDS,
     kernel,
     // mkinitrd's, until dracut came with 6.
     initrd: |cx, kernel| match cx.release.major {
@@ -30,6 +31,9 @@ if [ $status = 0 ] && [ -e "$1" ]; then rpm -i --replacepkgs --oldpackage "$@"; 
 rm -rf "$folder"
 exit $status
 "#;
+
+/// Its database, old or new.
+pub(super) const RECORDS: &[&str] = &["/var/lib/rpm/", "/usr/lib/sysimage/rpm/"];
 
 fn kernel(system: &System<'_>) -> Advice {
     let is_fedora = system.release.id == "fedora";

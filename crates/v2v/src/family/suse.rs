@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     ending: ".rpm",
     read: rpm::read,
     install: redhat::INSTALL,
+    records: redhat::RECORDS,
     kernel,
     initrd: |_, kernel| format!("/boot/initrd-{}", kernel.version),
 };

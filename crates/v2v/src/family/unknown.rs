@@ -8,6 +8,7 @@ pub(super) const FAMILY: Family = Family {
     ending: "",
     read: |_| Err("packages of this system are not known".into()),
     install: "",
+    records: &[],
     kernel: |_| Advice { package: String::new(), how: String::new() },
     initrd: |cx, kernel| {
         // As those that are there are called, else as most tools call theirs.

@@ -1,5 +1,6 @@
 //! Debian package files: which kernel one brings, and what it needs.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use super::compressed::decoder;
@@ -8,29 +9,40 @@ use super::packages::{BroughtKernel, PackageFile};
 const MAGIC: &[u8] = b"!<arch>\n";
 /// Entries of a package that are looked at: a kernel's image is among the first files.
 const ENTRY_LIMIT: usize = 50_000;
-const CONTROL_LIMIT: u64 = 1 << 20;
+const CONTROL_LIMIT: u64 = 4 << 20;
 
 /// Reads a package.
 ///
 /// # Errors
 /// Words that say why it is no package.
 pub fn read(package: &[u8]) -> Result<PackageFile, String> {
-    let text = find(package, b"control.tar", |path, content| {
+    let (mut control, mut files) = (None, BTreeSet::new());
+    find(package, b"control.tar", |path, content| {
         let mut text = String::new();
-        (path == b"./control" && content.take(CONTROL_LIMIT).read_to_string(&mut text).is_ok()).then_some(text)
+        let read = matches!(path, b"./control" | b"./md5sums") && content.take(CONTROL_LIMIT).read_to_string(&mut text).is_ok();
+        match (read, path) {
+            (true, b"./control") => control = Some(text),
+            (true, _) => files.extend(text.lines().filter_map(|l| Some(format!("/{}", l.split_once("  ")?.1)))),
+            (false, _) => {}
+        }
+        None::<()>
     })?;
-    let text = text.ok_or("it has no control file")?;
+    let text = control.ok_or("it has no control file")?;
     // Long fields go on in lines that begin with a blank.
     let text = text.replace("\n ", " ");
     let field = |name: &str| text.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim().to_string()));
     let list = |name: &str| field(name).map_or(Vec::new(), |f| relations(&f));
+    // A kernel's other files are those of its checksums: it has many.
     let kernel = find(package, b"data.tar", |path, _| {
-        let release = String::from_utf8_lossy(path.strip_prefix(b"./boot/vmlinuz-".as_slice())?).into_owned();
-        Some(BroughtKernel { image: format!("/boot/vmlinuz-{release}"), release })
+        let path = String::from_utf8_lossy(path.strip_prefix(b".").filter(|p| !p.ends_with(b"/"))?).into_owned();
+        let release = path.strip_prefix("/boot/vmlinuz-").map(String::from);
+        files.insert(path.clone());
+        Some(BroughtKernel { release: release?, image: path })
     })?;
     Ok(PackageFile {
         name: field("Package").ok_or("its control file names no package")?,
         provides: list("Provides").into_iter().flatten().collect(),
+        files: files.into_iter().collect(),
         depends: [list("Pre-Depends"), list("Depends")].concat(),
         kernel,
         // Each kernel's package has a name of its own.
@@ -102,7 +114,8 @@ pub(crate) mod tests {
 
     /// A package with these files and this control file.
     pub(crate) fn package(files: &[&str], control: &str) -> Vec<u8> {
-        let control = tar(&[("./md5sums", ""), ("./control", control)]);
+        let sums = "d41d8cd98f00b204e9800998ecf8427e  usr/share/doc/x/copyright\n";
+        let control = tar(&[("./md5sums", sums), ("./control", control)]);
         let data = tar(&files.iter().map(|f| (*f, "abc")).collect::<Vec<_>>());
         let mut deb = MAGIC.to_vec();
         for (name, body) in [("debian-binary", &b"2.0\n"[..]), ("control.tar.gz", &control), ("data.tar.gz", &data)] {
@@ -119,6 +132,7 @@ pub(crate) mod tests {
         let file = read(&package(&["./usr/bin/cpio"], text)).unwrap();
         assert_eq!((file.name.as_str(), &file.provides[..], file.kernel), ("linux-image", &["wireguard-modules".to_string()][..], None));
         let rows: Vec<_> = file.depends.iter().map(|r| r.join("|")).collect();
+        assert_eq!(file.files, ["/usr/bin/cpio", "/usr/share/doc/x/copyright"]);
         assert_eq!(rows, ["base", "kmod", "linux-base", "initramfs-tools|linux-initramfs-tool", "python3"]);
         assert!(read(&package(&[], "Version: 1\n")).unwrap_err().contains("names no package"));
     }

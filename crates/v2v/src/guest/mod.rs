@@ -15,3 +15,10 @@ pub mod pkginfo;
 pub mod rpm;
 pub mod sysv;
 pub mod text;
+
+use guestfs::{Ext, GuestFs};
+
+/// Whether a guest has a program where an administrator's shell looks.
+pub fn has_program(fs: &dyn GuestFs, program: &str) -> bool {
+    ["/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"].iter().any(|dir| fs.is_file(format!("{dir}{program}").as_bytes()))
+}

@@ -78,8 +78,10 @@ impl Packages {
 pub struct PackageFile {
     /// Its name.
     pub name: String,
-    /// Other names that it stands for, and the files that others may need.
+    /// Other names that it stands for.
     pub provides: Vec<String>,
+    /// The files that it brings.
+    pub files: Vec<String>,
     /// What it needs: one of each row. Versions are left to the tool that installs it.
     pub depends: Vec<Vec<String>>,
     /// The kernel whose image it holds.
@@ -89,9 +91,9 @@ pub struct PackageFile {
 }
 
 impl PackageFile {
-    /// Whether it has this name or stands for it.
+    /// Whether it has this name, stands for it, or brings this file.
     pub fn is(&self, name: &str) -> bool {
-        self.name == name || self.provides.iter().any(|p| p == name)
+        self.name == name || self.provides.iter().chain(&self.files).any(|p| p == name)
     }
 }
 

@@ -49,9 +49,10 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
     // What begins with `!` must not be there.
     let depends = all("depend").into_iter().filter(|d| !d.starts_with('!')).map(|d| vec![plain(d)]).collect();
     let kernel = kernel_of(&name, &files);
-    let mut provides: Vec<String> = all("provides").into_iter().map(plain).collect();
-    provides.extend(files.into_iter().filter(|_| kernel.is_none()).map(|f| format!("/{f}")));
-    Ok(PackageFile { name, provides, depends, kernel, beside_others: false })
+    let provides = all("provides").into_iter().map(plain).collect();
+    // Those in front of the tree describe the package.
+    let files = files.into_iter().filter(|f| !f.starts_with('.') && !f.ends_with('/')).map(|f| format!("/{f}")).collect();
+    Ok(PackageFile { name, provides, files, depends, kernel, beside_others: false })
 }
 
 /// The image is called by flavor: `boot/vmlinuz-virt` in the package, or `vmlinuz-linux` as Arch's hooks copy it. The release is the modules' folder.

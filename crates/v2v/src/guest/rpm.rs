@@ -16,13 +16,10 @@ fn describe(file: RpmFile) -> PackageFile {
     // Conditions in parentheses are left to rpm.
     let needs = file.requires.into_iter().filter(|name| !name.starts_with('(') && !name.starts_with("rpmlib("));
     let kernel = kernel_of(&file.files);
-    let mut provides = file.application.provides;
-    // A kernel has ten thousand files, and none of them is what a package asks for.
-    if kernel.is_none() {
-        provides.extend(file.files);
-    }
+    let provides = file.application.provides;
     let beside_others = provides.iter().any(|p| p.starts_with("installonlypkg(") || p.starts_with("multiversion(kernel"));
-    PackageFile { name: file.application.name, provides, depends: needs.map(|name| vec![name]).collect(), kernel, beside_others }
+    let depends = needs.map(|name| vec![name]).collect();
+    PackageFile { name: file.application.name, provides, files: file.files, depends, kernel, beside_others }
 }
 
 /// The image is in /boot, or among the modules: then the package's scripts, or kernel-install, copy it there.

@@ -18,7 +18,8 @@ pub fn update_rc(cx: &mut Context<'_>, why: &str, service: &str, action: &str, l
     cx.fs.makes(levels.iter().map(|level| format!("/etc/rc{level}.d/")));
     if is_ordered(cx) {
         // The order of what starts at boot, in a runlevel, and of what stops.
-        let orders: &[&str] = if levels.contains(&"S") { &["boot", "stop"] } else { &["start"] };
-        cx.fs.makes(orders.iter().map(|order| format!("/etc/init.d/.depend.{order}")));
+        const ORDERS: [(&str, &[&str]); 3] = [("boot", &["S"]), ("start", &["2", "3", "4", "5"]), ("stop", &["0", "1", "6"])];
+        let touched = ORDERS.iter().filter(|(_, of)| of.iter().any(|level| levels.contains(level)));
+        cx.fs.makes(touched.map(|(order, _)| format!("/etc/init.d/.depend.{order}")));
     }
 }

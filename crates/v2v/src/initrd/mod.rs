@@ -13,6 +13,7 @@ use guestfs::Ext;
 use guestfs::engine::Command;
 
 use crate::Result;
+use crate::guest;
 use crate::guest::kernels::{self, Kernel};
 use crate::step::Context;
 
@@ -42,9 +43,15 @@ pub fn configure(cx: &mut Context<'_>) -> Result<()> {
     BUILDERS.iter().try_for_each(|builder| (builder.configure)(cx))
 }
 
+/// What building an initrd writes: update-initramfs keeps the checksums of its own.
+pub fn made(cx: &Context<'_>, initrd: &str, kernel: &Kernel) -> Vec<String> {
+    let sums = cx.fs.is_dir(b"/var/lib/initramfs-tools").then(|| format!("/var/lib/initramfs-tools/{}", kernel.version));
+    std::iter::once(initrd.to_string()).chain(sums).collect()
+}
+
 /// Whether the guest has a program where an administrator's shell looks.
 fn has_program(cx: &Context<'_>, program: &str) -> bool {
-    ["/usr/sbin/", "/sbin/", "/usr/bin/", "/bin/"].iter().any(|dir| cx.fs.is_file(format!("{dir}{program}").as_bytes()))
+    guest::has_program(&cx.fs, program)
 }
 
 /// Those of `modules` that a kernel has as modules: a tool that is asked for others fails.

@@ -163,6 +163,7 @@ impl<'a> Staged<'a> {
         };
         let mut places: Vec<String> = files.into_iter().map(place).collect();
         if let Some(command) = self.commands.last_mut() {
+            places.retain(|place| !command.makes.contains(place));
             command.makes.append(&mut places);
         }
     }

@@ -73,7 +73,7 @@ fn queue(cx: &mut Context<'_>, kernel: &Kernel, path: &str, why: String, command
     if command.argv.iter().any(|w| w == b"-c") {
         cx.fs.remove(path.as_bytes())?;
     }
-    let makes = made(cx, path, kernel);
+    let makes = initrd::made(cx, path, kernel);
     cx.fs.command(why, command);
     cx.fs.makes(makes);
     Ok(())
@@ -98,12 +98,6 @@ fn rebuild(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
     (builder.build)(cx, kernel, initrd)
 }
 
-/// What building an initrd writes: update-initramfs keeps the checksums of its own.
-fn made(cx: &Context<'_>, initrd: &str, kernel: &Kernel) -> Vec<String> {
-    let sums = cx.fs.is_dir(b"/var/lib/initramfs-tools").then(|| format!("/var/lib/initramfs-tools/{}", kernel.version));
-    std::iter::once(initrd.to_string()).chain(sums).collect()
-}
-
 fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
     let modules = kernels::module_table(&cx.fs, &kernel.version);
     if !modules.iter().any(|(file, _)| module_name(file).is_some_and(|name| cx.drivers_of(kernel).disk.contains(&name.as_str()))) {
@@ -124,7 +118,7 @@ fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
             cx.drivers_of(kernel).block()
         )));
     };
-    let makes = made(cx, &image, kernel);
+    let makes = initrd::made(cx, &image, kernel);
     cx.fs.command(format!("{} has {} only as a module", kernel.image, cx.drivers_of(kernel).block()), command);
     cx.fs.makes(makes);
     cx.facts.kernel = Some(with_initrd.clone());

@@ -1,12 +1,13 @@
 //! The kernel that the result starts: the guest's own where one can, else the Xen host's, else one from a package.
 
 use guestfs::engine::Command;
-use guestfs::{Attributes, GuestFs, GuestFsMut};
+use guestfs::{Attributes, Ext, GuestFs, GuestFsMut};
 
 use crate::Result;
 use crate::donor;
 use crate::family::{self, PackageSet};
 use crate::guest::kernels::{self, Kernel};
+use crate::initrd;
 use crate::source::Boot;
 use crate::step::{Context, HostKernel, Step};
 
@@ -80,6 +81,10 @@ fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
     packages.install(cx, "installs the kernel packages; their hooks build the initrd")?;
     let mut kernel = Kernel { version: brought.release, image: brought.image, initrd: None, unfit: None, pending: true };
     let initrd = (cx.family.initrd)(cx, &kernel);
+    let makes = initrd::made(cx, &initrd, &kernel);
+    cx.fs.makes(makes.into_iter().chain([kernel.image.clone()]));
+    // Hooks add it to boot menus: with BLS in files of their own.
+    cx.fs.makes(["/boot/loader/entries/"].into_iter().filter(|dir| cx.fs.is_dir(dir.as_bytes())).map(String::from).collect::<Vec<_>>());
     // Hooks say little when they fail.
     let test = r#"for file do [ -s "$file" ] || { echo "the packages were installed, and $file is not there" >&2; exit 1; }; done"#;
     let command = Command::new(["/bin/sh", "-c", test, "sh", &kernel.image, &initrd]);
@@ -144,8 +149,6 @@ fn link(cx: &mut Context<'_>, path: &str, target: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use guestfs::Ext;
-
     use super::*;
     use crate::guest::deb::tests::package;
     use crate::staged::Staged;

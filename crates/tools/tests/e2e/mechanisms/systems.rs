@@ -15,7 +15,7 @@ fn started<'a>(guest: &'a Guest, options: &[&str], dir: &std::path::Path) -> (Co
     let disks = outputs(dir, &guest.name);
     check_outputs(&disks, dir);
     as_planned(guest, options, &disks);
-    let hardware = Hardware { disks, extra: None, macs: vec![&guest.mac], writes: Writes::Kept };
+    let hardware = Hardware { disks, extra: None, agent: None, macs: vec![&guest.mac], writes: Writes::Kept };
     let mut console = Console::start(&hardware);
     console.login(&guest.name, &guest.password);
     healthy(&mut console, guest);

@@ -87,7 +87,7 @@ fn an_encrypted_volume_group() {
     let Some(guest) = recipe("luks") else { return };
     let dir = scratch();
     let disks = converted(&guest, dir.path(), &["--key", "all:key:a passphrase"]);
-    let hardware = Hardware { disks, extra: None, macs: vec![&guest.mac], writes: Writes::Discarded };
+    let hardware = Hardware { disks, extra: None, agent: None, macs: vec![&guest.mac], writes: Writes::Discarded };
     let mut console = Console::start(&hardware);
     for boot in 0..2 {
         if boot > 0 {

@@ -1,4 +1,6 @@
-//! What only serves a Xen host is switched off; KVM's agent is switched on where it is installed.
+//! What only serves a Xen host is switched off; KVM's agent is switched on where it is installed, or is given.
+
+mod install;
 
 use guestfs::{Ext, FileType, GuestFs, GuestFsMut};
 
@@ -56,7 +58,8 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             cx.fs.rename(path.as_bytes(), format!("{path}.xen").as_bytes())?;
         }
     }
-    GUEST_AGENTS.iter().try_for_each(|service| enable(cx, service))
+    GUEST_AGENTS.iter().try_for_each(|service| enable(cx, service))?;
+    install::install(cx)
 }
 
 /// Turns the start links of an init script into stop links, as `update-rc.d disable` does.
