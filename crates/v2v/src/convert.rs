@@ -133,6 +133,7 @@ fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(So
         disks: &request.disks,
         kernel: request.kernel.as_deref(),
         ramdisk: request.ramdisk.as_deref(),
+        remote: &request.remote,
     };
     let opened = clock.stage("Reading the source", || input::read(&request.input, &input_request))?;
     let mut source = opened.source;
@@ -156,6 +157,7 @@ fn donor(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<Op
         disks: &[],
         kernel: None,
         ramdisk: None,
+        remote: &request.remote,
     };
     let guest = clock.stage("Inspecting the kernel's guest", || {
         let opened = input::read("auto", &donor)?;

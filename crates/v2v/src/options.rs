@@ -8,6 +8,7 @@ use guestfs::machine::MachineRunner;
 use imgcore::{Formats, Progress};
 
 use crate::input::DiskFile;
+use crate::input::remote::Remote;
 use crate::macs::MacRule;
 use crate::output::{DiskFormat, PlugRule};
 use crate::target::Target;
@@ -21,6 +22,8 @@ pub struct Request {
     pub guest: PathBuf,
     /// The input's mode; `auto` finds out.
     pub input: String,
+    /// How a server is reached that the source lies on.
+    pub remote: Remote,
     /// The name or UUID of the machine that is meant, where the source holds several.
     pub machine: Option<String>,
     /// Disks that the user names.

@@ -9,11 +9,13 @@ use guestfs::Keys;
 use guestfs_appliance::Accel;
 use imgcore::size;
 use v2v::input::DiskFile;
+use v2v::input::remote::check_url;
 use v2v::macs::MacRule;
 use v2v::options::{Firmware, Request};
 use v2v::output::{DiskFormat, Plug, PlugRule};
 use v2v::target::Target;
 
+use super::server::ServerArgs;
 use crate::common::Failure;
 
 const EXAMPLES: &str = "\
@@ -24,6 +26,10 @@ Examples:
       converts an export of XenServer or XCP-ng, and starts the result once to see that it boots
   ssh xenserver xe vm-export vm=web filename= | v2v - -os out
       converts an export while it is made: no copy of it is kept
+  v2v -i xenserver xen1 --ca xen1.pem --password-file pw
+      lists the guests of a XenServer or XCP-ng
+  v2v -i xenserver xen1 web --ca xen1.pem --password-file pw -os out
+      converts one of them while it is exported: no copy of the export is kept
   v2v --plan web.cfg
       shows everything that would be changed, and changes nothing
   v2v web.cfg -os out --disk xvda2=/mnt/backup/web-root.img
@@ -58,6 +64,10 @@ pub(crate) struct Args {
     #[arg(value_name = "GUEST")]
     pub guest: PathBuf,
 
+    /// With '-i xenserver': the guest's name or UUID. GUEST is the host then, as HOST or USER@HOST; without VM its guests are listed
+    #[arg(value_name = "VM", conflicts_with = "machine")]
+    pub vm: Option<String>,
+
     /// The hypervisor that the guest comes from
     #[arg(long, value_name = "HYPERVISOR", default_value = "xen", value_parser = ["xen"])]
     pub from: String,
@@ -66,7 +76,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm", "hvm"])]
     pub to: String,
 
-    /// What GUEST is: auto (by its content), xva, libvirtxml, xlcfg or disk
+    /// What GUEST is: auto (by its content), xenserver, xva, libvirtxml, xlcfg or disk
     #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto")]
     pub input: String,
 
@@ -200,6 +210,9 @@ pub(crate) struct Args {
     #[arg(long, hide = true, value_name = "PID")]
     pub parent: Option<i32>,
 
+    #[command(flatten)]
+    pub server: ServerArgs,
+
     /// Say what is done and why, and show the console of --check-boot
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
@@ -285,8 +298,20 @@ fn alignment(text: &str) -> Result<u64, String> {
 }
 
 impl Args {
+    /// Whether the host's guests are asked for, and no conversion.
+    pub fn is_list(&self) -> bool {
+        let names_none = self.vm.is_none() && self.machine.is_none() && !self.guest.to_string_lossy().contains("/export");
+        self.server.list || (self.input == "xenserver" && names_none && self.out.is_none() && !self.plan && self.output == OutputMode::Local)
+    }
+
     /// What is asked for, in the library's words.
     pub fn request(&self) -> Result<Request, Failure> {
+        check_url(&self.guest)?;
+        if let Some(vm) = &self.vm
+            && self.input != "xenserver"
+        {
+            return Err(Failure::new(format!("'{vm}': only '-i xenserver' has a second word behind the guest")).code(2));
+        }
         let discard = self.output == OutputMode::Null;
         let out = match &self.out {
             Some(out) => out.clone(),
@@ -315,7 +340,8 @@ impl Args {
             appliance,
             guest: self.guest.clone(),
             input: self.input.clone(),
-            machine: self.machine.clone(),
+            machine: self.machine.clone().or(self.vm.clone()),
+            remote: self.server.remote(),
             disks: self.disk.iter().map(|d| DiskFile::parse(d)).collect::<Result<_, _>>()?,
             allow: self.allow_path.clone(),
             kernel: self.kernel.clone(),

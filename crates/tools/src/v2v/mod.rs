@@ -3,6 +3,7 @@
 mod args;
 mod batch;
 mod events;
+mod server;
 
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use guestfs_appliance::Appliance;
 use v2v::batch::files;
+use v2v::input::remote::check_url;
 use v2v::options::{Events, Host};
 use v2v::output::virsh;
 use v2v::report::Report;
@@ -61,6 +63,10 @@ fn run(args: &Args, level: Level, screen: &Screen) -> Result<ExitCode, Failure> 
         screen.detail(&format!("The appliance runs in {}.", appliance.describe()));
     }
     let host = Host { formats: &formats, engine: &appliance, machines: &appliance, progress: screen, events: screen };
+    if args.is_list() {
+        check_url(&args.guest)?;
+        return server::list(&args.guest, &args.server.remote(), args.json);
+    }
     let request = args.request()?;
     let guest = |e: v2v::Error| {
         screen.finish();

@@ -16,7 +16,7 @@ use crate::output::virsh;
 use crate::{Error, Result};
 
 /// Options that the batch itself gives to a conversion or takes from it: a plan's guest cannot have them.
-pub const OURS: &[&str] = &["name", "plan", "report", "json", "events", "parent", "verbose", "quiet", "help", "version"];
+pub const OURS: &[&str] = &["name", "plan", "report", "json", "events", "parent", "verbose", "quiet", "list", "help", "version"];
 /// What hands a result over; done here, so that it can be repeated without the conversion.
 const HANDING_OVER: &[&str] = &["output", "connect"];
 

@@ -15,12 +15,14 @@ pub mod disk;
 pub mod images;
 mod left_out;
 pub mod libvirt;
+pub mod remote;
 #[cfg(test)]
 mod testing;
 pub mod value;
 pub mod xen_config;
 pub mod xen_disk;
 pub mod xen_vif;
+pub mod xenserver;
 pub mod xl;
 pub mod xm;
 pub mod xva;
@@ -38,7 +40,7 @@ pub struct Input {
 }
 
 /// All kinds, in the order in which they are probed.
-pub const INPUTS: &[Input] = &[xva::INPUT, libvirt::INPUT, xen_config::INPUT, disk::INPUT];
+pub const INPUTS: &[Input] = &[xenserver::INPUT, xva::INPUT, libvirt::INPUT, xen_config::INPUT, disk::INPUT];
 
 /// What a source can be told by.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +77,8 @@ pub struct Request<'a> {
     pub kernel: Option<&'a Path>,
     /// As `kernel`.
     pub ramdisk: Option<&'a Path>,
+    /// How a server is reached that the guest lies on.
+    pub remote: &'a remote::Remote,
 }
 
 /// A disk that the user names: `--disk xvda2=FILE`.
@@ -156,7 +160,7 @@ pub fn read(mode: &str, request: &Request<'_>) -> Result<Opened> {
 }
 
 fn head(path: &Path) -> Result<Vec<u8>> {
-    if path == Path::new("-") || path.is_dir() {
+    if path == Path::new("-") || remote::is_url(path) || path.is_dir() {
         return Ok(Vec::new());
     }
     let mut head = Vec::new();
@@ -217,7 +221,7 @@ mod tests {
             let name = entry.unwrap().file_name().into_string().unwrap().replace(".rs", "");
             assert!(name == "mod" || this.contains(&format!("mod {name};\n")), "{name} is not part of the crate");
         }
-        for mode in ["xva", "libvirtxml", "xlcfg", "disk"] {
+        for mode in ["xenserver", "xva", "libvirtxml", "xlcfg", "disk"] {
             assert_eq!(INPUTS.iter().filter(|i| i.mode == mode).count(), 1, "{mode}");
         }
     }

@@ -55,7 +55,7 @@ fn from_stream(request: &Request<'_>, stream: Stream<'static>, name: &str) -> Re
 }
 
 /// Gives the source, and for each of its disks the index in the appliance.
-fn source(
+pub(super) fn source(
     request: &Request<'_>,
     appliance: &Appliance,
     file: &str,
@@ -215,10 +215,10 @@ fn nic(nic: &xva::Nic, warnings: &mut Vec<String>) -> Nic {
 }
 
 /// An archive of which the disks are still to come.
-struct Arriving {
-    stream: Stream<'static>,
+pub(super) struct Arriving {
+    pub stream: Stream<'static>,
     /// The appliance's index of each of the source's disks.
-    order: Vec<Option<usize>>,
+    pub order: Vec<Option<usize>>,
 }
 
 impl DiskStream for Arriving {
@@ -264,6 +264,7 @@ mod tests {
     use imgcore::{Formats, NoProgress};
 
     use super::*;
+    use crate::input::remote::Remote;
     use crate::input::{self, DiskFile};
 
     const ROOT: usize = 3_300_352;
@@ -290,7 +291,7 @@ mod tests {
 
     fn open(path: &Path, machine: Option<&str>, disks: &[DiskFile]) -> Result<Opened> {
         let formats = Formats::new();
-        input::read("auto", &Request { guest: path, formats: &formats, allow: &[], machine, disks, kernel: None, ramdisk: None })
+        input::read("auto", &Request { guest: path, formats: &formats, allow: &[], machine, disks, kernel: None, ramdisk: None, remote: &Remote::DEFAULT })
     }
 
     fn whole(image: &dyn Image) -> Vec<u8> {
