@@ -4,6 +4,7 @@
 
 pub mod small;
 pub mod twin;
+pub mod xenserver;
 
 use std::path::Path;
 use std::process::Command;

@@ -59,6 +59,8 @@ impl Client {
             // It would see what goes to a host by http, and a pool is not behind one.
             .proxy(None)
             .user_agent("guestlift")
+            // One that the host has closed meanwhile would fail the next request, which may be the one that removes a snapshot.
+            .max_idle_connections(0)
             .timeout_connect(Some(CONNECT.min(remote.timeout)))
             .timeout_per_read(Some(remote.timeout))
             .timeout_per_write(Some(remote.timeout))

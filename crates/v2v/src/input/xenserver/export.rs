@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use imgcore::{ImageMut, Progress};
+use imgcore::{ImageMut, NoProgress, Progress};
 use ureq::BodyReader;
 use xva::Stream;
 
@@ -169,9 +169,10 @@ impl Exported {
         snapshot: Option<Snapshot>,
         source: impl FnOnce(&Stream<'_>) -> Result<(Source, Vec<Option<usize>>)>,
     ) -> Result<Opened> {
-        let body = remote.open()?;
-        let ending = body.ending();
-        let stream = Stream::open(body, &remote.name)?;
+        let (stream, ending) = remote.repeated(&NoProgress, &mut |body| {
+            let ending = body.ending();
+            Ok((Stream::open(body, &remote.name)?, ending))
+        })?;
         let (source, order) = source(&stream)?;
         let arriving = Some(Arriving { stream, order });
         Ok(Opened { source, stream: Some(Box::new(Exported { arriving, ending, remote, _snapshot: snapshot })) })

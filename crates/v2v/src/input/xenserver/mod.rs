@@ -15,6 +15,7 @@ pub use listing::{Vm, VmDisk};
 
 use super::remote::{self, Packing, Remote};
 use super::{Input, Opened, Request, xva};
+use crate::source::Source;
 use crate::{Error, Result};
 use address::Address;
 use session::Session;
@@ -102,6 +103,7 @@ fn read(request: &Request<'_>) -> Result<Opened> {
             )));
         }
     };
+    let is_snapshot = snapshot.is_some();
     let exported = snapshot.as_ref().map_or(&vm.reference, |s| &s.reference);
     let path = format!("/export?ref={exported}{}", pool.packing(remote)?);
     let name = format!("{} on {host}", vm.name);
@@ -109,10 +111,19 @@ fn read(request: &Request<'_>) -> Result<Opened> {
     // The machine's name is found already, and a snapshot has another.
     let request = Request { machine: None, ..request.clone() };
     let mut opened = export::Exported::open(file, snapshot, |stream| xva::source(&request, stream.appliance(), &name, &mut |_| Ok(None)))?;
-    let source = &mut opened.source;
+    describe(&mut opened.source, vm, &name);
+    if is_snapshot {
+        warnings.push(format!("{} was running: this is a snapshot of it, without what it writes from now on, and its filesystems are as after a power cut", vm.name));
+    }
+    opened.source.warnings.splice(0..0, warnings);
+    Ok(opened)
+}
+
+/// Gives a source the name of the guest, whatever of it was exported.
+fn describe(source: &mut Source, vm: &Vm, name: &str) {
     source.name.clone_from(&vm.name);
     source.uuid = Some(vm.uuid.clone());
     source.origin = format!("{name} ({})", vm.uuid);
-    source.warnings.splice(0..0, warnings);
-    Ok(opened)
+    // The archive's own word for a snapshot names that, and not the guest.
+    source.warnings.retain(|w| !w.starts_with(snapshot::PREFIX));
 }

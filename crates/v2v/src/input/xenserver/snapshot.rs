@@ -15,6 +15,7 @@ pub(super) const PREFIX: &str = "guestlift-";
 pub(super) struct Snapshot {
     session: Arc<Session>,
     pub reference: String,
+    is_kept: bool,
 }
 
 impl Snapshot {
@@ -22,14 +23,21 @@ impl Snapshot {
     pub fn take(session: &Arc<Session>, vm: &Vm) -> Result<Self> {
         let name = format!("{PREFIX}{}", vm.name);
         let reference = session.reference("VM.snapshot", json!([vm.reference, name]))?;
-        Ok(Snapshot { session: session.clone(), reference })
+        Ok(Snapshot { session: session.clone(), reference, is_kept: false })
+    }
+
+    /// Leaves it where it is.
+    pub fn keep(mut self) {
+        self.is_kept = true;
     }
 }
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        // What is left of it has a name that tells.
-        let _ = remove(&self.session, &self.reference);
+        if !self.is_kept {
+            // What is left of it has a name that tells.
+            let _ = remove(&self.session, &self.reference);
+        }
     }
 }
 

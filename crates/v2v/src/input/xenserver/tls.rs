@@ -173,7 +173,8 @@ pub(super) fn explain(error: &rustls::Error, host: &str) -> String {
         rustls::Error::InvalidCertificate(E::NotValidYet | E::NotValidYetContext { .. }) => {
             "its certificate is not valid yet: look at the clocks, there and here".into()
         }
-        rustls::Error::InvalidCertificate(E::UnknownIssuer) => {
+        // That it calls itself an authority is what most of XenServer's own do.
+        rustls::Error::InvalidCertificate(E::UnknownIssuer | E::Other(_)) => {
             format!("its certificate is not known here; XenServers sign theirs themselves: {fetch}")
         }
         rustls::Error::InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => {
