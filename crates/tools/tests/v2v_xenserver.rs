@@ -201,7 +201,8 @@ fn redirects_lead_to_hosts_of_the_pool_only() {
 fn a_running_guest_is_exported_from_a_snapshot_that_is_gone_afterwards() {
     let host = Host::usual();
     let files = fs::read_dir(&host.dir).unwrap().count();
-    let said = String::from_utf8(host.v2v(&["live", "--snapshot", "-os", "out", "-of", "raw", "--copy-only"]).output().unwrap().stderr).unwrap();
+    let said =
+        String::from_utf8(host.v2v(&["live", "--snapshot", "-os", "out", "-of", "raw", "--copy-only"]).output().unwrap().stderr).unwrap();
     assert!(said.contains("live was running: this is a snapshot of it"), "{said}");
     host.assert_same("out/live-vda.raw", "c.img");
     fs::remove_dir_all(host.dir.join("out")).unwrap();

@@ -301,7 +301,8 @@ impl Args {
     /// Whether the host's guests are asked for, and no conversion.
     pub fn is_list(&self) -> bool {
         let names_none = self.vm.is_none() && self.machine.is_none() && !self.guest.to_string_lossy().contains("/export");
-        self.server.list || (self.input == "xenserver" && names_none && self.out.is_none() && !self.plan && self.output == OutputMode::Local)
+        self.server.list
+            || (self.input == "xenserver" && names_none && self.out.is_none() && !self.plan && self.output == OutputMode::Local)
     }
 
     /// What is asked for, in the library's words.

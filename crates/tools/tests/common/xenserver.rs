@@ -82,7 +82,8 @@ impl Host {
         fs::write(dir.join("log"), "").unwrap();
         fs::write(dir.join("password"), format!("{PASSWORD}\n")).unwrap();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/xenserver/server.py");
-        let mut server = Command::new("python3").args([script, "state.json"]).current_dir(dir).stdout(Stdio::piped()).spawn().expect("python3");
+        let mut server =
+            Command::new("python3").args([script, "state.json"]).current_dir(dir).stdout(Stdio::piped()).spawn().expect("python3");
         let mut port = String::new();
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
         Host { dir: dir.to_owned(), port: port.trim().parse().expect("the server's port"), server, _own: None }

@@ -51,7 +51,16 @@ pub fn look(program: &Program, source: &Path, options: &[OsString]) -> Seen {
 
 /// What a packed archive says of itself: its disks are not looked into, which would take as long as converting them.
 pub fn look_at_packed(source: &Path, formats: &Formats) -> Seen {
-    let request = input::Request { guest: source, formats, allow: &[], machine: None, disks: &[], kernel: None, ramdisk: None, remote: &Remote::DEFAULT };
+    let request = input::Request {
+        guest: source,
+        formats,
+        allow: &[],
+        machine: None,
+        disks: &[],
+        kernel: None,
+        ramdisk: None,
+        remote: &Remote::DEFAULT,
+    };
     match input::read("auto", &request) {
         Err(e) => Seen { problem: Some(e.to_string()), ..Seen::default() },
         Ok(opened) => {

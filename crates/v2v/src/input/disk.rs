@@ -67,7 +67,16 @@ mod tests {
             |target: Option<&str>, name: &str| DiskFile { target: target.map(Into::into), file: folder.path().join(name), format: None };
         let names = |disks: &[DiskFile]| {
             let (guest, formats) = (folder.path().join("root.img"), Formats::new());
-            let request = Request { guest: &guest, formats: &formats, allow: &[], machine: None, disks, kernel: None, ramdisk: None, remote: &Remote::DEFAULT };
+            let request = Request {
+                guest: &guest,
+                formats: &formats,
+                allow: &[],
+                machine: None,
+                disks,
+                kernel: None,
+                ramdisk: None,
+                remote: &Remote::DEFAULT,
+            };
             read(&request).map(|o| o.source.disks.iter().map(|d| d.target.clone()).collect::<Vec<_>>()).map_err(|e| e.to_string())
         };
         assert_eq!(names(&[]).unwrap(), ["0"]);

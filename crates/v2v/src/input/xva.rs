@@ -291,7 +291,10 @@ mod tests {
 
     fn open(path: &Path, machine: Option<&str>, disks: &[DiskFile]) -> Result<Opened> {
         let formats = Formats::new();
-        input::read("auto", &Request { guest: path, formats: &formats, allow: &[], machine, disks, kernel: None, ramdisk: None, remote: &Remote::DEFAULT })
+        input::read(
+            "auto",
+            &Request { guest: path, formats: &formats, allow: &[], machine, disks, kernel: None, ramdisk: None, remote: &Remote::DEFAULT },
+        )
     }
 
     fn whole(image: &dyn Image) -> Vec<u8> {

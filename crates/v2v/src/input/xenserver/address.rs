@@ -42,8 +42,7 @@ impl Address {
         };
         let (authority, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
         let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
-        let mut address =
-            Address { server: Server::parse(plain, host)?, user: user.map(str::to_owned), guest: None, compression: None };
+        let mut address = Address { server: Server::parse(plain, host)?, user: user.map(str::to_owned), guest: None, compression: None };
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         if !matches!((path, query), ("" | "/", "") | ("/export" | "/export/", _)) {
             return Err("an address leads to a host, or to an export: https://HOST/export?uuid=…".into());
@@ -134,9 +133,19 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_told() {
-        for bad in
-            ["", "ftp://h", "https://", "h:x", "h:0", "[::1", "h/other", "https://h/export", "https://h/export?uuid=a/../b", "https://h/export?x=1", "a b"]
-        {
+        for bad in [
+            "",
+            "ftp://h",
+            "https://",
+            "h:x",
+            "h:0",
+            "[::1",
+            "h/other",
+            "https://h/export",
+            "https://h/export?uuid=a/../b",
+            "https://h/export?x=1",
+            "a b",
+        ] {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
     }

@@ -80,7 +80,8 @@ impl Client {
         }
         let mut reader = response.into_body().into_with_config().limit(MAX_ANSWER).reader();
         let mut answer = Vec::new();
-        io::Read::read_to_end(&mut reader, &mut answer).map_err(|e| Error::Invalid(format!("{server}: {}", self.cut(&e, answer.len() as u64))))?;
+        io::Read::read_to_end(&mut reader, &mut answer)
+            .map_err(|e| Error::Invalid(format!("{server}: {}", self.cut(&e, answer.len() as u64))))?;
         Ok(answer)
     }
 
@@ -103,7 +104,9 @@ impl Client {
                 status => return Err(refused(&server, &path, status)),
             }
         }
-        Err(Error::Invalid(format!("{server}: leads from host to host without end, after {MAX_REDIRECTS} redirects: ask the pool's master, or the host that the guest's disks lie on")))
+        Err(Error::Invalid(format!(
+            "{server}: leads from host to host without end, after {MAX_REDIRECTS} redirects: ask the pool's master, or the host that the guest's disks lie on"
+        )))
     }
 
     /// What a connection that ended too early is called.
@@ -130,7 +133,10 @@ impl Client {
         }
         let what = match error {
             ureq::Error::Timeout(ureq::Timeout::Connect) => "it does not answer: look at the address, and at firewalls between".into(),
-            ureq::Error::Timeout(_) => format!("it has said nothing for {} s: look whether xapi works there, or give it longer with --timeout SECONDS", self.timeout.as_secs()),
+            ureq::Error::Timeout(_) => format!(
+                "it has said nothing for {} s: look whether xapi works there, or give it longer with --timeout SECONDS",
+                self.timeout.as_secs()
+            ),
             ureq::Error::HostNotFound => "there is no host of this name".into(),
             ureq::Error::Io(e) => format!("cannot connect: {e}"),
             e => format!("the request failed: {e}"),
@@ -164,7 +170,9 @@ fn refused(server: &Server, path: &str, status: StatusCode) -> Error {
     let what = path.split('?').next().unwrap_or_default();
     Error::Invalid(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            format!("{server}: refuses {what} ({status}): the session has ended, or the user may not export (it needs the role vm-power-admin)")
+            format!(
+                "{server}: refuses {what} ({status}): the session has ended, or the user may not export (it needs the role vm-power-admin)"
+            )
         }
         StatusCode::NOT_FOUND => format!("{server}: has no {what} ({status}): is it a XenServer or XCP-ng?"),
         status => format!("{server}: refuses {what} ({status}): /var/log/xensource.log there says why"),

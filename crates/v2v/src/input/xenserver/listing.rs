@@ -119,7 +119,11 @@ pub(super) fn by_name<'a>(all: &'a [Vm], wanted: &str, server: &str) -> Result<&
         [only] => Ok(only),
         [] => {
             let near = near(all, wanted);
-            let next = if near.is_empty() { format!("'v2v -i xenserver {server}' lists its guests") } else { format!("near that are {}", near.join(", ")) };
+            let next = if near.is_empty() {
+                format!("'v2v -i xenserver {server}' lists its guests")
+            } else {
+                format!("near that are {}", near.join(", "))
+            };
             Err(Error::Invalid(format!("{server}: has no guest called '{wanted}': {next}")))
         }
         _ => {

@@ -55,7 +55,10 @@ impl Pool {
             (Some(named), None) => listing::by_address(&self.all, named, &self.host),
             (None, Some(name)) => listing::by_name(&self.all, name, &self.host),
             (Some(_), Some(_)) => Err(Error::Invalid(format!("{}: the guest is named twice: by the address, and behind it", self.host))),
-            (None, None) => Err(Error::Invalid(format!("{0}: which guest? 'v2v -i xenserver {0}' lists them; write its name behind the host", self.host))),
+            (None, None) => Err(Error::Invalid(format!(
+                "{0}: which guest? 'v2v -i xenserver {0}' lists them; write its name behind the host",
+                self.host
+            ))),
         }
     }
 
@@ -67,9 +70,11 @@ impl Pool {
             None => Ok(""),
             Some(Packing::Gzip) => Ok("&use_compression=gzip"),
             Some(Packing::Zstd) if major >= 8 => Ok("&use_compression=zstd"),
-            Some(Packing::Zstd) => {
-                Err(Error::Invalid(format!("{}: its version {} does not know zstd: ask for gzip, or for nothing", self.host, version.unwrap_or("is unknown, and"))))
-            }
+            Some(Packing::Zstd) => Err(Error::Invalid(format!(
+                "{}: its version {} does not know zstd: ask for gzip, or for nothing",
+                self.host,
+                version.unwrap_or("is unknown, and")
+            ))),
         }
     }
 }
@@ -88,10 +93,16 @@ fn read(request: &Request<'_>) -> Result<Opened> {
     let mut warnings = Vec::new();
     let left = pool.all.iter().find(|other| other.is_snapshot && other.name == format!("{}{}", snapshot::PREFIX, vm.name));
     if let Some(left) = left {
-        warnings.push(format!("{host} has a snapshot of {} that an earlier conversion left: remove it there ('xe snapshot-uninstall uuid={}')", vm.name, left.uuid));
+        warnings.push(format!(
+            "{host} has a snapshot of {} that an earlier conversion left: remove it there ('xe snapshot-uninstall uuid={}')",
+            vm.name, left.uuid
+        ));
     }
     if vm.power_state == "Suspended" {
-        warnings.push(format!("{} is suspended, not shut down: its memory is not taken over, and its filesystems are as after a power cut", vm.name));
+        warnings.push(format!(
+            "{} is suspended, not shut down: its memory is not taken over, and its filesystems are as after a power cut",
+            vm.name
+        ));
     }
     let snapshot = match vm.is_running() {
         false => None,
@@ -113,7 +124,10 @@ fn read(request: &Request<'_>) -> Result<Opened> {
     let mut opened = export::Exported::open(file, snapshot, |stream| xva::source(&request, stream.appliance(), &name, &mut |_| Ok(None)))?;
     describe(&mut opened.source, vm, &name);
     if is_snapshot {
-        warnings.push(format!("{} was running: this is a snapshot of it, without what it writes from now on, and its filesystems are as after a power cut", vm.name));
+        warnings.push(format!(
+            "{} was running: this is a snapshot of it, without what it writes from now on, and its filesystems are as after a power cut",
+            vm.name
+        ));
     }
     opened.source.warnings.splice(0..0, warnings);
     Ok(opened)

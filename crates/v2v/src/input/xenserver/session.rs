@@ -47,7 +47,9 @@ impl Session {
             Ok(Value::String(id)) if is_word(&id) => Secret(id),
             Ok(_) => return Err(Error::Invalid(format!("{server}: answers a login with no session: is it a XenServer or XCP-ng?"))),
             Err(fault) if fault.code == "SESSION_AUTHENTICATION_FAILED" => {
-                return Err(Error::Invalid(format!("{server}: the password is not that of '{user}': look at --user and at the password's file")));
+                return Err(Error::Invalid(format!(
+                    "{server}: the password is not that of '{user}': look at --user and at the password's file"
+                )));
             }
             Err(fault) => return Err(fault.explain(&server, "session.login_with_password")),
         };

@@ -10,7 +10,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned,
+};
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter};
 
 use crate::{Error, Result};
@@ -31,9 +33,12 @@ impl TlsConnector {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let failed = |e: String| match ca {
             Some(file) => Error::Invalid(format!("{}: no certificate in it can be used: {e}", file.display())),
-            None => Error::Invalid(format!("this host has no authorities to check certificates with ({e}): install ca-certificates, or name one with --ca FILE")),
+            None => Error::Invalid(format!(
+                "this host has no authorities to check certificates with ({e}): install ca-certificates, or name one with --ca FILE"
+            )),
         };
-        let web = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().map_err(|e| failed(e.to_string()))?;
+        let web =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().map_err(|e| failed(e.to_string()))?;
         let pinned = if ca.is_some() { certificates } else { Vec::new() };
         let verifier = Verifier { web, pinned };
         let config = ClientConfig::builder_with_provider(provider)
@@ -132,7 +137,12 @@ impl ServerCertVerifier for Verifier {
         match self.web.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // Its times are looked at before all that does not matter here.
             Err(rustls::Error::InvalidCertificate(
-                E::NotValidForName | E::NotValidForNameContext { .. } | E::UnknownIssuer | E::InvalidPurpose | E::InvalidPurposeContext { .. } | E::Other(_),
+                E::NotValidForName
+                | E::NotValidForNameContext { .. }
+                | E::UnknownIssuer
+                | E::InvalidPurpose
+                | E::InvalidPurposeContext { .. }
+                | E::Other(_),
             )) if self.pinned.iter().any(|known| known == end_entity) => Ok(ServerCertVerified::assertion()),
             outcome => outcome,
         }
@@ -164,7 +174,8 @@ impl ServerCertVerifier for Verifier {
 /// What a failure of TLS means to the user, and what to do.
 pub(super) fn explain(error: &rustls::Error, host: &str) -> String {
     use CertificateError as E;
-    let fetch = format!("'ssh root@{host} openssl x509 -in /etc/xensource/xapi-ssl.pem > {host}.pem' gets it, and '--ca {host}.pem' trusts it");
+    let fetch =
+        format!("'ssh root@{host} openssl x509 -in /etc/xensource/xapi-ssl.pem > {host}.pem' gets it, and '--ca {host}.pem' trusts it");
     match error {
         rustls::Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) => format!(
             "its certificate has expired: renew it there ('xe host-refresh-server-certificate' on XenServer 8, 'xe host-emergency-reset-server-certificate' before), \
@@ -181,7 +192,8 @@ pub(super) fn explain(error: &rustls::Error, host: &str) -> String {
             format!("its certificate is one of another name: write the host's name as it is in the certificate; or {fetch}")
         }
         rustls::Error::InvalidCertificate(e) => format!("its certificate is refused ({e:?}); {fetch}"),
-        rustls::Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion) | rustls::Error::PeerIncompatible(_) => {
+        rustls::Error::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
+        | rustls::Error::PeerIncompatible(_) => {
             format!(
                 "it speaks only TLS that is no longer safe, as XenServer up to 7 does: export over ssh ('ssh root@{host} xe vm-export vm=NAME filename= | v2v - …'), \
                  or write http://{host} where nobody listens"
