@@ -63,6 +63,21 @@ pub fn open_with(kind: &str, image: Arc<dyn Image>, start: u64, len: u64, option
     open(image, start, len, options)
 }
 
+/// The first bytes of a file of `size` at or behind `offset` that are no hole. Of a place, `run` tells whether there is a hole, and how
+/// many bytes go on like that.
+pub(crate) fn first_data(offset: u64, size: u64, mut run: impl FnMut(u64) -> Result<(bool, u64)>) -> Result<Option<Range<u64>>> {
+    let mut at = offset;
+    while at < size {
+        let (hole, len) = run(at)?;
+        let end = at.saturating_add(len.max(1)).min(size);
+        if !hole {
+            return Ok(Some(at..end));
+        }
+        at = end;
+    }
+    Ok(None)
+}
+
 /// Fills a buffer with pieces of a file, until it is full or the file ends; `piece` reads some bytes from an offset.
 pub(crate) fn fill(offset: u64, buf: &mut [u8], mut piece: impl FnMut(u64, &mut [u8]) -> Result<usize>) -> Result<usize> {
     let mut done = 0;

@@ -10,7 +10,7 @@ use imgcore::storage::FileStorage;
 
 use crate::common::*;
 use crate::compare::{Spared, filled, open, unsupported};
-use crate::content::{add_posix, archive, posix, unpack};
+use crate::content::{add_huge, add_posix, archive, huge_is_found, posix, unpack};
 
 /// What the kernel keeps back for itself is its own affair.
 const SPARED: Spared = Spared { ino: false, ctime: false, atime: false, directories: false, blocks: true };
@@ -38,7 +38,9 @@ fn every_compression_reads_as_the_kernel_reads_it() {
         let tree = filled(&disk, "btrfs", options, SPARED, Some(&tar), |session| {
             unpack(session, "", &[]);
             add_posix(session, 3000);
+            add_huge(session);
         });
+        huge_is_found(&tree);
         assert_eq!(tree.read(b"/etc/up", 100).unwrap(), b"root:x:0:0:root:/root:/bin/bash\n");
         tool(&["btrfs", "check", disk.to_str().unwrap()]);
         std::fs::remove_file(disk).unwrap();
@@ -121,6 +123,22 @@ fn a_damaged_node_is_read_from_its_copy_and_several_devices_go_to_the_appliance(
     }
     std::fs::write(&disk, &bytes).unwrap();
     assert_eq!(open(&disk, "btrfs").unwrap().read(b"/file", 100).unwrap(), b"here");
+
+    // Content is held against its checksums, too: one copy of it is damaged, and then both are.
+    let folder = posix(&dir.path().join("more"), 10);
+    let disk = empty(dir.path(), "twice", 256);
+    tool(&["mkfs.btrfs", "-q", "-m", "dup", "-d", "dup", "--rootdir", folder.to_str().unwrap(), disk.to_str().unwrap()]);
+    let content = std::fs::read(folder.join("holes")).unwrap();
+    let mut bytes = std::fs::read(&disk).unwrap();
+    let places: Vec<usize> = (0..bytes.len()).step_by(4096).filter(|p| bytes[*p..p + 4096] == content[..4096]).collect();
+    assert_eq!(places.len(), 2);
+    bytes[places[0] + 7] ^= 1;
+    std::fs::write(&disk, &bytes).unwrap();
+    assert!(open(&disk, "btrfs").unwrap().read(b"/holes", 4 << 20).unwrap() == content);
+    bytes[places[1] + 9] ^= 1;
+    std::fs::write(&disk, &bytes).unwrap();
+    let error = open(&disk, "btrfs").unwrap().read(b"/holes", 4 << 20).unwrap_err().to_string();
+    assert!(error.contains("checksum"), "{error}");
 
     let (one, two) = (empty(dir.path(), "one", 128), empty(dir.path(), "two", 128));
     tool(&["mkfs.btrfs", "-q", "-m", "raid1", one.to_str().unwrap(), two.to_str().unwrap()]);

@@ -153,9 +153,29 @@ fn names(attributes: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, usize)> {
     attributes.iter().map(|(name, value)| (guestfs::show(name), value.len())).collect()
 }
 
+/// The places of a file that are told to have data, each hole between them held against the kernel's reading of it.
+pub fn data(ours: &dyn GuestFs, theirs: &dyn GuestFs, path: &[u8], size: u64) -> Vec<std::ops::Range<u64>> {
+    let mut found: Vec<std::ops::Range<u64>> = Vec::new();
+    let mut at = 0;
+    loop {
+        let next = ours.next_data(path, at).unwrap_or_else(|e| panic!("{}: {e}", guestfs::show(path)));
+        let hole = at..next.as_ref().map_or(size, |data| data.start);
+        for place in [hole.start, hole.end.saturating_sub(4096).max(hole.start)] {
+            let mut bytes = vec![0; usize::try_from((hole.end - place).min(4096)).unwrap()];
+            theirs.read_at(path, place, &mut bytes).unwrap();
+            assert!(bytes.iter().all(|b| *b == 0), "{}: no hole at {place}", guestfs::show(path));
+        }
+        let Some(data) = next else { return found };
+        assert!(at <= data.start && data.start < data.end && data.end <= size, "{}: {data:?} behind {at}", guestfs::show(path));
+        at = data.end;
+        found.push(data);
+    }
+}
+
 /// All of a small file; of a large one its ends, its middle, and some places between.
 fn same_content(ours: &dyn GuestFs, theirs: &dyn GuestFs, path: &[u8], size: u64) {
     let shown = guestfs::show(path);
+    data(ours, theirs, path, size);
     if size <= 16 << 20 {
         let whole = ours.read(path, 16 << 20).unwrap_or_else(|e| panic!("{shown}: {e}"));
         assert!(whole == theirs.read(path, 16 << 20).unwrap(), "{shown} differs");

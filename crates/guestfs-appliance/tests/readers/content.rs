@@ -73,6 +73,26 @@ pub fn posix(root: &Path, many: usize) -> PathBuf {
     folder
 }
 
+/// A file of 8 TiB with three bytes in its middle.
+pub fn add_huge(session: &mut dyn Session) {
+    let write = ["dd", "of=/guest/huge", "bs=4096", "seek=1073741824", "conv=notrunc", "status=none"];
+    let write = Command { stdin: b"far".to_vec(), ..Command::new(write) };
+    for command in [write, Command::new(["truncate", "-s", "8T", "/guest/huge"])] {
+        let output = session.run_tool(&command).unwrap();
+        assert_eq!(output.status, 0, "{}", guestfs::show(&output.stderr));
+    }
+}
+
+/// Nobody reads through terabytes of it to find them.
+pub fn huge_is_found(tree: &guestfs::Tree) {
+    use guestfs::GuestFs;
+    const MIDDLE: u64 = 4 << 40;
+    assert_eq!(tree.stat(b"/huge").unwrap().size, 8 << 40);
+    let data = tree.next_data(b"/huge", 0).unwrap().unwrap();
+    assert!(data.start <= MIDDLE && data.end > MIDDLE && data.end - data.start <= 1 << 20, "{data:?}");
+    assert_eq!(tree.next_data(b"/huge", data.end).unwrap(), None);
+}
+
 /// An archive of the folder, as a disk that the appliance reads.
 pub fn archive(folder: &Path) -> PathBuf {
     let tar = folder.with_extension("tar");

@@ -4,7 +4,7 @@ use guestfs::{Ext, GuestFs};
 
 use crate::common::*;
 use crate::compare::{Spared, filled, open, unsupported};
-use crate::content::{add_posix, archive, posix, unpack};
+use crate::content::{add_huge, add_posix, archive, huge_is_found, posix, unpack};
 
 const VARIANTS: &[(&str, &[&str])] = &[
     ("v5", &[]),
@@ -27,7 +27,9 @@ fn every_version_reads_as_the_kernel_reads_it() {
         let tree = filled(&disk, "xfs", "", Spared::default(), Some(&tar), |session| {
             unpack(session, "", &[]);
             add_posix(session, 60_000);
+            add_huge(session);
         });
+        huge_is_found(&tree);
         assert_eq!(tree.read_dir(b"/many").unwrap().len(), many + 2);
         assert_eq!(tree.read(b"/etc/up", 100).unwrap(), b"root:x:0:0:root:/root:/bin/bash\n");
         tool(&["xfs_repair", "-n", disk.to_str().unwrap()]);

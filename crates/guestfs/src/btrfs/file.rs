@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Btrfs;
 use super::inode::Inode;
 use super::tree::{EXTENT_DATA, Found, Key, Root};
+use super::{Btrfs, checksum};
 use crate::bytes::{cut, le16, le32, le64};
 use crate::compression;
 use crate::{Error, Result};
@@ -30,7 +30,7 @@ pub(crate) fn piece(fs: &Btrfs, tree: Root, inode: &Inode, offset: u64, buf: &mu
             let take = here(len.min(next.saturating_sub(offset)));
             match content {
                 Content::Zeroes => buf[..take].fill(0),
-                Content::At(logical) => fs.nodes.read(logical, 0, &mut buf[..take])?,
+                Content::At(logical) => checksum::read(fs, inode, logical, &mut buf[..take])?,
                 Content::Bytes(bytes, skip) => {
                     let part = bytes.get(skip..).unwrap_or_default();
                     let part = &part[..part.len().min(take)];
@@ -45,6 +45,24 @@ pub(crate) fn piece(fs: &Btrfs, tree: Root, inode: &Inode, offset: u64, buf: &mu
     let take = here(next.saturating_sub(offset));
     buf[..take].fill(0);
     Ok(take)
+}
+
+/// Whether there is a hole at a place, and for how many bytes it goes on so.
+pub(crate) fn run_of(fs: &Btrfs, tree: Root, inode: &Inode, offset: u64) -> Result<(bool, u64)> {
+    let found = fs.nodes.find(tree, Key::new(inode.number, EXTENT_DATA, offset))?;
+    let next = found.next_key().filter(|k| k.object == inode.number && k.kind == EXTENT_DATA).map_or(u64::MAX, |k| k.offset);
+    let until_next = next.saturating_sub(offset);
+    if let Some(slot) = found.slot.filter(|s| (found.key(*s).object, found.key(*s).kind) == (inode.number, EXTENT_DATA)) {
+        let (item, skip) = (found.item(slot), offset - found.key(slot).offset);
+        let (len, hole) = match cut(item, 20, 1) {
+            [INLINE] => (le64(item, 8), false),
+            kind => (le64(item, 45), le64(item, 21) == 0 || kind == [PREALLOCATED]),
+        };
+        if skip < len {
+            return Ok((hole, (len - skip).min(until_next)));
+        }
+    }
+    Ok((true, until_next))
 }
 
 enum Content {
@@ -94,7 +112,7 @@ fn extent(fs: &Btrfs, inode: &Inode, found: &Found, slot: usize, skip: u64) -> R
             }
             let bytes = fs.unpacked.get(logical, || {
                 let mut packed = vec![0; stored as usize];
-                fs.nodes.read(logical, 0, &mut packed)?;
+                checksum::read(fs, inode, logical, &mut packed)?;
                 unpack(fs, compressed, &packed, ram as usize)
             })?;
             let within = usize::try_from(within).unwrap_or(usize::MAX);

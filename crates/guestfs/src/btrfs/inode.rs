@@ -20,6 +20,11 @@ impl Inode {
         Ok(Inode { number, kind, size, raw })
     }
 
+    /// NODATASUM and others.
+    pub(crate) fn flags(&self) -> u64 {
+        le64(&self.raw, 64)
+    }
+
     fn time(&self, at: usize) -> Time {
         Time { sec: le64(&self.raw, at).cast_signed(), nsec: le32(&self.raw, at + 8).min(999_999_999) }
     }

@@ -1,8 +1,10 @@
 //! btrfs on one device, read only, with its subvolumes and snapshots.
 //!
-//! A filesystem on several devices, and one whose log is to be replayed, are left to the appliance. Metadata is checked
-//! against its checksums, and its second copy is taken where the first is damaged. Checksums of data are not checked.
+//! A filesystem on several devices, and one whose log is to be replayed, are left to the appliance. Metadata
+//! and files' content are held against their checksums (CRC-32C; other kinds are not computed), and the second copy is taken where the
+//! first is damaged.
 
+mod checksum;
 mod chunks;
 mod file;
 mod inode;
@@ -11,7 +13,7 @@ mod superblock;
 mod tree;
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use imgcore::Image;
@@ -22,7 +24,7 @@ use self::superblock::Superblock;
 use self::tree::{BLOCK_GROUP_ITEM, CHUNK_ITEM, DIR_INDEX, INODE_ITEM, Key, Nodes, ROOT_ITEM, Root, XATTR_ITEM};
 use crate::bytes::le64;
 use crate::directory::{Directories, Directory, is_name};
-use crate::reader::{FsReader, fill};
+use crate::reader::{FsReader, fill, first_data};
 use crate::window::Cache;
 use crate::{DirEntry, Error, FileType, Result, Stat, StatFs, Time, Window};
 
@@ -207,6 +209,12 @@ impl FsReader for Btrfs {
     fn read_at(&self, ino: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let node = Btrfs::node(ino);
         self.read(node, &self.inode(node)?, offset, buf)
+    }
+
+    fn next_data(&self, ino: u64, offset: u64) -> Result<Option<Range<u64>>> {
+        let node = Btrfs::node(ino);
+        let (inode, tree) = (self.inode(node)?, self.tree(node.subvolume)?);
+        first_data(offset, inode.size, |at| file::run_of(self, tree, &inode, at))
     }
 
     fn xattrs(&self, ino: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {

@@ -8,6 +8,7 @@ mod record;
 mod reparse;
 mod stream;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use imgcore::Image;
@@ -16,7 +17,7 @@ use self::record::{ATTRIBUTE_LIST, Body, DATA, FILE_NAME, REPARSE_POINT, Record,
 use self::stream::{Clusters, Stream};
 use crate::bytes::{cut, le16, le32, le64};
 use crate::directory::{Directories, Directory};
-use crate::reader::{FsReader, fill};
+use crate::reader::{FsReader, fill, first_data};
 use crate::window::Cache;
 use crate::{DirEntry, Error, FileType, Result, Stat, StatFs, Time, Window};
 
@@ -294,6 +295,11 @@ impl FsReader for Ntfs {
         }
         let Some(stream) = self.stream(&record, DATA, b"")? else { return Ok(0) };
         fill(offset, buf, |at, rest| stream.piece(self, ino, at, rest))
+    }
+
+    fn next_data(&self, ino: u64, offset: u64) -> Result<Option<Range<u64>>> {
+        let Some(stream) = self.stream(&self.record(ino)?, DATA, b"")? else { return Ok(None) };
+        first_data(offset, stream.size(), |at| Ok(stream.run_of(self.cluster_size, at)))
     }
 
     fn xattrs(&self, ino: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {

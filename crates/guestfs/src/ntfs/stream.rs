@@ -120,6 +120,28 @@ impl Stream {
         lcn.filter(|_| together)?.checked_mul(cluster_size)?.checked_add(skip)
     }
 
+    /// Whether there is a hole at a place, and for how many bytes it goes on so.
+    pub(crate) fn run_of(&self, cluster_size: u64, offset: u64) -> (bool, u64) {
+        let Stream::Clusters(clusters) = self else { return (false, u64::MAX) };
+        if offset >= clusters.initialized {
+            return (true, u64::MAX);
+        }
+        let written = clusters.initialized - offset;
+        // A unit that is compressed may end with clusters that are not there; one that begins so is a hole.
+        let log = if clusters.flags & COMPRESSED == 0 { 0 } else { u32::from(clusters.unit_log).min(UNIT_LIMIT.ilog2()) };
+        let unit = cluster_size << log;
+        let begin = offset / unit * unit;
+        let (lcn, len) = clusters.run(begin / cluster_size);
+        let whole = if log == 0 {
+            len.saturating_mul(cluster_size)
+        } else if lcn.is_some() {
+            unit
+        } else {
+            (len >> log).max(1).saturating_mul(unit)
+        };
+        (lcn.is_none(), whole.saturating_sub(offset - begin).max(1).min(written))
+    }
+
     /// One piece: up to the end of a run, of the stream or of the buffer. `owner` and its offset are what unpacked
     /// content is kept by.
     pub(crate) fn piece(&self, fs: &Ntfs, owner: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {

@@ -11,6 +11,8 @@ const BLOCK_V4: u32 = 0x5844_3242;
 const DATA_V4: u32 = 0x5844_3244;
 const BLOCK_V5: u32 = 0x5844_4233;
 const DATA_V5: u32 = 0x5844_4433;
+/// Where a block of version 5 has its checksum.
+const CRC: usize = 4;
 /// Where indexes begin in a directory's address space, in bytes.
 const LEAF_OFFSET: u64 = 32 << 30;
 const FREE_TAG: u16 = 0xffff;
@@ -36,6 +38,9 @@ pub(crate) fn read(fs: &Xfs, inode: &Inode) -> Result<Directory> {
         }
         let mut block = vec![0; size];
         fs.fill_from(inode, &fork, at, &mut block)?;
+        if matches!(be32(&block, 0), BLOCK_V5 | DATA_V5) {
+            fs.check(&block, CRC, || format!("directory inode {}, block at {at}", inode.number))?;
+        }
         parse(fs, inode, &block, &mut directory)?;
         if directory.is_full() {
             return Err(too_large());

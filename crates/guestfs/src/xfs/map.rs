@@ -18,6 +18,8 @@ pub(crate) struct Run {
 
 const MAGIC_V4: u32 = 0x424d_4150;
 const MAGIC_V5: u32 = 0x424d_4133;
+/// Where a block of version 5 has its checksum.
+const CRC: usize = 64;
 /// The deepest tree that the kernel makes.
 const MAX_DEPTH: u16 = 9;
 /// Bytes of an extent, and of a key and a pointer together.
@@ -71,6 +73,9 @@ fn in_tree(fs: &Xfs, inode: u64, root: &[u8], logical: u64, mut end: u64) -> Res
         let magic = if fs.superblock.v5 { MAGIC_V5 } else { MAGIC_V4 };
         if be32(&node, 0) != magic || be16(&node, 4) != level {
             return Err(bad(format!("block {child} has magic {:#010x} and level {}, expected {level}", be32(&node, 0), be16(&node, 4))));
+        }
+        if fs.superblock.v5 {
+            fs.check(&node, CRC, || format!("inode {inode}: extent tree: block {child}"))?;
         }
         (start, count) = (header, usize::from(be16(&node, 6)));
     }

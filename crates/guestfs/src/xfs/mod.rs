@@ -1,7 +1,8 @@
 //! XFS, versions 4 and 5, read only.
 //!
 //! A filesystem whose log is waiting to be replayed is left to the appliance: its newest state is only in the log.
-//! Realtime files and logs on other devices are too. As for ext4, checksums are not enforced.
+//! Realtime files and logs on other devices are too. Version 5 has checksums in its metadata: those of inodes, of trees of extents
+//! and of directories' blocks are held against them.
 
 mod dir;
 mod inode;
@@ -10,15 +11,16 @@ mod map;
 mod superblock;
 mod xattr;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use imgcore::Image;
 
 use self::inode::{Fork, Format, Inode};
 use self::superblock::Superblock;
-use crate::bytes::be32;
+use crate::bytes::{be32, crc32c, cut, le32};
 use crate::directory::{Directories, Directory};
-use crate::reader::{FsReader, fill};
+use crate::reader::{FsReader, fill, first_data};
 use crate::{DirEntry, Error, FileType, Result, Stat, StatFs, Window};
 
 /// The longest target of a symbolic link.
@@ -26,6 +28,8 @@ const SYMLINK_LIMIT: u64 = 1024;
 const SYMLINK_MAGIC: u32 = 0x5853_4c4d;
 /// Bytes before a link's target in a block, of version 5.
 const SYMLINK_HEADER: usize = 56;
+/// Where an inode of version 5 has its checksum.
+const INODE_CRC: usize = 100;
 /// Blocks that the kernel keeps for itself in every allocation group.
 const SET_ASIDE: u64 = 8;
 
@@ -51,12 +55,26 @@ pub(crate) fn open(image: Arc<dyn Image>, start: u64, len: u64) -> Result<Arc<dy
 }
 
 impl Xfs {
+    /// Holds a structure of version 5 against the checksum in it.
+    fn check(&self, bytes: &[u8], at: usize, what: impl FnOnce() -> String) -> Result<()> {
+        let (before, after) = (cut(bytes, 0, at), cut(bytes, at + 4, bytes.len()));
+        let actual = !crc32c(crc32c(crc32c(!0, before), &[0; 4]), after);
+        let stored = le32(bytes, at);
+        if actual == stored {
+            return Ok(());
+        }
+        Err(self.window.corrupt(format!("{}: checksum {actual:#010x}, expected {stored:#010x}", what())))
+    }
+
     fn inode(&self, number: u64) -> Result<Inode> {
         let place = self.superblock.inode_place(number, &self.window)?;
         let (size, block_size) = (self.superblock.inode_size as usize, u64::from(self.superblock.block_size));
         let (block, within) = (place / block_size * block_size, (place % block_size) as usize);
         let block = self.window.cached(block, block_size as usize)?;
         let raw = block.get(within..within + size).unwrap_or_default().to_vec();
+        if self.superblock.v5 {
+            self.check(&raw, INODE_CRC, || format!("inode {number}"))?;
+        }
         Inode::parse(number, raw, &self.window)
     }
 
@@ -151,6 +169,12 @@ impl FsReader for Xfs {
         let fork = inode.data(&self.window)?;
         self.fill_from(&inode, &fork, offset, &mut buf[..left])?;
         Ok(left)
+    }
+
+    fn next_data(&self, ino: u64, offset: u64) -> Result<Option<Range<u64>>> {
+        let inode = self.inode(ino)?;
+        let fork = inode.data(&self.window)?;
+        first_data(offset, inode.size, |at| self.run_of(&inode, &fork, at))
     }
 
     fn xattrs(&self, ino: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
