@@ -30,6 +30,7 @@ pub mod md;
 mod ntfs;
 pub mod probe;
 pub mod reader;
+mod registry;
 mod roots;
 pub mod space;
 mod squashfs;

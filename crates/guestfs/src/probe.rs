@@ -70,7 +70,7 @@ impl Window<'_> {
 
 /// Everything that is recognised. Containers go first: a mirror's member looks like the filesystem in it.
 const PROBES: &[fn(&Window<'_>) -> Option<Content>] =
-    &[md, lvm2, luks, xfs, ext, btrfs, swap, bitlocker, ntfs, exfat, vfat, iso9660, squashfs, reiserfs, jfs, f2fs, erofs, hfsplus];
+    &[md, lvm2, luks, xfs, ext, btrfs, swap, bitlocker, ntfs, exfat, vfat, iso9660, squashfs, reiserfs, jfs, f2fs, erofs, hfsplus, ufs];
 
 /// Looks at `len` bytes of an image from byte `start`.
 pub fn probe(image: &dyn Image, start: u64, len: u64) -> Option<Content> {
@@ -280,6 +280,15 @@ fn erofs(w: &Window<'_>) -> Option<Content> {
     let b = w.read(1024, 128).filter(|b| le32(b, 0) == 0xe0f5_e1e2)?;
     let size = u64::from(le32(&b, 36)) << b[12].min(16);
     Some(Content::new("erofs", Usage::Filesystem).uuid(cut(&b, 48, 16)).label(cut(&b, 64, 16)).size(size))
+}
+
+/// The BSDs', in their order of bytes: version 2, then 1.
+fn ufs(w: &Window<'_>) -> Option<Content> {
+    const PLACES: [(u64, u32); 3] = [(65536, 0x1954_0119), (8192, 0x0001_1954), (8192, 0x1954_0119)];
+    let b = PLACES.iter().find_map(|(at, magic)| w.read(*at, 1376).filter(|b| le32(b, 1372) == *magic))?;
+    let mut content = Content::new("ufs", Usage::Filesystem).label(cut(&b, 680, 32));
+    content.uuid = Some(format!("{:08x}{:08x}", le32(&b, 144), le32(&b, 148))).filter(|_| le64(&b, 144) != 0);
+    Some(content)
 }
 
 fn hfsplus(w: &Window<'_>) -> Option<Content> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guestfs::engine::Disk;
-use guestfs::inspect::Inspection;
+use guestfs::inspect::{Inspection, System};
 use guestfs::volume::{GuestDisk, Place, Volume, Volumes};
 use guestfs::{Guest, OpenOptions};
 use imgcore::formats::CreateOptions;
@@ -177,7 +177,14 @@ fn open(request: &Request, root: Option<&str>, source: &Source, host: &Host<'_>)
     let disks = source.disks.iter().map(disk).collect::<Result<_>>()?;
     let log = |what: &str| host.events.detail(what);
     let options = OpenOptions { appliance: Some(host.engine), root, keys: Some(&request.keys), log: &log, ..Default::default() };
-    Guest::open(disks, &options).map_err(|e| copy_only::explain(source, Error::Invalid(format!("{}: {e}", source.name))))
+    let failed = |e: Error| copy_only::explain(source, Error::Invalid(format!("{}: {e}", source.name)));
+    let guest = Guest::open(disks, &options).map_err(|e| failed(e.into()))?;
+    match &guest.inspection {
+        Some(Inspection { system, release, .. }) if *system != System::Linux => {
+            Err(failed(Error::Invalid(format!("{} is not converted, only Linux is", release.product_name))))
+        }
+        _ => Ok(guest),
+    }
 }
 
 /// What the steps are asked for: the Xen host's kernel, and packages.

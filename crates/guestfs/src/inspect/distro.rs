@@ -48,6 +48,16 @@ const DISTROS: &[(&str, &str, Family)] = &[
     ("mageia", "mageia", Family::Other),
     ("void", "voidlinux", Family::Other),
     ("cirros", "cirros", Family::Other),
+    ("coreos", "coreos", Family::Other),
+    ("flatcar", "coreos", Family::Other),
+    ("frugalware", "frugalware", Family::Arch),
+    ("kylin", "kylin", Family::Debian),
+    ("neokylin", "neokylin", Family::RedHat),
+    ("mandriva", "mandriva", Family::Other),
+    ("meego", "meego", Family::Other),
+    ("pardus", "pardus", Family::Debian),
+    ("pld", "pldlinux", Family::Other),
+    ("ttylinux", "ttylinux", Family::Other),
     ("buildroot", "buildroot", Family::Other),
 ];
 
@@ -58,6 +68,12 @@ const RELEASE_FILES: &[(&str, &str)] = &[
     ("/etc/rocky-release", "rocky"),
     ("/etc/almalinux-release", "almalinux"),
     ("/etc/fedora-release", "fedora"),
+    ("/etc/frugalware-release", "frugalware"),
+    ("/etc/mageia-release", "mageia"),
+    ("/etc/mandriva-release", "mandriva"),
+    ("/etc/meego-release", "meego"),
+    ("/etc/pardus-release", "pardus"),
+    ("/etc/altlinux-release", "altlinux"),
     ("/etc/redhat-release", "rhel"),
     ("/etc/debian_version", "debian"),
     ("/etc/arch-release", "arch"),
@@ -65,6 +81,8 @@ const RELEASE_FILES: &[(&str, &str)] = &[
     ("/etc/slackware-version", "slackware"),
     ("/etc/SuSE-release", "suse"),
     ("/etc/cirros/version", "cirros"),
+    ("/etc/pld-release", "pld"),
+    ("/etc/ttylinux-target", "ttylinux"),
     ("/etc/alpine-release", "alpine"),
 ];
 
@@ -111,7 +129,12 @@ impl Release {
         }
     }
 
-    fn version(mut self, version: &str) -> Self {
+    /// A system that no os-release tells of: its id, and libguestfs's name.
+    pub(super) fn named(id: &str, distro: &'static str) -> Self {
+        Release { distro, ..Release::new(id, "") }
+    }
+
+    pub(super) fn version(mut self, version: &str) -> Self {
         let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
         if let Some(Ok(major)) = numbers.next() {
             self.major = major;
@@ -129,7 +152,7 @@ impl Release {
     pub fn package_format(&self) -> &'static str {
         match (self.family, self.distro) {
             (Family::Debian, _) => "deb",
-            (Family::RedHat | Family::Suse, _) | (_, "altlinux" | "mageia" | "mandriva" | "openmandriva") => "rpm",
+            (Family::RedHat | Family::Suse, _) | (_, "altlinux" | "mageia" | "mandriva" | "openmandriva" | "meego" | "pldlinux") => "rpm",
             (Family::Alpine, _) => "apk",
             (Family::Arch, _) => "pacman",
             (Family::Gentoo, _) => "ebuild",

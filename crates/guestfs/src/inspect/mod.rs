@@ -5,18 +5,21 @@ use std::collections::BTreeMap;
 use crate::{Error, Ext, FileType, GuestFs, Result, Volumes};
 
 mod arch;
+mod bsd;
 mod distro;
 pub mod fstab;
 mod icon;
 mod names;
 pub mod packages;
 pub(crate) mod subvolume;
+mod windows;
 
 pub use arch::{detect as arch, of_program as program_arch};
 pub use distro::{Family, Release, detect as release};
 pub use fstab::FstabEntry;
 pub use icon::icon;
 pub use packages::Application;
+pub use windows::{Windows, any_case};
 
 /// Configuration files are no larger.
 const CONFIG_LIMIT: u64 = 1 << 20;
@@ -58,11 +61,35 @@ impl Mount {
     }
 }
 
+/// The class of an operating system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum System {
+    /// Linux.
+    Linux,
+    /// FreeBSD, NetBSD or OpenBSD, and what else is told by files of its own: libguestfs's name.
+    Other(&'static str),
+    /// Windows, with what only it has.
+    Windows(Windows),
+}
+
+impl System {
+    /// libguestfs's name: `linux`, `windows`, `freebsd`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            System::Linux => "linux",
+            System::Other(name) => name,
+            System::Windows(_) => "windows",
+        }
+    }
+}
+
 /// An operating system on a guest's disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
     /// The root's volume, by position in [`Volumes::volumes`].
     pub root: usize,
+    /// Its class.
+    pub system: System,
     /// Distribution and version.
     pub release: Release,
     /// `x86_64`, `i386`, `aarch64`, … of its programs; `unknown` when no program was found.
@@ -82,17 +109,51 @@ impl Inspection {
     pub fn root_name(&self, volumes: &Volumes) -> String {
         self.mounts.first().map(|m| m.device_name(volumes)).unwrap_or_default()
     }
+
+    /// What only Windows has.
+    pub fn windows(&self) -> Option<&Windows> {
+        match &self.system {
+            System::Windows(windows) => Some(windows),
+            _ => None,
+        }
+    }
+
+    /// libosinfo's short name: `debian12`, `win2k19`.
+    pub fn osinfo(&self) -> Option<String> {
+        match &self.system {
+            System::Linux => self.release.osinfo(),
+            System::Other(name) => (self.release.major != 0).then(|| format!("{name}{}.{}", self.release.major, self.release.minor)),
+            System::Windows(windows) => windows::osinfo(&self.release, &windows.variant).map(str::to_string),
+        }
+    }
+}
+
+/// The system whose root this filesystem is; `root` is its volume, `subvolume` the part of it that is mounted, unless it is the default.
+pub(crate) fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize, subvolume: Option<&str>) -> Option<Result<Inspection>> {
+    if let Some(other) = bsd::detect(fs) {
+        return Some(unix(fs, volumes, root, subvolume, Some(other)));
+    }
+    if is_linux(fs) {
+        return Some(unix(fs, volumes, root, subvolume, None));
+    }
+    windows::systemroot(fs).map(|folder| windows::inspect(fs, volumes, root, folder))
 }
 
 /// Whether a mounted filesystem is a Linux root.
-pub fn is_root(fs: &dyn GuestFs) -> bool {
+fn is_linux(fs: &dyn GuestFs) -> bool {
     // A link to usr/bin leads nowhere when /usr is another filesystem, and is a root's mark all the same.
     let bin = fs.is_dir(b"/bin") || fs.readlink(b"/bin").is_ok_and(|t| matches!(&t[..], b"usr/bin" | b"/usr/bin"));
     bin && fs.is_dir(b"/etc") && (fs.is_file(b"/etc/fstab") || fs.is_file(b"/etc/hosts"))
 }
 
-/// Inspects a root filesystem; `root` is its volume, `subvolume` the part of it that is mounted, unless it is the default.
-pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize, subvolume: Option<&str>) -> Result<Inspection> {
+/// A root that has an fstab: Linux, or what `other` says.
+fn unix(
+    fs: &dyn GuestFs,
+    volumes: &Volumes,
+    root: usize,
+    subvolume: Option<&str>,
+    other: Option<&'static bsd::Kind>,
+) -> Result<Inspection> {
     let mut fstab = match fs.read(b"/etc/fstab", CONFIG_LIMIT) {
         Ok(content) => fstab::parse(&content),
         Err(Error::NotFound(_)) => Vec::new(),
@@ -123,9 +184,10 @@ pub fn inspect(fs: &dyn GuestFs, volumes: &Volumes, root: usize, subvolume: Opti
     let root_mount = Mount { path: b"/".to_vec(), volume: root, options };
     Ok(Inspection {
         root,
-        release: distro::detect(fs)?,
+        system: other.map_or(System::Linux, |other| System::Other(other.name)),
+        release: other.map_or_else(|| distro::detect(fs), |other| Ok(other.release(fs)))?,
         arch: arch::detect(fs),
-        hostname: hostname(fs),
+        hostname: other.map_or_else(|| hostname(fs), |other| other.hostname(fs)),
         mounts: std::iter::once(root_mount).chain(mounts.into_values()).collect(),
         swaps,
         fstab,

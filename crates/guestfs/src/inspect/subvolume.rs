@@ -1,7 +1,7 @@
 //! Which of btrfs' subvolumes is a root: the default one, or the one that its own fstab names. Snapshots of a root are
 //! not further operating systems: their fstab names the original.
 
-use super::{Inspection, inspect, is_root};
+use super::{Inspection, inspect};
 use crate::{FileType, GuestFs, Result, Volumes};
 
 /// The number that every subvolume's root directory has.
@@ -17,7 +17,7 @@ pub(crate) type Mounted<'a> = dyn FnMut(&str, &mut dyn FnMut(&dyn GuestFs)) -> R
 /// The operating systems on a volume, which `mounted` shows as often as it takes.
 pub(crate) fn roots(volumes: &Volumes, index: usize, mounted: &mut Mounted<'_>) -> Result<Vec<Inspection>> {
     let mut default = None;
-    mounted("", &mut |fs| default = is_root(fs).then(|| inspect(fs, volumes, index, None)))?;
+    mounted("", &mut |fs| default = inspect(fs, volumes, index, None))?;
     if let Some(root) = default {
         return Ok(vec![root?]);
     }
@@ -29,7 +29,7 @@ pub(crate) fn roots(volumes: &Volumes, index: usize, mounted: &mut Mounted<'_>) 
     let mut found = Vec::new();
     for name in names {
         let mut outcome = None;
-        let look = &mut |fs: &dyn GuestFs| outcome = is_root(fs).then(|| inspect(fs, volumes, index, Some(&name)));
+        let look = &mut |fs: &dyn GuestFs| outcome = inspect(fs, volumes, index, Some(&name));
         mounted(&format!("subvol={name}"), look)?;
         if let Some(root) = outcome {
             found.push((name, root?));

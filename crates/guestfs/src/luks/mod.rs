@@ -86,11 +86,15 @@ impl Header {
     /// Reads a volume's header.
     pub fn read(image: &dyn Image) -> Result<Self, Locked> {
         let start = bytes(image, 0, 8)?;
-        match start.get(..8) {
+        let header = match start.get(..8) {
             Some(b"LUKS\xba\xbe\x00\x01") => v1::read(image),
             // The second copy stands in for a first one that is damaged, its magic included.
             _ => v2::read(image),
+        }?;
+        if header.segment.start == 0 || header.segment.start >= image.size() {
+            return Err("it is a detached header, whose content is on another device: give a device that has both".into());
         }
+        Ok(header)
     }
 
     /// Unlocks the volume with a passphrase.

@@ -7,8 +7,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use guestfs::inspect::{Application, inspect, packages};
-use guestfs::{Result, Volumes};
+use guestfs::Result;
+use guestfs::inspect::{Application, packages};
 use memory::Memory;
 
 /// 61 packages with epochs, and descriptions that fill several pages of a database.
@@ -85,8 +85,7 @@ fn row(app: &Application) -> String {
 }
 
 fn rows(guest: &Memory) -> Result<Vec<String>> {
-    let inspection = inspect(guest, &Volumes::open(Vec::new())?, 0, None)?;
-    let mut rows: Vec<String> = packages::applications(guest, &inspection)?.unwrap().iter().map(row).collect();
+    let mut rows: Vec<String> = packages::of_format(guest, "rpm")?.unwrap().iter().map(row).collect();
     rows.sort();
     Ok(rows)
 }

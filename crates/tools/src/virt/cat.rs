@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 
-use super::Entry;
 use super::options::GuestArgs;
 use super::show::{Out, read_file};
+use super::{Entry, drives};
 use crate::common::Failure;
 
 /// This command's line in the table.
@@ -22,7 +22,7 @@ pub(super) const ENTRY: Entry = Entry { name: "cat", arguments: Cat::augment_arg
 struct Cat {
     #[command(flatten)]
     guest: GuestArgs,
-    /// Absolute paths in the guest
+    /// Absolute paths in the guest; of a Windows also C:\\…
     #[arg(required = true, value_name = "FILE")]
     files: Vec<OsString>,
 }
@@ -31,7 +31,8 @@ fn run(args: &Cat) -> Result<ExitCode, Failure> {
     let guest = args.guest.open_confined()?;
     let mut out = Out::new();
     for file in &args.files {
-        read_file(guest.fs(), file.as_bytes(), &mut |piece| out.bytes(piece))?;
+        let place = drives::locate(&guest, file.as_bytes())?;
+        read_file(place.fs(), &place.path, &mut |piece| out.bytes(piece))?;
     }
     out.finish()?;
     guest.shutdown()?;

@@ -8,9 +8,9 @@ use std::process::{Command, ExitCode};
 use clap::{Args, FromArgMatches};
 use guestfs::{Attributes, Ext, FileType, GuestFs, Stat};
 
-use super::Entry;
 use super::expression::Program;
 use super::options::GuestArgs;
+use super::{Entry, drives};
 use crate::common::Failure;
 
 /// This command's line in the table.
@@ -35,7 +35,7 @@ struct Edit {
     /// Change every line by this instead of in an editor: s/REGEX/TEXT/gi, tr/a/b/, /REGEX/d
     #[arg(short, long, value_name = "EXPRESSION")]
     expr: Option<String>,
-    /// Absolute paths in the guest
+    /// Absolute paths in the guest; of a Windows also C:\\…
     #[arg(required = true, value_name = "FILE")]
     files: Vec<OsString>,
 }
@@ -55,7 +55,12 @@ fn run(args: &Edit) -> Result<ExitCode, Failure> {
     let reader = args.guest.open()?;
     let mut changes = Vec::new();
     for file in &args.files {
-        let path = file.as_bytes();
+        let place = drives::locate(&reader, file.as_bytes())?;
+        if !place.is_on_system_drive() {
+            return Err(Failure::new(format!("{}: it is on another drive than the system", guestfs::show(file.as_bytes())))
+                .hint("mount that one: -m DEVICE, as virt-inspector names it"));
+        }
+        let path = &place.path[..];
         let stat = reader.fs().stat(path)?;
         if stat.kind != FileType::Regular {
             return Err(Failure::new(format!("{}: not a regular file", guestfs::show(path))));

@@ -11,7 +11,7 @@ use super::columns::Columns;
 use super::options::GuestArgs;
 use super::paths::{Order, Walk};
 use super::show::Out;
-use super::{Entry, long};
+use super::{Entry, drives, long};
 use crate::common::Failure;
 
 /// This command's line in the table.
@@ -37,7 +37,7 @@ struct Ls {
     /// Everything below, too
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Absolute paths in the guest
+    /// Absolute paths in the guest; of a Windows also C:\\…
     #[arg(required = true, value_name = "DIR")]
     directories: Vec<OsString>,
 }
@@ -52,15 +52,16 @@ fn run(args: &Ls) -> Result<ExitCode, Failure> {
     let guest = args.guest.open_confined()?;
     let mut out = Out::new();
     for directory in &args.directories {
-        let path = directory.as_bytes();
+        let place = drives::locate(&guest, directory.as_bytes())?;
+        let (fs, path) = (place.fs(), &place.path[..]);
         match (args.long, args.recursive) {
-            (false, false) => plain(guest.fs(), path, &mut out)?,
-            (true, false) => long::list(guest.fs(), path, args.columns.human_readable, &mut out)?,
-            (false, true) => names_below(guest.fs(), path, &mut out)?,
+            (false, false) => plain(fs, path, &mut out)?,
+            (true, false) => long::list(fs, path, args.columns.human_readable, &mut out)?,
+            (false, true) => names_below(fs, path, &mut out)?,
             (true, true) => {
-                let (below, first) = Walk::new(guest.fs(), path, Order::Tree)?;
+                let (below, first) = Walk::new(fs, path, Order::Tree)?;
                 for found in std::iter::once(Ok(first)).chain(below) {
-                    let details = args.columns.details(guest.fs(), found?)?;
+                    let details = args.columns.details(fs, found?)?;
                     args.columns.print(None, &details, &Xattrs::new(), &mut out)?;
                 }
             }

@@ -20,6 +20,7 @@ mod df;
 mod diff;
 mod disks;
 mod doctor;
+mod drives;
 mod edit;
 mod expression;
 mod filesystems;

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, FromArgMatches};
-use guestfs::{Error, FileType, GuestFs};
+use guestfs::{Error, FileType, Guest, GuestFs};
 
-use super::Entry;
 use super::options::GuestArgs;
 use super::show::Out;
+use super::{Entry, drives};
 use crate::common::Failure;
 
 /// This command's line in the table.
@@ -62,7 +62,7 @@ fn run(mut args: Tail) -> Result<ExitCode, Failure> {
             Ok(guest) => {
                 for (index, file) in files.iter_mut().enumerate() {
                     let header = args.files.len() > 1 && last_shown != Some(index);
-                    if show(guest.fs(), file, if first { Some(lines) } else { None }, header, &mut out)? {
+                    if show(&guest, file, if first { Some(lines) } else { None }, header, &mut out)? {
                         last_shown = Some(index);
                     }
                 }
@@ -90,8 +90,10 @@ fn run(mut args: Tail) -> Result<ExitCode, Failure> {
 }
 
 /// Prints what is new of a file, and says whether there was anything. `header` wants its name before.
-fn show(fs: &dyn GuestFs, file: &mut Followed<'_>, lines: Option<usize>, header: bool, out: &mut Out) -> Result<bool, Failure> {
-    let stat = match fs.stat(file.path) {
+fn show(guest: &Guest, file: &mut Followed<'_>, lines: Option<usize>, header: bool, out: &mut Out) -> Result<bool, Failure> {
+    let place = drives::locate(guest, file.path)?;
+    let (fs, path) = (place.fs(), &place.path[..]);
+    let stat = match fs.stat(path) {
         Ok(stat) if stat.kind == FileType::Regular => stat,
         Ok(_) => return Err(Failure::new(format!("{}: it is no regular file", guestfs::show(file.path)))),
         Err(Error::NotFound(_)) => {
@@ -103,7 +105,7 @@ fn show(fs: &dyn GuestFs, file: &mut Followed<'_>, lines: Option<usize>, header:
     let from = match (file.seen, lines) {
         // Rotated or cut: from its beginning.
         (Some((ino, printed)), _) if ino == stat.ino && printed <= stat.size => printed,
-        (_, Some(lines)) => last_lines(fs, file.path, stat.size, lines)?,
+        (_, Some(lines)) => last_lines(fs, path, stat.size, lines)?,
         _ => 0,
     };
     file.seen = Some((stat.ino, stat.size));
@@ -119,7 +121,7 @@ fn show(fs: &dyn GuestFs, file: &mut Followed<'_>, lines: Option<usize>, header:
     let mut buf = vec![0; CHUNK as usize];
     while at < stat.size {
         let want = usize::try_from((stat.size - at).min(CHUNK)).unwrap_or(0);
-        match fs.read_at(file.path, at, &mut buf[..want])? {
+        match fs.read_at(path, at, &mut buf[..want])? {
             0 => break,
             n => {
                 out.lines(&buf[..n])?;

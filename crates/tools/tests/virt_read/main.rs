@@ -5,3 +5,4 @@ mod inspector;
 mod log;
 mod ls;
 mod phony;
+mod windows;

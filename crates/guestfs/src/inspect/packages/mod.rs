@@ -1,6 +1,6 @@
 //! What is installed, from the package manager's own database.
 
-use super::{CONFIG_LIMIT, Inspection};
+use super::{CONFIG_LIMIT, Inspection, System, windows};
 use crate::{Error, Ext, GuestFs, Result};
 
 mod apk;
@@ -15,10 +15,15 @@ pub use rpm::RpmFile;
 #[allow(missing_docs, reason = "the names are libguestfs's")]
 pub struct Application {
     pub name: String,
+    /// The name for people, where that is another: Windows'.
+    pub display_name: String,
     pub epoch: u32,
     pub version: String,
     pub release: String,
     pub arch: String,
+    /// Where it is in the guest, as Windows writes it.
+    pub install_path: String,
+    pub publisher: String,
     pub url: String,
     pub source_package: String,
     pub summary: String,
@@ -41,15 +46,21 @@ const FORMATS: &[(&str, List)] =
 
 /// Installed packages by name. `None` for package formats that are not read.
 pub fn applications(fs: &dyn GuestFs, inspection: &Inspection) -> Result<Option<Vec<Application>>> {
+    if let System::Windows(windows) = &inspection.system {
+        return windows::applications(fs, windows).map(|found| Some(by_name(found)));
+    }
     of_format(fs, inspection.release.package_format())
 }
 
 /// As [`applications`], from the database of this format, by libguestfs's name: `deb`, `rpm`.
 pub fn of_format(fs: &dyn GuestFs, format: &str) -> Result<Option<Vec<Application>>> {
     let Some((_, list)) = FORMATS.iter().find(|(known, _)| *known == format) else { return Ok(None) };
-    let mut found = list(fs)?;
+    list(fs).map(|found| Some(by_name(found)))
+}
+
+fn by_name(mut found: Vec<Application>) -> Vec<Application> {
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Some(found))
+    found
 }
 
 /// A database that is one text; empty when it is not there.

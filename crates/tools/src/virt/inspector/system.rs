@@ -27,12 +27,18 @@ pub(super) struct System {
     product_name: String,
     #[serde(skip)]
     libguestfs_name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    product_variant: String,
     major_version: u32,
     minor_version: u32,
     #[serde(skip_serializing_if = "str::is_empty")]
     package_format: &'static str,
     #[serde(skip_serializing_if = "str::is_empty")]
     package_management: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    windows_systemroot: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    windows_current_control_set: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hostname: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,6 +51,8 @@ pub(super) struct System {
     codename: Option<String>,
     mountpoints: Vec<MountPoint>,
     filesystems: Vec<Filesystem>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    drive_mappings: Vec<Drive>,
     #[serde(skip_serializing_if = "Option::is_none")]
     applications: Option<Vec<Package>>,
     /// PNG, in base64.
@@ -56,6 +64,12 @@ pub(super) struct System {
 struct MountPoint {
     device: String,
     path: String,
+}
+
+#[derive(Serialize)]
+struct Drive {
+    letter: char,
+    device: String,
 }
 
 #[derive(Serialize)]
@@ -72,6 +86,8 @@ struct Filesystem {
 #[derive(Serialize)]
 struct Package {
     name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    display_name: String,
     #[serde(skip_serializing_if = "is_zero")]
     epoch: u32,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -80,6 +96,10 @@ struct Package {
     release: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     arch: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    install_path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    publisher: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     url: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -120,24 +140,31 @@ impl System {
             filesystems.entry(mount.device.clone()).or_insert(None);
         }
         filesystems.extend(inspection.swaps.iter().filter_map(|i| volume(*i)).map(|v| (v.device.clone(), Some(v))));
+        let windows = inspection.windows();
+        let drives = windows.into_iter().flat_map(|w| &w.drives);
+        let drive = |(letter, index): &(char, usize)| volume(*index).map(|v| Drive { letter: *letter, device: v.device.clone() });
         System {
             root: inspection.root_name(volumes),
-            name: "linux",
+            name: inspection.system.name(),
             arch: known(inspection.arch),
             distro: known(release.distro),
             product_name: release.product_name.clone(),
             libguestfs_name: release.libguestfs_name().to_string(),
+            product_variant: windows.map(|w| w.variant.clone()).unwrap_or_default(),
             major_version: release.major,
             minor_version: release.minor,
             package_format: release.package_format(),
             package_management: release.package_management(),
+            windows_systemroot: windows.map(|w| w.systemroot.clone()),
+            windows_current_control_set: windows.and_then(|w| w.control_set.clone()),
             hostname: inspection.hostname.clone(),
             build_id: release.build_id.clone(),
-            osinfo: release.osinfo(),
+            osinfo: inspection.osinfo(),
             id: release.id.clone(),
             codename: release.codename.clone(),
             mountpoints,
             filesystems: filesystems.into_iter().map(|(device, volume)| Filesystem::new(device, volume)).collect(),
+            drive_mappings: drives.filter_map(drive).collect(),
             applications: applications.map(|all| all.into_iter().map(Package::from).collect()),
             icon: icon.map(|png| STANDARD.encode(png)),
         }
@@ -150,10 +177,13 @@ impl System {
             xml.optional("arch", self.arch);
             xml.optional("distro", self.distro);
             xml.optional("product_name", &self.libguestfs_name);
+            xml.optional("product_variant", &self.product_variant);
             xml.element("major_version", &self.major_version.to_string());
             xml.element("minor_version", &self.minor_version.to_string());
             xml.optional("package_format", self.package_format);
             xml.optional("package_management", self.package_management);
+            xml.optional("windows_systemroot", self.windows_systemroot.as_deref().unwrap_or_default());
+            xml.optional("windows_current_control_set", self.windows_current_control_set.as_deref().unwrap_or_default());
             xml.optional("hostname", self.hostname.as_deref().unwrap_or_default());
             xml.optional("build_id", self.build_id.as_deref().unwrap_or_default());
             xml.optional("osinfo", self.osinfo.as_deref().unwrap_or_default());
@@ -171,6 +201,13 @@ impl System {
                     });
                 }
             });
+            if !self.drive_mappings.is_empty() {
+                xml.parent("drive_mappings", &[], |xml| {
+                    for Drive { letter, device } in &self.drive_mappings {
+                        xml.leaf("drive_mapping", &[("name", &letter.to_string())], device);
+                    }
+                });
+            }
             if let Some(applications) = &self.applications {
                 xml.parent("applications", &[], |xml| applications.iter().for_each(|package| package.write(xml)));
             }
@@ -196,8 +233,22 @@ impl Filesystem {
 
 impl From<Application> for Package {
     fn from(app: Application) -> Self {
-        let Application { name, epoch, version, release, arch, url, source_package, summary, description, provides: _ } = app;
-        Package { name, epoch, version, release, arch, url, source_package, summary, description }
+        let Application {
+            name,
+            display_name,
+            epoch,
+            version,
+            release,
+            arch,
+            install_path,
+            publisher,
+            url,
+            source_package,
+            summary,
+            description,
+            provides: _,
+        } = app;
+        Package { name, display_name, epoch, version, release, arch, install_path, publisher, url, source_package, summary, description }
     }
 }
 
@@ -205,12 +256,15 @@ impl Package {
     fn write(&self, xml: &mut Xml) {
         xml.parent("application", &[], |xml| {
             xml.element("name", &self.name);
+            xml.optional("display_name", &self.display_name);
             if self.epoch != 0 {
                 xml.element("epoch", &self.epoch.to_string());
             }
             xml.optional("version", &self.version);
             xml.optional("release", &self.release);
             xml.optional("arch", &self.arch);
+            xml.optional("install_path", &self.install_path);
+            xml.optional("publisher", &self.publisher);
             xml.optional("url", &self.url);
             xml.optional("source_package", &self.source_package);
             xml.optional("summary", &self.summary);

@@ -85,6 +85,7 @@ impl<'a> Header<'a> {
             summary: self.text(SUMMARY),
             description: self.text(DESCRIPTION),
             provides: self.texts(PROVIDE_NAME),
+            ..Application::default()
         };
         (!app.name.is_empty()).then_some(app)
     }
