@@ -1,5 +1,6 @@
 //! The flags that all these programs share, and the guest that they open.
 
+mod calls;
 mod confine;
 mod domain;
 mod keys;

@@ -9,7 +9,9 @@
 //! 2. Where one can, the programs and files that it is made of stay open to reading and starting, and its cache to writing, until
 //!    the guest turns out to be readable in this process. Then they are given up as well.
 //!
-//! Kernels without landlock refuse nothing; they still never give new privileges.
+//!    Few system calls are left then (seccomp): none that starts a program, and no socket unless a server has a disk.
+//!
+//! Kernels without landlock refuse no file; the rest holds there, too.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ use landlock::{
 };
 use rustix::thread::set_no_new_privs;
 
+use super::calls;
 use crate::common::Failure;
 
 /// The newest rules that are asked for; an older kernel keeps those that it knows.
@@ -54,9 +57,11 @@ impl Confinement {
         Confinement { folders, network }
     }
 
-    /// From now on only these folders are read. Says whether the kernel sees to that.
+    /// From now on only these folders are read, and few system calls are left. Says whether the kernel sees to that.
     pub(super) fn reading(&self) -> Result<bool, Failure> {
-        self.enter(&[])
+        let enforced = self.enter(&[])?;
+        calls::few(self.network)?;
+        Ok(enforced)
     }
 
     /// From now on only these folders are read, and what an appliance takes to start.
@@ -125,6 +130,7 @@ mod tests {
             ("make a temporary file", refused(tempfile::tempfile().map(drop))),
             ("reach a port", refused(TcpStream::connect("127.0.0.1:1").map(drop))),
             ("end its parent", rustix::process::getppid().is_some_and(|pid| test_kill_process(pid) == Err(Errno::PERM))),
+            ("make a pair of sockets", refused(std::os::unix::net::UnixStream::pair().map(drop))),
             ("start a program", refused(Command::new("/bin/true").status().map(drop))),
         ]
     }
@@ -175,7 +181,7 @@ mod tests {
             return;
         };
         let always = ["read a file beside its folder", "write the image", "make a file beside it", "reach a port", "end its parent"];
-        let others = ["read the users", "start a program"];
+        let others = ["read the users", "start a program", "make a pair of sockets"];
         let mut expected: Vec<&str> = always.into_iter().chain(others).collect();
         expected.sort_unstable();
         let sorted = |mut names: Vec<String>| {

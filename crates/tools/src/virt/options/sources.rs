@@ -31,6 +31,9 @@ struct Flags {
     /// Format of the images that -a names from here on, instead of looking; without FMT look again
     #[arg(long, value_name = "FMT", num_args = 0..=1, require_equals = true, default_missing_value = "auto", action = clap::ArgAction::Append)]
     format: Vec<String>,
+    /// Size of the sectors of the disks that -a names from here on, 512 or 4096: found out by itself, and taken for scripts
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "512", value_parser = ["512", "4096"], action = clap::ArgAction::Append, hide = true)]
+    blocksize: Vec<String>,
     /// Read disks even while somebody writes them, as they are at that moment
     #[arg(long)]
     ro: bool,
@@ -51,7 +54,7 @@ pub(in crate::virt) struct Sources {
 
 impl FromArgMatches for Sources {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let Flags { add, domain, connect, format, ro, allow_path } = Flags::from_arg_matches(matches)?;
+        let Flags { add, domain, connect, format, ro, allow_path, blocksize: _ } = Flags::from_arg_matches(matches)?;
         let places = |name: &str| matches.indices_of(name).into_iter().flatten().collect::<Vec<_>>();
         let (formats, adds) = (places("format"), places("add"));
         let format_of = |index: &usize| {
