@@ -18,7 +18,8 @@ use crate::checkup::{self, Finding, State};
 const PLACES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// What a program needs besides its libraries: other programs by name, files and whole directories by path.
-const ALSO: [(&str, &[&str]); 9] = [
+const ALSO: [(&str, &[&str]); 10] = [
+    ("file", &["/etc/magic", "/usr/share/misc/magic.mgc", "/usr/lib/file/magic.mgc"]),
     ("mke2fs", &["/etc/mke2fs.conf"]),
     ("mkfs.ext2", &["/etc/mke2fs.conf"]),
     ("mkfs.ext3", &["/etc/mke2fs.conf"]),

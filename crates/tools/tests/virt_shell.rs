@@ -140,6 +140,36 @@ fn commands_of_the_command_line_and_files_of_this_machine() {
     }
 }
 
+/// What scripts for guestfish say besides: patterns, here-documents, settings; and an appliance only where it must be.
+#[test]
+fn patterns_documents_and_places_in_files() {
+    let disk = Disk::new();
+    let look = |script: &str| disk.ok(&["--ro", "--engine", "direct", "-a", "disk.img", "-i"], script);
+    assert_eq!(look("glob-expand /srv/*\n"), "/srv/absolute\n/srv/deep/\n/srv/empty\n/srv/numbers\n/srv/open\n");
+    assert_eq!(look("glob-expand /e?c/host* directoryslash:false\n"), "/etc/hostname\n");
+    assert_eq!(look("glob checksum crc /etc/[fh]*\n").lines().count(), 2);
+    assert_eq!(look("glob vfs-type /dev/sda?\n"), "ext4\nswap\n");
+    assert_eq!(look("glob cat /none/*\n"), "");
+    assert_eq!(look("pread /srv/numbers 5 2\n"), "2\n3\n4\n");
+    assert_eq!(look("is-zero /srv/empty\nis-zero /srv/open\n"), "true\nfalse\n");
+    assert_eq!(look("nr-devices\ndevice-index /dev/sda\nfindfs-label swap\nis-lv /dev/sda1\n"), "1\n0\n/dev/sda2\nfalse\n");
+    assert_eq!(look("set-memsize 1024\nset-smp 4\nset-program virt-testing\navailable lvm2\n"), "");
+    assert_eq!(look("file /srv\nfile /srv/absolute\n"), "directory\nsymbolic link\n");
+    assert_eq!(look("base64-out /etc/hostname out\n! base64 -d out\n"), "web\n");
+    assert_eq!(look("pread-device /dev/sda 2 510 | od -An -tx1\n").trim(), "55 aa 0a");
+    let listed = look("inspect-list-applications /dev/sda1\n");
+    assert!(listed.starts_with("[0] = {\n  app2_name: libc6\n") && listed.contains("  app2_epoch: 1\n"), "{listed}");
+    let script = "upload -<<END /srv/document\none\n  two\nEND\nfill-pattern ab 5 /srv/ab\nfill 120 3 /srv/xxx\nfile /etc/motd\n\
+                  setxattr user.a b 1 /srv/ab\nremovexattr user.a /srv/ab\nls0 /srv/deep list\nbase64-in out /srv/web\n";
+    assert_eq!(disk.ok(&["-a", "disk.img", "-i"], script), "ASCII text\n");
+    assert_eq!(look("read-file /srv/document\nread-file /srv/ab\nread-file /srv/xxx\nread-file /srv/web\n"), "one\n  two\nababaxxxweb\n");
+    assert_eq!(look("getxattrs /srv/ab\n"), "");
+    assert_eq!(std::fs::read(disk.path("list")).unwrap(), b"er\0hard\0two words\0");
+    assert_eq!(disk.ok(&["sparse", "new.img", "64M", ":", "run", ":", "blockdev-getsize64", "/dev/sda"], ""), "67108864\n");
+    let failed = disk.run(&["-a", "disk.img", "-i"], "upload -<<END /srv/document\nnever ended\n");
+    assert!(text(&failed.stderr).contains("no line 'END'"), "{}", text(&failed.stderr));
+}
+
 #[test]
 fn by_the_name_guestfish_it_is_the_same() {
     let disk = Disk::new();

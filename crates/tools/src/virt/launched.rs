@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use guestfs::engine::{Command, Disk, Engine, Output, Session};
+use guestfs::volume::Place;
 use guestfs::{EngineChoice, Error, GuestDisk, GuestFs, Inspection, MountRequest, Roots, Tree, Volumes, reader};
 use imgcore::overlay::{self, Overlay};
 use imgcore::{Image, ImageMut};
@@ -230,11 +231,30 @@ impl<'a> Launched<'a> {
 
     /// What the appliance's programs call a device.
     pub(super) fn inside(&mut self, device: &str) -> Result<String, Failure> {
+        let name = self.outside_name(device)?;
+        Ok(self.session()?.name_inside(&name))
+    }
+
+    /// What this process calls a device that the appliance's programs are not asked about.
+    pub(super) fn outside_name(&mut self, device: &str) -> Result<String, Failure> {
         let volumes = self.volumes()?;
         let known = volumes.find(device.as_bytes()).and_then(|index| volumes.volumes.get(index)).map(guestfs::Volume::appliance_device);
-        let plain = || device.strip_prefix("/dev/sd").map_or(device.to_string(), |rest| format!("/dev/vd{rest}"));
-        let name = known.unwrap_or_else(plain);
-        Ok(self.session()?.name_inside(&name))
+        Ok(known.unwrap_or_else(|| device.strip_prefix("/dev/sd").map_or(device.to_string(), |rest| format!("/dev/vd{rest}"))))
+    }
+
+    /// Partitions and what is in them may be others now.
+    pub(super) fn changed(&mut self) {
+        self.stale = true;
+    }
+
+    /// Gives what is in an encrypted device another name besides its own.
+    pub(super) fn name_unlocked(&mut self, device: &str, name: String) -> Result<(), Failure> {
+        self.volumes()?;
+        let below = self.volumes.find(device.as_bytes());
+        let inside = self.volumes.volumes.iter_mut().find(|v| matches!(v.place, Place::Unlocked { volume } if Some(volume) == below));
+        let locked = || Failure::new(format!("{device}: it is locked")).hint("give its passphrase at the start: --key, --keys-from-stdin");
+        inside.ok_or_else(locked)?.aliases.push(name);
+        Ok(())
     }
 
     /// Runs a program of the appliance's own; `reads` says that it changes no device.

@@ -209,13 +209,14 @@ impl<'a> Shell<'a> {
     fn script(&mut self, lines: &mut dyn BufRead) -> Result<(), Failure> {
         let mut line = Vec::new();
         while !self.over && lines.read_until(b'\n', &mut line)? > 0 {
-            self.line(&line)?;
+            self.line(&line, lines)?;
             line.clear();
         }
         Ok(())
     }
 
-    fn line(&mut self, line: &[u8]) -> Result<(), Failure> {
+    /// Runs one line; what it takes of the text behind it is in `more`.
+    fn line(&mut self, line: &[u8], more: &mut dyn BufRead) -> Result<(), Failure> {
         match line::parse(line).map_err(Failure::new)? {
             Line::Nothing => Ok(()),
             Line::Local(command) => {
@@ -226,13 +227,23 @@ impl<'a> Shell<'a> {
                 let output = local(&command).stderr(Stdio::inherit()).output()?;
                 self.script(&mut output.stdout.as_slice())
             }
-            Line::Command { words, forgiving, pipe } => {
+            Line::Command { mut words, forgiving, pipe } => {
+                // They last as long as the command does.
+                let _documents = words.iter_mut().map(|word| here_document(word, more)).collect::<Result<Vec<_>, _>>()?;
                 if let Some(pipe) = pipe {
                     self.out.pipe = Some(local(&pipe).stdin(Stdio::piped()).spawn()?);
                 }
                 self.command(&words, forgiving)
             }
         }
+    }
+
+    /// Sends the command's output through a program of this machine, unless the user does already.
+    fn page(&mut self, program: &[u8]) -> Result<(), Failure> {
+        if self.out.pipe.is_none() {
+            self.out.pipe = Some(local(program).stdin(Stdio::piped()).spawn()?);
+        }
+        Ok(())
     }
 
     fn command(&mut self, words: &[Vec<u8>], forgiving: bool) -> Result<(), Failure> {
@@ -274,6 +285,25 @@ fn open(sources: &Sources, read_only: bool, disks: &mut Vec<ShellDisk>) -> Resul
         disks.extend(sources.disks_mut()?.into_iter().map(|disk| ShellDisk::Writable(disk.image)));
     }
     Ok(())
+}
+
+/// `-<<END` stands for a file of the lines that follow, up to one that is `END`: becomes its name.
+fn here_document(word: &mut Vec<u8>, more: &mut dyn BufRead) -> Result<Option<tempfile::NamedTempFile>, Failure> {
+    let Some(end) = word.strip_prefix(b"-<<").filter(|end| !end.is_empty()) else { return Ok(None) };
+    let mut file = tempfile::NamedTempFile::new()?;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if more.read_until(b'\n', &mut line)? == 0 {
+            return Err(Failure::new(format!("there is no line '{}' that would end the text", guestfs::show(end))));
+        }
+        if line.strip_suffix(b"\n").unwrap_or(&line) == end {
+            break;
+        }
+        file.write_all(&line)?;
+    }
+    *word = file.path().as_os_str().as_bytes().to_vec();
+    Ok(Some(file))
 }
 
 /// A command for this machine's shell.

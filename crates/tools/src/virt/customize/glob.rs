@@ -9,7 +9,7 @@ use crate::common::Failure;
 const LIMIT: usize = 1_000_000;
 
 /// The files that a pattern names, in order. A name that begins with a dot is meant only by a pattern that does.
-pub(super) fn expand(fs: &dyn GuestFs, pattern: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
+pub(in super::super) fn expand(fs: &dyn GuestFs, pattern: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
     let mut found = vec![b"/".to_vec()];
     for word in pattern.split(|b| *b == b'/').filter(|w| !w.is_empty()) {
         let plain = !word.iter().any(|b| matches!(b, b'*' | b'?' | b'['));
@@ -37,7 +37,7 @@ pub(super) fn expand(fs: &dyn GuestFs, pattern: &[u8]) -> Result<Vec<Vec<u8>>, F
 }
 
 /// Whether a name is what a pattern means.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+pub(in super::super) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     if name.starts_with(b".") && !pattern.starts_with(b".") {
         return false;
     }

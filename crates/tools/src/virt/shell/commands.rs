@@ -6,11 +6,15 @@ use super::{Output, Shell, line};
 use crate::common::Failure;
 
 mod changing;
+mod contents;
 mod copying;
+mod devices;
 mod inspecting;
 mod looking;
 mod own;
+mod patterns;
 mod running;
+mod settings;
 mod volumes;
 
 /// One command: a new one is a line in its group's table.
@@ -24,8 +28,19 @@ pub(super) struct Command {
 }
 
 /// All commands, by group.
-pub(super) const COMMANDS: &[&[Command]] =
-    &[own::COMMANDS, looking::COMMANDS, changing::COMMANDS, copying::COMMANDS, volumes::COMMANDS, inspecting::COMMANDS, running::COMMANDS];
+pub(super) const COMMANDS: &[&[Command]] = &[
+    own::COMMANDS,
+    patterns::COMMANDS,
+    looking::COMMANDS,
+    contents::COMMANDS,
+    changing::COMMANDS,
+    copying::COMMANDS,
+    volumes::COMMANDS,
+    devices::COMMANDS,
+    inspecting::COMMANDS,
+    running::COMMANDS,
+    settings::COMMANDS,
+];
 
 impl Command {
     pub(super) fn name(&self) -> &'static str {

@@ -31,7 +31,7 @@ pub(super) fn run(mut shell: Shell<'_>) -> Result<ExitCode, Failure> {
         match editor.readline(PROMPT) {
             Ok(line) => {
                 let mut shell = shell.borrow_mut();
-                if let Err(e) = shell.line(line.as_bytes()) {
+                if let Err(e) = shell.line(line.as_bytes(), &mut std::io::stdin().lock()) {
                     e.report("virt-shell");
                 }
                 if shell.over {

@@ -139,7 +139,7 @@ fn unpacked(input: Box<dyn Read>, method: &[u8]) -> Result<Box<dyn Read>, Failur
     })
 }
 
-fn local_input(name: &[u8]) -> Result<Box<dyn Read>, Failure> {
+pub(super) fn local_input(name: &[u8]) -> Result<Box<dyn Read>, Failure> {
     if name == b"-" {
         return Ok(Box::new(std::io::stdin()));
     }

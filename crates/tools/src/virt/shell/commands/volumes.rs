@@ -177,8 +177,8 @@ pub(super) const COMMANDS: &[Command] = &[
         },
     },
     content!(&["vfs-type"], "print what a device holds", |c| Some(c.kind.to_string())),
-    content!(&["vfs-label"], "print a filesystem's label", |c| c.label.clone()),
-    content!(&["vfs-uuid"], "print a filesystem's UUID", |c| c.uuid.clone()),
+    content!(&["vfs-label", "get-e2label"], "print a filesystem's label", |c| c.label.clone()),
+    content!(&["vfs-uuid", "get-e2uuid"], "print a filesystem's UUID", |c| c.uuid.clone()),
     content!(&["blkid"], "print what is known of what a device holds", |c| {
         let fields = [("LABEL", c.label.clone()), ("UUID", c.uuid.clone()), ("TYPE", Some(c.kind.to_string()))];
         Some(fields.into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", value?))).collect::<Vec<_>>().join("\n"))
@@ -347,9 +347,9 @@ pub(super) const COMMANDS: &[Command] = &[
             sfdisk(shell, a, &["--part-label"], &format!("{number} {}", a.text(2)?))
         },
     },
-    Command { names: &["mkfs"], usage: "TYPE DEVICE [label:..] [blocksize:..]", help: "make a filesystem", run: mkfs },
+    Command { names: &["mkfs", "mkfs-opts"], usage: "TYPE DEVICE [label:..] [blocksize:..]", help: "make a filesystem", run: mkfs },
     Command {
-        names: &["mkswap"],
+        names: &["mkswap", "mkswap-opts"],
         usage: "DEVICE [label:..] [uuid:..]",
         help: "make a swap space",
         run: |shell, a| {
@@ -392,12 +392,12 @@ pub(super) const COMMANDS: &[Command] = &[
         help: "check an ext filesystem and mend what is safe to mend",
         run: |shell, a| e2fsck(shell, a, "-p"),
     },
-    tool!(&["set-label"], "DEVICE LABEL", "set an ext filesystem's label", |shell, a| vec![
+    tool!(&["set-label", "set-e2label"], "DEVICE LABEL", "set an ext filesystem's label", |shell, a| vec![
         b"e2label".to_vec(),
         inside(shell, a, 0)?,
         a.word(1).to_vec()
     ]),
-    tool!(&["set-uuid"], "DEVICE UUID", "set an ext filesystem's UUID", |shell, a| vec![
+    tool!(&["set-uuid", "set-e2uuid"], "DEVICE UUID", "set an ext filesystem's UUID", |shell, a| vec![
         b"tune2fs".to_vec(),
         b"-U".to_vec(),
         a.word(1).to_vec(),
@@ -453,7 +453,7 @@ pub(super) const COMMANDS: &[Command] = &[
     tool!(&["vgscan", "lvm-scan"], "", "look for volume groups again", |_shell, _a| lvm(&["vgscan"], vec![])),
 ];
 
-fn list(shell: &mut Shell<'_>, what: fn(&Volumes) -> Vec<String>) -> Result<(), Failure> {
+pub(super) fn list(shell: &mut Shell<'_>, what: fn(&Volumes) -> Vec<String>) -> Result<(), Failure> {
     let lines = what(shell.guest()?.volumes()?);
     lines.iter().try_for_each(|line| shell.out.line(line.as_bytes()))
 }
@@ -464,7 +464,7 @@ fn mount(shell: &mut Shell<'_>, a: &Arguments, at: usize, options: &str, filesys
     shell.guest()?.mount(request)
 }
 
-fn volume(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<Volume, Failure> {
+pub(super) fn volume(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<Volume, Failure> {
     let name = a.device(at)?;
     let volumes = shell.guest()?.volumes()?;
     let found = volumes.find(name.as_bytes()).and_then(|index| volumes.volumes.get(index));
@@ -472,7 +472,7 @@ fn volume(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<Volume, Fai
 }
 
 /// A device's size, be it a volume or a disk.
-fn size(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<u64, Failure> {
+pub(super) fn size(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<u64, Failure> {
     let name = a.device(at)?;
     let volumes = shell.guest()?.volumes()?;
     let disk = volumes.disks.iter().find(|d| name.strip_prefix("/dev/") == Some(&d.name)).map(|d| d.image.size());
@@ -480,7 +480,7 @@ fn size(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<u64, Failure>
 }
 
 /// The partition table of the disk that is the first argument.
-fn table(shell: &mut Shell<'_>, a: &Arguments) -> Result<Table, Failure> {
+pub(super) fn table(shell: &mut Shell<'_>, a: &Arguments) -> Result<Table, Failure> {
     let name = a.device(0)?;
     let volumes = shell.guest()?.volumes()?;
     let disk = volumes.disks.iter().position(|d| name.strip_prefix("/dev/") == Some(&d.name));
@@ -495,7 +495,7 @@ fn split(partition: &str) -> Result<(&str, u32), Failure> {
     number.map(|number| (disk, number)).ok_or_else(|| Failure::new(format!("{partition}: not a partition")))
 }
 
-fn inside(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<Vec<u8>, Failure> {
+pub(super) fn inside(shell: &mut Shell<'_>, a: &Arguments, at: usize) -> Result<Vec<u8>, Failure> {
     Ok(shell.guest()?.inside(&a.device(at)?)?.into_bytes())
 }
 
@@ -559,6 +559,6 @@ fn e2fsck(shell: &mut Shell<'_>, a: &Arguments, how: &str) -> Result<(), Failure
 }
 
 /// A command of LVM's: its name, flags, and what they are about.
-fn lvm(words: &[&str], more: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+pub(super) fn lvm(words: &[&str], more: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     guestfs::lvm::command(words.iter().copied()).argv.into_iter().chain(more).collect()
 }
