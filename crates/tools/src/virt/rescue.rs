@@ -133,12 +133,27 @@ struct Rescue {
     /// Keep changes (as it is without --ro)
     #[arg(short = 'w', long, conflicts_with = "ro")]
     rw: bool,
+    #[command(flatten)]
+    ignored: Ignored,
     /// Only print the commands that would mount the guest's filesystems
     #[arg(long)]
     suggest: bool,
     /// The key that commands to this program begin with: ^x for Ctrl and x, or none
     #[arg(short, value_name = "KEY", default_value = "^]")]
     escape: EscapeKey,
+}
+
+/// Flags of libguestfs's that are about its own machine: taken for scripts' sake.
+#[derive(Args)]
+struct Ignored {
+    #[arg(long, hide = true, value_name = "OPTIONS")]
+    append: Option<String>,
+    #[arg(long, hide = true, value_name = "MB")]
+    memsize: Option<u32>,
+    #[arg(long, hide = true, value_name = "N")]
+    smp: Option<u32>,
+    #[arg(long, hide = true)]
+    selinux: bool,
 }
 
 fn run(args: &Rescue) -> Result<ExitCode, Failure> {

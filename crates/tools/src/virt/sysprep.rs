@@ -5,10 +5,14 @@ use std::process::ExitCode;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use guestfs::{Attributes, Ext, FileType, Stat};
 
+use self::users::Chosen;
 use super::Entry;
 use super::customize::{self, Action, Common, Context};
 use super::walk::walk;
 use crate::common::Failure;
+
+mod users;
+mod volumes;
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry = Entry { name: "sysprep", arguments, run };
@@ -24,6 +28,8 @@ enum Work {
     Other(fn(&mut Context<'_>) -> Result<(), Failure>),
     /// Where virt-customize's operations have their place.
     Customize,
+    /// Removes accounts of people.
+    Users,
 }
 
 struct Operation {
@@ -42,7 +48,7 @@ const fn asked(name: &'static str, help: &'static str, work: Work) -> Operation 
     Operation { name, usual: false, help, work }
 }
 
-use Work::{Customize, Empty, Lines, Other, Remove};
+use Work::{Customize, Empty, Lines, Other, Remove, Users};
 
 /// libguestfs's operations, with its names and patterns, in the order in which they are done.
 const OPERATIONS: &[Operation] = &[
@@ -169,10 +175,14 @@ const OPERATIONS: &[Operation] = &[
     ),
     usual("tmp-files", "Remove temporary files", Other(tmp_files)),
     usual("udev-persistent-net", "Remove udev persistent net rules", Remove(&["/etc/udev/rules.d/70-persistent-net.rules"])),
+    asked("user-account", "Remove the user accounts in the guest", Users),
     usual("utmp", "Remove the utmp file", Remove(&["/var/run/utmp"])),
     usual("yum-uuid", "Remove the yum UUID", Remove(&["/var/lib/yum/uuid"])),
     // At last, so that what it sets is not taken away again.
     usual("customize", "Do what options of virt-customize say", Customize),
+    // What works on volumes themselves ends the work on files.
+    asked("fs-uuids", "Change filesystem UUIDs, and where /etc and /boot name them", Other(volumes::new_filesystem_uuids)),
+    usual("lvm-uuids", "Change LVM2 PV and VG UUIDs", Other(volumes::new_lvm_uuids)),
 ];
 
 const IFCFG: &[&str] = &["/etc/sysconfig/network-scripts/ifcfg-*", "/etc/sysconfig/network/ifcfg-*"];
@@ -341,8 +351,14 @@ fn arguments(command: Command) -> Command {
     let command = command.arg(list("enable", "Do only these, with commas between them").conflicts_with("operations"));
     let command = command.arg(
         list("operations", "Change what is done: NAME or -NAME, 'defaults', 'all' and their opposites, with commas between them")
+            .visible_alias("operation")
             .allow_hyphen_values(true),
     );
+    let names = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("USERS").help(help).action(ArgAction::Append).value_delimiter(',')
+    };
+    let command = command.arg(names(KEEP, "With user-account: leave these users alone, with commas between them (may be repeated)"));
+    let command = command.arg(names(REMOVE, "With user-account: remove only these users, with commas between them (may be repeated)"));
     let command = Common::augment_args(command).about("Prepare a guest that is not running for being cloned").after_help(
         "Examples:\n  virt-sysprep -a template.qcow2\n  virt-sysprep -a template.qcow2 --operations defaults,-ssh-userdir --hostname web\n  \
          virt-sysprep --list-operations\n\n\
@@ -352,6 +368,8 @@ fn arguments(command: Command) -> Command {
 }
 
 const LIST: &str = "list-operations";
+const KEEP: &str = "keep-user-accounts";
+const REMOVE: &str = "remove-user-accounts";
 
 fn run(matches: &ArgMatches) -> Result<ExitCode, Failure> {
     if matches.get_flag(LIST) {
@@ -367,10 +385,23 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Failure> {
     if !asked.is_empty() && !chosen.iter().any(|o| matches!(o.work, Customize)) {
         return Err(Failure::new("the operation 'customize' is left out, but options of virt-customize are given"));
     }
+    let users = |name: &str| matches.get_many::<String>(name).into_iter().flatten().map(|user| user.clone().into_bytes()).collect();
+    let who = Chosen { only: users(REMOVE), kept: users(KEEP) };
+    if !(who.is_everybody() || chosen.iter().any(|o| matches!(o.work, Users))) {
+        return Err(Failure::new("users are named, but the operation 'user-account' is left out")
+            .hint("add it: --operations defaults,user-account"));
+    }
     let mut actions: Vec<Action> = Vec::new();
     for operation in chosen {
         match operation.work {
             Customize => actions.append(&mut asked),
+            Users => {
+                let who = who.clone();
+                actions.push(Box::new(move |c| {
+                    c.say(&format!("Performing \"{}\" ...", operation.name));
+                    users::remove(c, &who)
+                }));
+            }
             _ => actions.push(Box::new(|c| perform(operation, c))),
         }
     }
@@ -385,7 +416,7 @@ fn perform(operation: &Operation, c: &mut Context<'_>) -> Result<(), Failure> {
         Empty(folders) => folders.iter().try_for_each(|folder| empty(c, folder)),
         Lines(patterns, words) => without_lines(c, patterns, words),
         Other(work) => work(c),
-        Customize => Ok(()),
+        Customize | Users => Ok(()),
     }
 }
 

@@ -127,6 +127,37 @@ fn sysprep_takes_away_what_makes_a_guest_one_of_its_kind() {
     assert_eq!(guest.text("cat", &["/etc/sysconfig/network-scripts/ifcfg-eth0"]), "DEVICE=eth0\nONBOOT=yes\n");
 }
 
+#[test]
+fn people_and_uuids_are_taken_away_if_asked() {
+    if !appliance() {
+        return;
+    }
+    let guest = Guest::new(|root| {
+        for home in ["home/ann", "home/bob"] {
+            std::fs::create_dir_all(root.join(home)).unwrap();
+            std::fs::write(root.join(home).join("notes"), home).unwrap();
+        }
+    });
+    let uuid = || guest.text("filesystems", &["--uuid", "-l", "--no-title", "--csv"]).trim().rsplit(',').next().unwrap().to_string();
+    let old = uuid();
+    let passwd = "/etc/passwd:ann:x:1001:1001:Ann:/home/ann:/bin/sh";
+    let (bob, fstab) = ("/etc/passwd:bob:x:1002:1002:Bob:/home/bob:/bin/sh", format!("/etc/fstab:UUID={old} / ext4 defaults 0 1\n"));
+    let words = ["--append-line", passwd, "--append-line", bob, "--write", &fstab, "--append-line", "/etc/group:all:x:50:bob,ann"];
+    let words =
+        [&words[..], &["--append-line", "/etc/group:bob:x:1002:", "--chown", "1001:1001:/home/ann", "--chown", "1002:1002:/home/bob"]];
+    guest.text("customize", &words.concat());
+    let wrong = guest.failure("sysprep", &["--enable", "utmp", "--keep-user-accounts", "ann"]);
+    assert!(wrong.contains("user-account"), "{wrong}");
+    guest.text("sysprep", &["--enable", "user-account,fs-uuids,lvm-uuids", "--keep-user-accounts", "ann"]);
+    guest.is_clean();
+    assert_ne!(uuid(), old);
+    assert_eq!(guest.text("cat", &["/etc/fstab"]), format!("UUID={} / ext4 defaults 0 1\n", uuid()));
+    assert_eq!(guest.text("cat", &["/etc/passwd"]), "root:x:0:0:root:/root:/bin/sh\nann:x:1001:1001:Ann:/home/ann:/bin/sh\n");
+    assert_eq!(guest.text("cat", &["/etc/group"]), "root:x:0:\nusers:x:1001:\nall:x:50:ann\n");
+    assert_eq!(guest.text("ls", &["/home"]), "ann\n");
+    assert!(guest.text("ls", &["/"]).contains("srv"), "a folder of the system's is nobody's home");
+}
+
 /// A Debian guest of scripts/make-guest behind an overlay, and its root filesystem's file.
 fn debian(dir: &Path) -> Option<PathBuf> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

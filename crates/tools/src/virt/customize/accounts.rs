@@ -3,10 +3,13 @@
 use std::io::Read;
 use std::path::Path;
 
+use clap::ValueEnum;
 use guestfs::{Attributes, Ext};
 use sha_crypt::{PasswordHasher, ShaCrypt};
+use yescrypt::Yescrypt;
 
 use super::super::show::join;
+use super::context::Context;
 use super::{Action, Value, act};
 use crate::common::Failure;
 
@@ -39,25 +42,54 @@ impl Password {
     }
 
     /// The field of /etc/shadow, which held `old`.
-    fn field(&self, user: &str, old: &str) -> Result<String, Failure> {
+    fn field(&self, user: &str, old: &str, crypto: Crypto) -> Result<String, Failure> {
         match self {
-            Password::Text(text) => hash(text),
+            Password::Text(text) => hash(text, crypto),
             Password::Random => {
                 let text = random_text(16)?;
                 println!("virt-customize: the password of {user} is {text}");
-                hash(&text)
+                hash(&text, crypto)
             }
             Password::Disabled => Ok("*".into()),
             Password::Locked(None) => Ok(format!("!!{}", old.trim_start_matches('!'))),
-            Password::Locked(Some(password)) => Ok(format!("!!{}", password.field(user, old)?)),
+            Password::Locked(Some(password)) => Ok(format!("!!{}", password.field(user, old, crypto)?)),
         }
     }
 }
 
-/// SHA-512 crypt, which every guest of this century understands.
-fn hash(password: &str) -> Result<String, Failure> {
+/// How passwords are hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in super::super) enum Crypto {
+    Sha256,
+    Sha512,
+    Yescrypt,
+}
+
+impl Crypto {
+    /// What the guest hashes its own with, by PAM's settings or login.defs; else SHA-512, which every guest of this century understands.
+    fn of_guest(c: &Context<'_>) -> Result<Self, Failure> {
+        const PAM: [&str; 3] = ["/etc/pam.d/common-password", "/etc/pam.d/system-auth", "/etc/pam.d/passwd"];
+        for file in PAM {
+            let settings = String::from_utf8_lossy(&c.read_or_empty(file.as_bytes())?).into_owned();
+            let unix = settings.lines().filter(|line| !line.trim_start().starts_with('#') && line.contains("pam_unix.so"));
+            if unix.flat_map(str::split_whitespace).any(|word| word == "yescrypt") {
+                return Ok(Crypto::Yescrypt);
+            }
+        }
+        let settings = String::from_utf8_lossy(&c.read_or_empty(b"/etc/login.defs")?).into_owned();
+        let method = settings.lines().filter_map(|line| line.trim().strip_prefix("ENCRYPT_METHOD")).next_back();
+        Ok(if method.is_some_and(|method| method.trim() == "YESCRYPT") { Crypto::Yescrypt } else { Crypto::Sha512 })
+    }
+}
+
+fn hash(password: &str, crypto: Crypto) -> Result<String, Failure> {
     let failed = |e: &dyn std::fmt::Display| Failure::new(format!("the password cannot be hashed: {e}"));
-    let hashed = ShaCrypt::SHA512.hash_password_with_salt(password.as_bytes(), &random_bytes(12)?).map_err(|e| failed(&e))?;
+    let salt = random_bytes(12)?;
+    let hashed = match crypto {
+        Crypto::Sha256 => ShaCrypt::SHA256.hash_password_with_salt(password.as_bytes(), &salt).map_err(|e| failed(&e))?,
+        Crypto::Sha512 => ShaCrypt::SHA512.hash_password_with_salt(password.as_bytes(), &salt).map_err(|e| failed(&e))?,
+        Crypto::Yescrypt => Yescrypt::default().hash_password_with_salt(password.as_bytes(), &random_bytes(16)?).map_err(|e| failed(&e))?,
+    };
     Ok(hashed.as_str().to_string())
 }
 
@@ -88,6 +120,7 @@ pub(super) fn root_password(value: &Value) -> Result<Action, Failure> {
 fn set(user: String, password: Password) -> Result<Action, Failure> {
     act(move |c| {
         c.say(&format!("Setting password: {user}"));
+        let crypto = c.crypto.map_or_else(|| Crypto::of_guest(c), Ok)?;
         let shadow = c.read(b"/etc/shadow")?;
         let shadow = String::from_utf8(shadow).map_err(|_| Failure::new("/etc/shadow: is not text"))?;
         let mut found = false;
@@ -96,7 +129,7 @@ fn set(user: String, password: Password) -> Result<Action, Failure> {
         for line in shadow.lines() {
             let mut fields: Vec<String> = line.split(':').map(str::to_string).collect();
             if fields.first() == Some(&user) && fields.len() > 2 {
-                fields[1] = password.field(&user, &fields[1])?;
+                fields[1] = password.field(&user, &fields[1], crypto)?;
                 fields[2] = today.to_string();
                 found = true;
             }
@@ -164,10 +197,23 @@ fn own_keys() -> Result<String, Failure> {
 mod tests {
     use std::process::Command;
 
+    use super::Crypto;
+
+    /// The C library that guests check passwords with.
+    #[test]
+    fn every_hash_is_what_crypt_makes_of_it() {
+        for crypto in [Crypto::Sha256, Crypto::Sha512, Crypto::Yescrypt] {
+            let ours = super::hash("correct horse", crypto).unwrap();
+            let theirs =
+                Command::new("perl").args(["-e", "print crypt($ARGV[0], $ARGV[1])", "correct horse", &ours]).output().expect("perl");
+            assert_eq!(String::from_utf8(theirs.stdout).unwrap(), ours);
+        }
+    }
+
     /// OpenSSL hashes the same password with the same salt to the same text.
     #[test]
     fn hashes_are_those_of_others() {
-        let ours = super::hash("correct horse").unwrap();
+        let ours = super::hash("correct horse", Crypto::Sha512).unwrap();
         let salt = ours.split('$').nth_back(1).unwrap();
         let theirs = Command::new("openssl").args(["passwd", "-6", "-salt", salt, "correct horse"]).output().expect("openssl");
         assert_eq!(String::from_utf8(theirs.stdout).unwrap().trim(), ours.replace("rounds=5000$", ""));

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use guestfs::engine::{Command, RELAY_PORT, Session};
-use guestfs::{Attributes, Error, Ext, FileType};
+use guestfs::{Attributes, Error, Ext, FileType, Volumes};
 
 use super::super::show::join;
+use super::accounts::Crypto;
 use super::glob;
 use super::proxy::Proxy;
 use crate::common::Failure;
+use crate::virt::launched::checked;
 
 /// Configuration files are no larger.
 const LIMIT: u64 = 64 << 20;
@@ -17,6 +19,10 @@ const LIMIT: u64 = 64 << 20;
 /// The guest that is being changed.
 pub(in super::super) struct Context<'s> {
     pub session: &'s mut dyn Session,
+    /// Its disks and volumes, as they were found.
+    pub volumes: &'s Volumes,
+    /// How passwords are hashed, if the user says so.
+    pub crypto: Option<Crypto>,
     pub quiet: bool,
     pub verbose: bool,
     pub began: Instant,
@@ -140,6 +146,13 @@ impl Context<'_> {
             eprint!("{text}");
         }
         Ok(())
+    }
+
+    /// Runs a program of this machine's in the appliance.
+    pub fn tool<W: AsRef<[u8]>>(&mut self, words: &[W]) -> Result<(), Failure> {
+        let name = words.first().map(|w| guestfs::show(w.as_ref())).unwrap_or_default();
+        let output = self.session.run_tool(&Command::new(words))?;
+        checked(&name, output).map(drop)
     }
 
     /// The first of these programs that the guest has.

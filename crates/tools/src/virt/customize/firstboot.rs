@@ -76,7 +76,7 @@ pub(super) fn command(value: &Value) -> Result<Action, Failure> {
     })
 }
 
-fn install(c: &mut Context<'_>, name: &[u8], content: &[u8]) -> Result<(), Failure> {
+pub(super) fn install(c: &mut Context<'_>, name: &[u8], content: &[u8]) -> Result<(), Failure> {
     c.make_directories(FOLDER.as_bytes(), Attributes::root(0o755))?;
     c.write_as(RUNNER.as_bytes(), RUN.as_bytes(), Attributes::root(0o755))?;
     if c.session.is_dir(b"/etc/systemd/system") {

@@ -8,10 +8,12 @@ use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
+use self::accounts::Crypto;
 pub(super) use self::context::Context;
 use self::mirrors::Server;
 use self::proxy::Proxy;
 use self::table::OPERATIONS;
+use self::upstream::Upstreams;
 use super::Entry;
 use super::options::GuestArgs;
 use crate::common::Failure;
@@ -20,12 +22,13 @@ mod accounts;
 mod context;
 mod files;
 mod firstboot;
-mod glob;
+pub(super) mod glob;
 mod mirrors;
 mod packages;
 mod proxy;
 mod system;
 mod table;
+mod upstream;
 
 /// This command's line in the table.
 pub(super) const ENTRY: Entry = Entry { name: "customize", arguments, run };
@@ -36,7 +39,7 @@ pub(super) struct Common {
     #[command(flatten)]
     pub guest: GuestArgs,
     /// Do all of it, and forget it instead of changing the disks
-    #[arg(short = 'n', long)]
+    #[arg(short = 'n', long, alias = "dryrun")]
     pub dry_run: bool,
     /// Say nothing but errors
     #[arg(short, long)]
@@ -50,6 +53,26 @@ pub(super) struct Common {
     /// Let them reach this server too, https if no port is given (may be repeated)
     #[arg(long, value_name = "HOST[:PORT]", requires = "network", value_parser = mirror)]
     pub mirror: Vec<Server>,
+    /// How passwords are hashed: sha256, sha512 or yescrypt; without it as the guest does, or sha512
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub password_crypto: Option<Crypto>,
+    #[command(flatten)]
+    ignored: Ignored,
+}
+
+/// Flags of libguestfs's that scripts give, and that are about its own machine.
+#[derive(Args)]
+struct Ignored {
+    #[arg(long, hide = true, value_name = "MB")]
+    memsize: Option<u32>,
+    #[arg(long, hide = true, value_name = "N")]
+    smp: Option<u32>,
+    #[arg(long, hide = true)]
+    no_selinux_relabel: bool,
+    #[arg(long, hide = true, aliases = ["color", "colour", "colours"])]
+    colors: bool,
+    #[arg(long, hide = true)]
+    wrap: bool,
 }
 
 fn mirror(text: &str) -> Result<Server, String> {
@@ -66,7 +89,7 @@ impl Common {
         for server in mirrors.iter().chain(&self.mirror) {
             c.say(&format!("Commands may reach {server}"));
         }
-        Ok(Some(Arc::new(Proxy::new(mirrors, self.mirror.iter().cloned().collect()))))
+        Ok(Some(Arc::new(Proxy::new(mirrors, self.mirror.iter().cloned().collect(), Upstreams::of_host()))))
     }
 }
 
@@ -187,8 +210,17 @@ pub(super) fn perform(common: &Common, actions: &[Action]) -> Result<(), Failure
         println!("[{:6.1}] Examining the guest ...", 0.0);
     }
     let mut guest = common.guest.open_writable()?;
+    let volumes = guest.volumes.clone();
     let session = guest.session().ok_or_else(|| Failure::new("a guest is changed in the appliance only"))?;
-    let mut context = Context { session, quiet: common.quiet, verbose: common.guest.talks(), began, proxy: None };
+    let mut context = Context {
+        session,
+        volumes: &volumes,
+        crypto: common.password_crypto,
+        quiet: common.quiet,
+        verbose: common.guest.talks(),
+        began,
+        proxy: None,
+    };
     context.proxy = common.proxy(&context)?;
     for action in actions {
         action(&mut context)?;
@@ -202,7 +234,9 @@ pub(super) fn perform(common: &Common, actions: &[Action]) -> Result<(), Failure
 }
 
 fn arguments(command: Command) -> Command {
-    let command = Common::augment_args(command).about("Change a guest that is not running, by any number of operations").after_help(
+    // As in libguestfs, -m is the appliance's memory here.
+    let command = Common::augment_args(command).mut_arg("mount", |mount| mount.short(None)).mut_arg("memsize", |memory| memory.short('m'));
+    let command = command.about("Change a guest that is not running, by any number of operations").after_help(
         "Examples:\n  virt-customize -a disk.qcow2 --hostname web1 --root-password random --ssh-inject root\n  \
          virt-customize -a disk.qcow2 --install ./tool_1.0_amd64.deb --firstboot-command 'tool --setup'\n  \
          virt-customize -a disk.qcow2 --network --install nginx,curl\n\n\

@@ -204,3 +204,22 @@ fn run(c: &mut Context<'_>, argv: Vec<Vec<u8>>, manager: &Manager) -> Result<(),
     command.env.push((b"DEBIAN_FRONTEND".to_vec(), b"noninteractive".to_vec()));
     c.run(&command, manager.program)
 }
+
+/// `PKG,...`, fetched by the guest itself when it has a network.
+pub(super) fn at_first_boot(value: &Value) -> Result<Action, Failure> {
+    let names: Vec<String> = String::from_utf8_lossy(value.bytes()).split(',').map(str::to_string).collect();
+    // Each is a word of a shell's line.
+    let is_name = |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._:=~@".contains(&b));
+    if names.iter().any(|name| !is_name(name) || name.starts_with('-')) {
+        return Err(value.wrong("it is names of packages with commas between them"));
+    }
+    act(move |c| {
+        c.say(&format!("Installing firstboot packages: {}", names.join(" ")));
+        let manager = MANAGERS.iter().find(|m| c.program(&[m.program]).is_some());
+        let manager = manager.ok_or_else(|| Failure::new("the guest has no package manager that is known here"))?;
+        let refresh = if manager.refresh.is_empty() { String::new() } else { manager.refresh.join(" ") + "\n" };
+        let script =
+            format!("#!/bin/sh\nexport DEBIAN_FRONTEND=noninteractive\n{refresh}{} {}\n", manager.fetch.join(" "), names.join(" "));
+        super::firstboot::install(c, b"packages", script.as_bytes())
+    })
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 use guestfs::engine::Relay;
 
 use super::mirrors::Server;
+use super::upstream::Upstreams;
 
 /// Largest head of a request.
 const HEAD: usize = 64 << 10;
@@ -24,12 +25,14 @@ pub(in super::super) struct Proxy {
     mirrors: BTreeSet<Server>,
     /// Those that the user named.
     named: BTreeSet<Server>,
+    /// How this host itself reaches servers.
+    upstreams: Upstreams,
     refused: Mutex<BTreeSet<String>>,
 }
 
 impl Proxy {
-    pub fn new(mirrors: BTreeSet<Server>, named: BTreeSet<Server>) -> Self {
-        Proxy { mirrors, named, refused: Mutex::default() }
+    pub fn new(mirrors: BTreeSet<Server>, named: BTreeSet<Server>, upstreams: Upstreams) -> Self {
+        Proxy { mirrors, named, upstreams, refused: Mutex::default() }
     }
 
     /// What was asked for and not let through, for the user.
@@ -60,7 +63,10 @@ impl Proxy {
         match method {
             "CONNECT" => {
                 let server = Server::parse(target, 443).ok_or_else(|| Answer::bad("no server is named"))?;
-                let upstream = self.connect(&server)?;
+                let mut upstream = self.connect(&server, true)?;
+                if let Some(proxy) = self.upstreams.towards(&server, true) {
+                    proxy.open_tunnel(&mut upstream, &server).map_err(broken)?;
+                }
                 client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").map_err(broken)?;
                 // What ends one direction ends the connection, but never before it was carried.
                 let _ = both_ways(client, &upstream);
@@ -68,8 +74,13 @@ impl Proxy {
             "GET" | "HEAD" => {
                 let server = Server::of_uri(target).filter(|_| target.starts_with("http://"));
                 let server = server.ok_or_else(|| Answer::bad("a proxy is asked for whole http URIs"))?;
-                let mut upstream = self.connect(&server)?;
-                upstream.write_all(&for_mirror(method, target, request.headers)).map_err(broken)?;
+                let mut upstream = self.connect(&server, false)?;
+                // A proxy is told the whole of it.
+                let first = match self.upstreams.towards(&server, false) {
+                    Some(proxy) => format!("{method} {target} HTTP/1.1\r\n{}", proxy.authorization),
+                    None => format!("{method} /{} HTTP/1.1\r\n", target.splitn(4, '/').nth(3).unwrap_or_default()),
+                };
+                upstream.write_all(&for_mirror(first, request.headers)).map_err(broken)?;
                 let _ = carry(&mut upstream, client);
             }
             _ => return Err(Answer { status: "405 Method Not Allowed", what: format!("{method}: packages are fetched, nothing else") }),
@@ -77,17 +88,22 @@ impl Proxy {
         Ok(())
     }
 
-    fn connect(&self, server: &Server) -> Result<TcpStream, Answer> {
+    /// A connection to a server, or to this host's proxy on the way to it.
+    fn connect(&self, server: &Server, tunnel: bool) -> Result<TcpStream, Answer> {
         let shown = server.to_string();
         let is_named = self.named.contains(server);
         if !is_named && !self.mirrors.contains(server) {
             return Err(self.refuse(&shown, "none of the guest's mirrors"));
         }
         let failed = |e: io::Error| Answer { status: "502 Bad Gateway", what: format!("{shown}: {e}") };
+        let proxy = self.upstreams.towards(server, tunnel).map(|proxy| &proxy.server);
+        // What a proxy makes of a name is the proxy's affair, but not of an address.
+        let is_here = server.host.trim_matches(['[', ']']).parse().is_ok_and(is_this_host) || server.host.eq_ignore_ascii_case("localhost");
         let mut last = None;
-        for address in (server.host.as_str(), server.port).to_socket_addrs().map_err(failed)? {
+        let next = proxy.unwrap_or(server);
+        for address in (next.host.as_str(), next.port).to_socket_addrs().map_err(failed)? {
             // A guest's settings are the guest's: they must not lead to services of this host.
-            if !is_named && is_this_host(address.ip()) {
+            if !is_named && (is_here || proxy.is_none() && is_this_host(address.ip())) {
                 return Err(self.refuse(&shown, "it is an address of this host; name it with --mirror if it is meant"));
             }
             match TcpStream::connect_timeout(&address, CONNECTING) {
@@ -155,9 +171,8 @@ fn head(client: &mut UnixStream) -> Result<Vec<u8>, Answer> {
 }
 
 /// The request as a mirror wants it, for an answer that ends with the connection.
-fn for_mirror(method: &str, target: &str, headers: &[httparse::Header<'_>]) -> Vec<u8> {
-    let path = target.splitn(4, '/').nth(3).unwrap_or_default();
-    let mut request = format!("{method} /{path} HTTP/1.1\r\n").into_bytes();
+fn for_mirror(first: String, headers: &[httparse::Header<'_>]) -> Vec<u8> {
+    let mut request = first.into_bytes();
     let ours =
         ["connection", "proxy-connection", "proxy-authorization", "keep-alive", "te", "upgrade", "content-length", "transfer-encoding"];
     for header in headers.iter().filter(|h| ours.iter().all(|name| !h.name.eq_ignore_ascii_case(name))) {
@@ -210,7 +225,7 @@ mod tests {
         let (mut client, ours) = UnixStream::pair().unwrap();
         let serving = std::thread::spawn(move || proxy.serve(ours));
         let asked = mirror.map(|(listener, answer)| {
-            let speaks_first = request.starts_with("CONNECT");
+            let speaks_first = !answer.starts_with(b"HTTP");
             std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut asked = vec![0; 4096];
@@ -238,7 +253,7 @@ mod tests {
         let request = format!(
             "GET http://{server}/debian/a?b HTTP/1.1\r\nHost: {server}\r\nProxy-Connection: keep-alive\r\nRange: bytes=5-\r\n\r\nGET next"
         );
-        let proxy = Proxy::new(BTreeSet::new(), [server.clone()].into());
+        let proxy = Proxy::new(BTreeSet::new(), [server.clone()].into(), Upstreams::default());
         let (answer, asked) = ask(&request, proxy, Some((listener, b"HTTP/1.1 200 OK\r\n\r\nthe package")));
         assert_eq!(answer, "HTTP/1.1 200 OK\r\n\r\nthe package");
         assert_eq!(asked, format!("GET /debian/a?b HTTP/1.1\r\nHost: {server}\r\nRange: bytes=5-\r\nConnection: close\r\n\r\n"));
@@ -247,9 +262,35 @@ mod tests {
     #[test]
     fn a_tunnel_to_a_mirror() {
         let (listener, server) = mirror();
-        let proxy = Proxy::new(BTreeSet::new(), [server.clone()].into());
+        let proxy = Proxy::new(BTreeSet::new(), [server.clone()].into(), Upstreams::default());
         let (answer, _) = ask(&format!("CONNECT {server} HTTP/1.1\r\n\r\n"), proxy, Some((listener, b"hello")));
         assert_eq!(answer, "HTTP/1.1 200 Connection established\r\n\r\nhello");
+    }
+
+    /// The proxy of this host that listens there.
+    fn upstream(server: &Server) -> Upstreams {
+        Upstreams::named(|name| if name == "no_proxy" { String::new() } else { format!("http://u:p@{server}") })
+    }
+
+    #[test]
+    fn the_hosts_own_proxy_is_asked_for_mirrors_and_for_no_other() {
+        let deb = || BTreeSet::from([Server { host: "deb.example".into(), port: 80 }]);
+        let (listener, server) = mirror();
+        let proxy = Proxy::new(deb(), BTreeSet::new(), upstream(&server));
+        let request = "GET http://deb.example/a HTTP/1.1\r\nHost: deb.example\r\n\r\n";
+        let (answer, asked) = ask(request, proxy, Some((listener, b"HTTP/1.1 200 OK\r\n\r\nx")));
+        assert_eq!(answer, "HTTP/1.1 200 OK\r\n\r\nx");
+        let words = "Proxy-Authorization: Basic dTpw\r\nHost: deb.example\r\nConnection: close\r\n\r\n";
+        assert_eq!(asked, format!("GET http://deb.example/a HTTP/1.1\r\n{words}"));
+
+        let (listener, server) = mirror();
+        let proxy = Proxy::new(deb(), BTreeSet::new(), upstream(&server));
+        let answer = ask("CONNECT deb.example:80 HTTP/1.1\r\n\r\n", proxy, Some((listener, b"HTTP/1.1 200 OK\r\n\r\nhello"))).0;
+        assert_eq!(answer, "HTTP/1.1 200 Connection established\r\n\r\nhello");
+
+        let (_listener, server) = mirror();
+        let proxy = Proxy::new(deb(), BTreeSet::new(), upstream(&server));
+        assert!(ask("GET http://other.example/a HTTP/1.1\r\n\r\n", proxy, None).0.starts_with("HTTP/1.1 403"));
     }
 
     #[test]
@@ -268,7 +309,7 @@ mod tests {
             (format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(200)), "400"),
             ("rubbish\r\n\r\n".into(), "400"),
         ] {
-            let proxy = Arc::new(Proxy::new(of_guest(), BTreeSet::new()));
+            let proxy = Arc::new(Proxy::new(of_guest(), BTreeSet::new(), Upstreams::default()));
             let (mut client, ours) = UnixStream::pair().unwrap();
             client.write_all(request.as_bytes()).unwrap();
             client.shutdown(Shutdown::Write).unwrap();

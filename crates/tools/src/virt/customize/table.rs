@@ -28,6 +28,7 @@ pub(in super::super) const OPERATIONS: &[Operation] = &[
     op("edit", "FILE:EXPR", "Change every line of a file by an expression, as virt-edit -e does", files::edit),
     op("firstboot", "SCRIPT", "Run a script of this machine when the guest starts for the first time", firstboot::script),
     op("firstboot-command", "COMMAND", "Run a command line when the guest starts for the first time", firstboot::command),
+    op("firstboot-install", "PKG,...", "Install packages by name when the guest starts for the first time", packages::at_first_boot),
     op("hostname", "HOSTNAME", "Set the guest's name", system::hostname),
     op(
         "install",

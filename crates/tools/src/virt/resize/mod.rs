@@ -57,7 +57,7 @@ struct Resize {
     #[arg(long, value_name = "PART")]
     ignore: Vec<String>,
     /// At last, make a logical volume fill its group, and its filesystem fill it (may be repeated)
-    #[arg(long = "LV-expand", visible_alias = "lv-expand", visible_alias = "lvexpand", value_name = "LOGVOL")]
+    #[arg(long = "LV-expand", visible_alias = "lv-expand", visible_alias = "lvexpand", alias = "LVexpand", value_name = "LOGVOL")]
     lv_expand: Vec<String>,
     /// Size of the output: 20G, or +5G more than the input's. Needed where OUTDISK is not there yet
     #[arg(long, value_name = "SIZE")]

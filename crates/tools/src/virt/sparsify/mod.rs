@@ -45,7 +45,7 @@ const NO_DISCARD: u8 = 3;
 )]
 struct Sparsify {
     /// Change the image itself
-    #[arg(long, conflicts_with_all = ["convert", "compress", "options"])]
+    #[arg(long, alias = "inplace", conflicts_with_all = ["convert", "compress", "options"])]
     in_place: bool,
     /// Format of the output; that of the input without it
     #[arg(long, value_name = "FMT")]
@@ -71,6 +71,12 @@ struct Sparsify {
     /// Let the input name files below this folder (may be repeated)
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
+    /// For scripts: temporary files are nameless ones in $TMPDIR
+    #[arg(long, hide = true, value_name = "PLACE")]
+    tmp: Option<String>,
+    /// For scripts: room is looked for when it is known how much is needed
+    #[arg(long, hide = true, value_name = "ACTION")]
+    check_tmpdir: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
     /// The disk that is read, or changed with --in-place
