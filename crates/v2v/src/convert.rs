@@ -25,7 +25,7 @@ use crate::staged::Staged;
 use crate::step::{self, Context};
 use crate::stream::Spool;
 use crate::target::Target;
-use crate::{Error, Result, finish, health, input, macs, room, stack, steps, stream};
+use crate::{Error, Result, finish, health, input, macs, phases, room, stack, steps, stream};
 
 /// Files of the Xen host and packages are no larger.
 const HOST_FILE_LIMIT: u64 = 1 << 30;
@@ -60,14 +60,19 @@ pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
 /// result how it came about. Its error stops the conversion.
 pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report) -> Result<()>) -> Result<Report> {
     let mut clock = Clock::new(host.events);
-    let (mut source, stream) = read(request, host, &mut clock)?;
+    let mut copied = phases::Copy::wanted(request, host)?;
+    let (mut source, stream) = match &mut copied {
+        Some(copy) => (complete(request, copy.update(request, host, &mut clock, false)?)?, None),
+        None => read(request, host, &mut clock)?,
+    };
     let name = finish::name(request, &source)?;
     let folder = Folder::begin(&request.out, &name)?;
     let may_replace = request.force || request.discard;
     if !may_replace {
         folder.check_free(&[finish::mark(request, &name)])?;
     }
-    let mut spool = None;
+    // A rehearsal leaves the copy as it is.
+    let mut spool = copied.as_ref().map(|copy| copy.attach(&mut source, host, !request.discard)).transpose()?;
     if let Some(stream) = stream {
         let place = stream::Place::Folder(folder.work());
         let received = clock.stage("Reading the stream", || stream::receive(stream, &source, &place, host))?;
@@ -75,7 +80,9 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
         spool = Some(received);
     }
     if request.copy_only {
-        return Copy::new(&source)?.write(request, host, clock, &source, spool.as_ref(), folder, &name, ready);
+        let report = Copy::new(&source)?.write(request, host, clock, &source, spool.as_ref(), folder, &name, ready)?;
+        phases::done(copied, request, host);
+        return Ok(report);
     }
     let guest = clock.stage("Inspecting the guest", || open(request, request.root.as_deref(), &source, host))?;
     let donor = donor(request, host, &mut clock)?;
@@ -120,12 +127,19 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     let policy = source.policy.clone();
     let report = Report { name, policy, plan, ran: ran.iter().map(Ran::from).collect(), boot_check, timings: clock.timings() };
     finish::hand_over(request, folder, &files, &report, ready)?;
+    phases::done(copied, request, host);
     Ok(report)
 }
 
 /// The source, complete: every NIC has a MAC address.
 fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(Source, Option<Box<dyn input::DiskStream>>)> {
-    let input_request = input::Request {
+    let opened = clock.stage("Reading the source", || input::read(&request.input, &input_request(request, host)))?;
+    Ok((complete(request, opened.source)?, opened.stream))
+}
+
+/// What is asked of the input.
+pub(crate) fn input_request<'a>(request: &'a Request, host: &Host<'a>) -> input::Request<'a> {
+    input::Request {
         guest: &request.guest,
         formats: host.formats,
         allow: &request.allow,
@@ -134,15 +148,17 @@ fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(So
         kernel: request.kernel.as_deref(),
         ramdisk: request.ramdisk.as_deref(),
         remote: &request.remote,
-    };
-    let opened = clock.stage("Reading the source", || input::read(&request.input, &input_request))?;
-    let mut source = opened.source;
+        in_use: request.in_use,
+    }
+}
+
+fn complete(request: &Request, mut source: Source) -> Result<Source> {
     macs::assign(&mut source, &request.macs)?;
     if request.appliance && !xva::has_one_network(&Machine::nics(&source, &request.plugs)) {
         let several = "the NICs are on several networks, and the appliance names only the first: choose the others after the import";
         source.warnings.push(several.into());
     }
-    Ok((source, opened.stream))
+    Ok(source)
 }
 
 /// The guest whose kernel is to be taken, under the name that the user gave.
@@ -158,6 +174,8 @@ fn donor(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<Op
         kernel: None,
         ramdisk: None,
         remote: &request.remote,
+        // Its kernel does not change under us.
+        in_use: true,
     };
     let guest = clock.stage("Inspecting the kernel's guest", || {
         let opened = input::read("auto", &donor)?;
@@ -397,7 +415,7 @@ pub(crate) fn copy_disks(
     files: &[String],
 ) -> Result<Vec<Arc<dyn ImageMut>>> {
     // The largest disk is made of the spool itself, after all others were copied from there.
-    let spool = spool.filter(|_| request.format == DiskFormat::Qcow2 && !request.preallocated);
+    let spool = spool.filter(|s| s.may_take && request.format == DiskFormat::Qcow2 && !request.preallocated);
     // One whose partitions move is copied, for they may begin anywhere.
     let whole = (0..layout.disks.len()).filter(|i| layout.disks[*i].moved.is_none());
     let moved = whole.max_by_key(|i| layout.disks[*i].size).filter(|_| spool.is_some());

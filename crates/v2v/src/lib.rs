@@ -25,6 +25,7 @@ pub mod layout;
 pub mod macs;
 pub mod options;
 pub mod output;
+pub mod phases;
 pub mod plan;
 pub mod report;
 pub mod resize;

@@ -11,6 +11,7 @@ use crate::input::DiskFile;
 use crate::input::remote::Remote;
 use crate::macs::MacRule;
 use crate::output::{DiskFormat, PlugRule};
+use crate::phases::Phase;
 use crate::target::Target;
 
 /// What a user asks for.
@@ -63,6 +64,8 @@ pub struct Request {
     pub name: Option<String>,
     /// Replace a result that is there.
     pub force: bool,
+    /// Take a source that is in use.
+    pub in_use: bool,
     /// Do everything, and throw the result away: a rehearsal.
     pub discard: bool,
     /// The firmware of the result; the source's when `None`.
@@ -73,6 +76,8 @@ pub struct Request {
     pub macs: Vec<MacRule>,
     /// Where NICs are plugged in.
     pub plugs: Vec<PlugRule>,
+    /// What is done of a conversion in two phases; all at once when `None`.
+    pub phase: Option<Phase>,
     /// Start the result and wait so long for a login prompt.
     pub check_boot: Option<Duration>,
 }

@@ -1,12 +1,12 @@
 //! Disks that can be read only once: spooled in one pass, each as it comes, and used from there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use imgcore::formats::{CreateOptions, OpenContext};
 use imgcore::qcow2::{Move, Qcow2};
 use imgcore::storage::FileStorage;
-use imgcore::{Image, ImageMut, NoGate, OpenOptions, Slice};
+use imgcore::{Image, ImageMut, NoGate, OpenOptions, Slice, copy};
 
 use crate::disk_build;
 use crate::input::DiskStream;
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 const ALIGNMENT: u64 = 512 << 20;
 
 /// The spool's name in its folder.
-const FILE: &str = "stream.qcow2";
+pub(crate) const FILE: &str = "stream.qcow2";
 
 /// Where to spool.
 pub enum Place<'a> {
@@ -34,18 +34,49 @@ pub struct Spool {
     image: Arc<dyn ImageMut>,
     /// First byte of each disk.
     starts: Vec<u64>,
+    /// The file, where it has a name.
+    file: Option<PathBuf>,
+    /// A disk may be made of the file itself.
+    pub may_take: bool,
+}
+
+/// First byte of each disk of these sizes, and the end of the last.
+fn places(sizes: &[u64], name: &str) -> Result<(Vec<u64>, u64)> {
+    let mut starts = Vec::new();
+    let mut end: u64 = 0;
+    for size in sizes {
+        starts.push(end);
+        end =
+            size.checked_next_multiple_of(ALIGNMENT).and_then(|len| end.checked_add(len)).filter(|e| *e < 1 << 60).ok_or_else(|| {
+                Error::Invalid(format!("{name}: disk {} says that it has {size} bytes, which is too large", starts.len()))
+            })?;
+    }
+    Ok((starts, end.max(ALIGNMENT)))
 }
 
 /// Receives all disks.
 pub fn receive(stream: Box<dyn DiskStream>, source: &Source, place: &Place<'_>, host: &Host<'_>) -> Result<Spool> {
-    let mut starts = Vec::new();
-    let mut end: u64 = 0;
-    for disk in &source.disks {
-        starts.push(end);
-        end = disk.size.checked_next_multiple_of(ALIGNMENT).and_then(|len| end.checked_add(len)).filter(|e| *e < 1 << 60).ok_or_else(
-            || Error::Invalid(format!("{}: disk {} says that it has {} bytes, which is too large", source.name, disk.target, disk.size)),
-        )?;
+    let spool = create(source, place, host)?;
+    stream.receive(&spool.disks(source)?, host.progress)?;
+    spool.flush()?;
+    Ok(spool)
+}
+
+/// Copies disks that can be read at any time, as [`receive`] does those of a stream.
+pub fn copy(source: &Source, folder: &Path, host: &Host<'_>) -> Result<()> {
+    let spool = create(source, &Place::Folder(folder), host)?;
+    host.progress.total(source.disks.iter().map(|d| d.size).fold(0, u64::saturating_add));
+    for (disk, target) in source.disks.iter().zip(spool.disks(source)?) {
+        let image = disk.image.as_ref().ok_or_else(|| Error::Invalid(format!("disk {} ({}) cannot be read", disk.target, disk.origin)))?;
+        let options = copy::Options { target_is_zero: true, ..copy::Options::default() };
+        copy::copy(image.as_ref(), target.as_ref(), &options, &copy::Part(host.progress))?;
     }
+    spool.flush()
+}
+
+fn create(source: &Source, place: &Place<'_>, host: &Host<'_>) -> Result<Spool> {
+    let sizes: Vec<_> = source.disks.iter().map(|d| d.size).collect();
+    let (starts, end) = places(&sizes, &source.name)?;
     let storage = match place {
         Place::Folder(folder) => FileStorage::create(folder.join(FILE))?,
         Place::Nameless(folder) => {
@@ -54,31 +85,65 @@ pub fn receive(stream: Box<dyn DiskStream>, source: &Source, place: &Place<'_>, 
             FileStorage::from_file(file, name)?
         }
     };
-    let image = host.formats.driver("qcow2")?.create(Arc::new(storage), end.max(ALIGNMENT), &CreateOptions::new())?;
-    let spool = Spool { image, starts };
-    let targets: Vec<Arc<dyn ImageMut>> =
-        (0..source.disks.len()).map(|disk| spool.disk(source, disk).map(|s| Arc::new(s) as _)).collect::<Result<_>>()?;
-    stream.receive(&targets, host.progress)?;
-    spool.image.flush()?;
-    Ok(spool)
+    let image = host.formats.driver("qcow2")?.create(Arc::new(storage), end, &CreateOptions::new())?;
+    let file = match place {
+        Place::Folder(folder) => Some(folder.join(FILE)),
+        Place::Nameless(_) => None,
+    };
+    Ok(Spool { image, starts, file, may_take: true })
 }
 
 impl Spool {
-    fn disk(&self, source: &Source, disk: usize) -> Result<Slice<dyn ImageMut>> {
-        let (start, disk) = self.starts.get(disk).zip(source.disks.get(disk)).ok_or_else(|| Error::Invalid(format!("no disk {disk}")))?;
-        Ok(Slice::new(self.image.clone(), *start, disk.size)?)
+    /// One that was made earlier, for disks of these sizes.
+    pub fn open(folder: &Path, sizes: &[u64], host: &Host<'_>) -> Result<Self> {
+        let file = folder.join(FILE);
+        let (starts, end) = places(sizes, &folder.display().to_string())?;
+        let image = open(&file, host)?;
+        if image.size() != end {
+            return Err(Error::Invalid(format!("{}: has {} bytes, and its disks need {end}: it is damaged", file.display(), image.size())));
+        }
+        Ok(Spool { image: Arc::new(image), starts, file: Some(file), may_take: true })
+    }
+
+    /// One of its disks.
+    pub fn disk(&self, disk: usize, size: u64) -> Result<Slice<dyn ImageMut>> {
+        let start = self.starts.get(disk).ok_or_else(|| Error::Invalid(format!("no disk {disk}")))?;
+        Ok(Slice::new(self.image.clone(), *start, size)?)
+    }
+
+    fn disks(&self, source: &Source) -> Result<Vec<Arc<dyn ImageMut>>> {
+        source.disks.iter().enumerate().map(|(index, disk)| self.disk(index, disk.size).map(|s| Arc::new(s) as _)).collect()
+    }
+
+    /// Returns when all that was written is on stable storage.
+    pub fn flush(&self) -> Result<()> {
+        Ok(self.image.flush()?)
+    }
+
+    /// Gives the file another name; the spool keeps its own where the filesystem can share what two files hold.
+    fn hand_over(&self, path: &Path) -> std::io::Result<()> {
+        let file = self.file.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
+        let shared = || -> std::io::Result<()> {
+            let (from, to) = (std::fs::File::open(file)?, std::fs::File::create(path)?);
+            Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
+        };
+        if shared().is_ok() { Ok(()) } else { std::fs::rename(file, path) }
     }
 
     /// Gives the source's disks their content.
     pub fn attach(&self, source: &mut Source) -> Result<()> {
-        for index in 0..source.disks.len() {
-            let image: Arc<dyn Image> = Arc::new(self.disk(source, index)?);
-            if let Some(disk) = source.disks.get_mut(index) {
-                disk.image = Some(image);
-            }
+        for (index, disk) in source.disks.iter_mut().enumerate() {
+            let image: Arc<dyn Image> = Arc::new(self.disk(index, disk.size)?);
+            disk.image = Some(image);
         }
         Ok(())
     }
+}
+
+fn open(file: &Path, host: &Host<'_>) -> Result<Qcow2> {
+    let options = OpenOptions::new(&NoGate);
+    let storage = Arc::new(FileStorage::open_writable(file)?);
+    Ok(Qcow2::open_mut(storage, &OpenContext::new(host.formats, &options, false))?)
 }
 
 /// Makes one target disk, `file`, of the spool in `folder` by moving its clusters: nothing is copied. The source's disks can't be
@@ -91,10 +156,8 @@ pub fn become_disk(spool: &Spool, disk: &TargetDisk, folder: &Path, file: &str, 
     });
     let moves = moves.collect::<Result<Vec<_>>>()?;
     let path = folder.join(file);
-    std::fs::rename(folder.join(FILE), &path).map_err(|source| Error::Io { file: path.display().to_string(), action: "rename", source })?;
-    let options = OpenOptions::new(&NoGate);
-    let storage = Arc::new(FileStorage::open_writable(&path)?);
-    let mut image = Qcow2::open_mut(storage, &OpenContext::new(host.formats, &options, false))?;
+    spool.hand_over(&path).map_err(|source| Error::Io { file: path.display().to_string(), action: "rename", source })?;
+    let mut image = open(&path, host)?;
     image.remap(disk.size, &moves)?;
     disk_build::write_table(disk, &image)?;
     disk_build::write_swaps(disk, &image)?;

@@ -61,7 +61,7 @@ impl Footer {
     }
 
     /// What `bytes` hold: `None` when they are no footer at all.
-    fn parse(bytes: &[u8; SECTOR as usize]) -> Option<Result<Self, String>> {
+    pub fn parse(bytes: &[u8; SECTOR as usize]) -> Option<Result<Self, String>> {
         if !bytes.starts_with(COOKIE) {
             return None;
         }

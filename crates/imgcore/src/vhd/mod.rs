@@ -34,6 +34,7 @@ mod fixed;
 mod footer;
 mod geometry;
 mod header;
+pub mod incoming;
 mod parent;
 mod write;
 

@@ -13,6 +13,7 @@ use v2v::input::remote::check_url;
 use v2v::macs::MacRule;
 use v2v::options::{Firmware, Request};
 use v2v::output::{DiskFormat, Plug, PlugRule};
+use v2v::phases::Phase;
 use v2v::target::Target;
 
 use super::server::ServerArgs;
@@ -30,6 +31,8 @@ Examples:
       lists the guests of a XenServer or XCP-ng
   v2v -i xenserver xen1 web --ca xen1.pem --password-file pw -os out
       converts one of them while it is exported: no copy of the export is kept
+  v2v -i xenserver xen1 web --ca xen1.pem --password-file pw -os out --phase copy
+      copies its disks while it runs; when it is shut down, '--phase finish' copies what has changed, and converts
   v2v --plan web.cfg
       shows everything that would be changed, and changes nothing
   v2v web.cfg -os out --disk xvda2=/mnt/backup/web-root.img
@@ -105,9 +108,18 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Replace a result of that name
+    /// Replace a result of that name, and take a guest that runs here or a disk that is in use
     #[arg(long)]
     pub force: bool,
+
+    /// Only replace a result of that name
+    #[arg(long, hide = true)]
+    pub replace: bool,
+
+    /// Convert in two phases: 'copy' copies the disks while the guest runs, and again what has changed since; when it is shut down, 'finish'
+    /// copies the rest and converts. 'forget' removes the copy, and the snapshot that a XenServer keeps for it
+    #[arg(long, value_name = "PHASE", conflicts_with = "plan")]
+    pub phase: Option<PhaseArg>,
 
     /// The machine that is meant, by name or UUID, where an appliance holds several
     #[arg(long, value_name = "NAME")]
@@ -259,6 +271,14 @@ pub(crate) enum FirmwareArg {
     Uefi,
 }
 
+/// What is done of a conversion in two phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PhaseArg {
+    Copy,
+    Finish,
+    Forget,
+}
+
 /// virt-v2v's words of several letters behind one dash, which clap does not know.
 const WORDS: &[(&str, &str)] = &[("-os", "--out"), ("-of", "--format"), ("-oa", "--allocation"), ("-on", "--name"), ("-oc", "--connect")];
 
@@ -359,7 +379,13 @@ impl Args {
             format: if self.format == Format::Raw { DiskFormat::Raw } else { DiskFormat::Qcow2 },
             preallocated: self.allocation == Allocation::Preallocated,
             name: self.name.clone(),
-            force: self.force,
+            force: self.force || self.replace,
+            in_use: self.force || self.phase == Some(PhaseArg::Copy),
+            phase: self.phase.map(|phase| match phase {
+                PhaseArg::Copy => Phase::Copy,
+                PhaseArg::Finish => Phase::Finish,
+                PhaseArg::Forget => Phase::Forget,
+            }),
             discard,
             firmware: self.firmware.map(|f| if f == FirmwareArg::Uefi { Firmware::Uefi } else { Firmware::Bios }),
             copy_only: self.copy_only,

@@ -13,8 +13,9 @@ use clap::{CommandFactory, Parser};
 use guestfs_appliance::Appliance;
 use v2v::batch::files;
 use v2v::input::remote::check_url;
-use v2v::options::{Events, Host};
+use v2v::options::{Events, Host, Request};
 use v2v::output::virsh;
+use v2v::phases::{self, Phase};
 use v2v::report::Report;
 
 use crate::common::{Failure, formats, json};
@@ -82,6 +83,9 @@ fn run(args: &Args, level: Level, screen: &Screen) -> Result<ExitCode, Failure> 
             None => failure,
         }
     };
+    if let Some(phase @ (Phase::Copy | Phase::Forget)) = request.phase {
+        return first_phase(args, phase, &request, &host, level).map_err(guest);
+    }
     if args.plan {
         let plan = v2v::convert::plan(&request, &host).map_err(guest)?;
         screen.finish();
@@ -119,6 +123,29 @@ fn run(args: &Args, level: Level, screen: &Screen) -> Result<ExitCode, Failure> 
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Copies the disks of a guest that goes on running, or forgets them.
+fn first_phase(args: &Args, phase: Phase, request: &Request, host: &Host<'_>, level: Level) -> v2v::Result<ExitCode> {
+    if phase == Phase::Forget {
+        let folder = phases::forget(request, host)?;
+        if level > Level::Quiet {
+            println!("Removed {}", folder.display());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let copied = phases::copy(request, host)?;
+    copied.warnings.iter().for_each(|warning| host.events.warning(warning));
+    if args.json {
+        json::print(&copied);
+    } else if level > Level::Quiet {
+        let what = if copied.again { "what has changed since the last copy" } else { "the disks" };
+        println!(
+            "Copied {what} to {}\nNext:\n  shut the guest down, then give the same command with '--phase finish'; '--phase copy' again makes that quicker",
+            copied.folder.display()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What to do about an error, beyond what it says itself.

@@ -16,7 +16,8 @@ use crate::output::virsh;
 use crate::{Error, Result};
 
 /// Options that the batch itself gives to a conversion or takes from it: a plan's guest cannot have them.
-pub const OURS: &[&str] = &["name", "plan", "report", "json", "events", "parent", "verbose", "quiet", "list", "help", "version"];
+pub const OURS: &[&str] =
+    &["name", "plan", "report", "json", "events", "parent", "verbose", "quiet", "list", "phase", "replace", "help", "version"];
 /// What hands a result over; done here, so that it can be repeated without the conversion.
 const HANDING_OVER: &[&str] = &["output", "connect"];
 
@@ -98,7 +99,7 @@ impl Work<'_> {
             arguments.push("--output=null".into());
         }
         if replace {
-            arguments.push("--force".into());
+            arguments.push("--replace".into());
         }
         arguments.extend([format!("--name={}", guest.name).into(), "--events".into(), "--report".into()]);
         arguments.push(absolute(&open.report_file())?.into());

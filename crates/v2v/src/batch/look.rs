@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::child::{self, Program};
 use super::plan::Facts;
-use crate::input::{self, remote::Remote};
+use crate::input;
+use crate::input::remote::{Remote, is_url};
 
 /// A plan is no longer: most of it are diffs of configuration files.
 const PLAN_LIMIT: u64 = 64 << 20;
@@ -32,13 +33,16 @@ pub struct Seen {
 
 /// Looks at a guest with these options.
 pub fn look(program: &Program, source: &Path, options: &[OsString]) -> Seen {
-    let mut arguments: Vec<OsString> = ["--plan", "--json", "--quiet"].map(Into::into).into();
+    // A plan of what a server exports would take as long as converting it.
+    let is_url = is_url(source);
+    let mut arguments: Vec<OsString> = [if is_url { "--list" } else { "--plan" }, "--json", "--quiet"].map(Into::into).into();
     arguments.extend(options.iter().cloned());
     arguments.extend(["--".into(), source.into()]);
     let problem = |what: String| Seen { problem: Some(what), ..Seen::default() };
     match program.output(&arguments, PLAN_LIMIT) {
         Err(e) => problem(format!("{}: cannot run: {e}", program.path.display())),
         Ok((status, output, _)) if status.success() => match serde_json::from_slice(&output) {
+            Ok(list) if is_url => listed(&list),
             Ok(plan) => seen(&plan),
             Err(e) => problem(format!("its plan cannot be read: {e}")),
         },
@@ -60,6 +64,7 @@ pub fn look_at_packed(source: &Path, formats: &Formats) -> Seen {
         kernel: None,
         ramdisk: None,
         remote: &Remote::DEFAULT,
+        in_use: false,
     };
     match input::read("auto", &request) {
         Err(e) => Seen { problem: Some(e.to_string()), ..Seen::default() },
@@ -75,6 +80,20 @@ pub fn look_at_packed(source: &Path, formats: &Formats) -> Seen {
                 problem: None,
             }
         }
+    }
+}
+
+/// What a server says of a guest.
+fn listed(list: &Value) -> Seen {
+    let guest = &list[0];
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let size = guest["disks"].as_array().into_iter().flatten().map(|disk| number(&disk["size"])).fold(0, u64::saturating_add);
+    let (name, state) = (guest["name"].as_str().unwrap_or_default(), guest["power_state"].as_str().unwrap_or_default());
+    Seen {
+        name: Some(name.to_owned()),
+        what: format!("a guest of a XenServer, {state}, disks of {}", imgcore::size::human(size)),
+        facts: Some(Facts { data: size, size, memory: number(&guest["memory"]), stream: true }),
+        ..Seen::default()
     }
 }
 

@@ -15,6 +15,7 @@ use super::look;
 use super::plan::{Facts, Guest, Plan};
 use super::state::{State, Status};
 use crate::Result;
+use crate::input::remote::is_url;
 
 /// What does not fit now is tried again so often: others free room as well.
 const RETRY: Duration = Duration::from_millis(500);
@@ -56,7 +57,8 @@ fn needs(work: &Work<'_>, due: &[&Guest], jobs: usize, formats: &Formats) -> Vec
     let wanted: Vec<_> = unknown
         .iter()
         .map(|i| {
-            let path = work.plan.folder().join(&due[*i].source);
+            let source = &due[*i].source;
+            let path = if is_url(source) { source.clone() } else { work.plan.folder().join(source) };
             let is_packed = super::discover::is_packed(&path);
             look::Wanted { source: path, is_packed, options: due[*i].options.arguments(&[]) }
         })

@@ -76,6 +76,7 @@ mod tests {
                 kernel: None,
                 ramdisk: None,
                 remote: &Remote::DEFAULT,
+                in_use: false,
             };
             read(&request).map(|o| o.source.disks.iter().map(|d| d.target.clone()).collect::<Vec<_>>()).map_err(|e| e.to_string())
         };

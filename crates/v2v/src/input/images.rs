@@ -6,7 +6,7 @@ use std::sync::Arc;
 use imgcore::storage::FileStorage;
 use imgcore::{Image, OpenOptions, TreeGate};
 
-use super::Request;
+use super::{Request, running};
 use crate::source::SourceDisk;
 use crate::{Error, Result};
 
@@ -61,6 +61,9 @@ fn there(path: &Path) -> bool {
 
 /// Opens an image for reading. What it names in turn must lie in its own folder or below an allowed one.
 pub fn open(request: &Request<'_>, path: &Path, format: Option<&str>, warnings: &mut Vec<String>) -> Result<Arc<dyn Image>> {
+    if !request.in_use {
+        running::check_device(path)?;
+    }
     open_unchanging(request, path, format, warnings).map_err(|e| match e {
         Error::Image(e @ imgcore::Error::Locked { .. }) => {
             Error::Invalid(format!("{e}\nA running guest would change it meanwhile: shut it down first, or convert a copy of its disks"))

@@ -16,6 +16,7 @@ pub mod images;
 mod left_out;
 pub mod libvirt;
 pub mod remote;
+mod running;
 #[cfg(test)]
 mod testing;
 pub mod value;
@@ -79,6 +80,8 @@ pub struct Request<'a> {
     pub ramdisk: Option<&'a Path>,
     /// How a server is reached that the guest lies on.
     pub remote: &'a remote::Remote,
+    /// Take a source that is in use.
+    pub in_use: bool,
 }
 
 /// A disk that the user names: `--disk xvda2=FILE`.

@@ -43,6 +43,7 @@ pub fn read_in(folder: &Folder, name: &str, config: &str) -> Result<Source> {
         kernel: None,
         ramdisk: None,
         remote: &super::remote::Remote::DEFAULT,
+        in_use: false,
     };
     read("auto", &request).map(|opened| opened.source)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::images::{self, Named};
 use super::value::{Config, Value};
-use super::{Input, Opened, Request, autostart, left_out, read_config, xen_disk, xen_vif, xl, xm};
+use super::{Input, Opened, Request, autostart, left_out, read_config, running, xen_disk, xen_vif, xl, xm};
 use crate::source::{Boot, Source, SourceDisk};
 use crate::{Error, Result};
 
@@ -45,6 +45,9 @@ fn source(request: &Request<'_>, config: &Config) -> Result<Source> {
             name
         }
     };
+    if !request.in_use {
+        running::check_domain(&name)?;
+    }
     let memory_mib = match config.number("memory")?.or(config.number("maxmem")?) {
         Some(memory) if (1..=(64 << 20)).contains(&memory) => memory,
         Some(memory) => {

@@ -293,7 +293,17 @@ mod tests {
         let formats = Formats::new();
         input::read(
             "auto",
-            &Request { guest: path, formats: &formats, allow: &[], machine, disks, kernel: None, ramdisk: None, remote: &Remote::DEFAULT },
+            &Request {
+                guest: path,
+                formats: &formats,
+                allow: &[],
+                machine,
+                disks,
+                kernel: None,
+                ramdisk: None,
+                remote: &Remote::DEFAULT,
+                in_use: false,
+            },
         )
     }
 

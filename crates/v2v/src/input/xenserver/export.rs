@@ -72,7 +72,9 @@ impl Remote {
 
     fn given_up(&self, error: Error, attempts: u32) -> Error {
         let often = if attempts == 1 { "once".into() } else { format!("{attempts} times") };
-        Error::Invalid(format!("{}: asked for {often}, and it never came whole: {error}", self.name))
+        let error = error.to_string();
+        let what = error.strip_prefix(&format!("{}: ", self.name)).unwrap_or(&error);
+        Error::Invalid(format!("{}: asked for {often}, and it never came whole: {what}", self.name))
     }
 }
 

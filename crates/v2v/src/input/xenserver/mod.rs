@@ -2,6 +2,7 @@
 
 mod address;
 mod client;
+mod difference;
 mod export;
 mod listing;
 mod session;
@@ -11,6 +12,7 @@ mod tls;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use difference::{Base, BaseDisk, Begun, Differences, begin, differences, forget};
 pub use listing::{Vm, VmDisk};
 
 use super::remote::{self, Packing, Remote};
@@ -79,10 +81,19 @@ impl Pool {
     }
 }
 
-/// The guests of a pool, without snapshots, templates and the hosts' own machines.
+/// The guests of a pool, without snapshots, templates and the hosts' own machines; or the one that the address names.
 pub fn list(guest: &Path, remote: &Remote) -> Result<Vec<Vm>> {
     let pool = Pool::open(guest, remote)?;
+    if pool.address.guest.is_some() {
+        return Ok(vec![pool.find(None)?.clone()]);
+    }
     Ok(listing::guests(&pool.all).cloned().collect())
+}
+
+/// The name of the guest that is meant.
+pub fn name(request: &Request<'_>) -> Result<String> {
+    let pool = Pool::open(request.guest, request.remote)?;
+    Ok(pool.find(request.machine)?.name.clone())
 }
 
 fn read(request: &Request<'_>) -> Result<Opened> {
