@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -260,4 +261,19 @@ fn damaged_images_are_edited_or_refused() {
         }
     }
     assert!(done > 0 && refused > 0, "{done} {refused}");
+}
+
+#[test]
+fn whoever_repairs_clears_what_it_does_not_know() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.qcow2");
+    ok("qemu-img", &["create", "-q", "-f", "qcow2", "x.qcow2", "1M"], dir.path());
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0x80], 88).unwrap();
+    let autoclear = || std::fs::read(&path).unwrap()[88];
+    let storage = || -> Arc<dyn Storage> { Arc::new(FileStorage::open_writable(&path).unwrap()) };
+    check(storage(), Repair::None).unwrap();
+    assert_eq!(autoclear(), 0x80, "a mere look changes nothing");
+    check(storage(), Repair::All).unwrap();
+    assert_eq!(autoclear(), 0);
 }

@@ -285,14 +285,14 @@ impl Header {
     fn check_features(&self, name: &str, features: &[(u8, u8, String)]) -> Result<()> {
         let unknown = self.incompatible & !(DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2);
         if unknown != 0 {
-            let labels: Vec<String> = (0..64u8)
-                .filter(|bit| unknown >> bit & 1 == 1)
-                .map(|bit| match features.iter().find(|f| f.0 == 0 && f.1 == bit) {
-                    Some((_, _, label)) => label.clone(),
-                    None => format!("bit {bit}"),
-                })
-                .collect();
-            return Err(Error::unsupported(name, FORMAT, format!("incompatible features: {}", labels.join(", "))));
+            // Those that the image names, in its order, then the others.
+            let named = || features.iter().filter(|(kind, bit, _)| *kind == 0 && *bit < 64 && unknown >> bit & 1 == 1);
+            let nameless = named().fold(unknown, |left, (_, bit, _)| left & !(1 << bit));
+            let mut labels: Vec<_> = named().map(|(_, _, label)| label.clone()).collect();
+            if nameless != 0 {
+                labels.push(format!("Unknown incompatible feature: {nameless:x}"));
+            }
+            return Err(Error::unsupported(name, FORMAT, format!("feature(s): {}", labels.join(", "))));
         }
         if self.has(EXTENDED_L2) && self.cluster_bits < 14 {
             return Err(Error::corrupt(name, FORMAT, 20, "extended L2 entries need clusters of 16 KiB or more"));
@@ -544,7 +544,7 @@ pub(super) mod tests {
             (56, &[0; 4], "offset 0x38: the image has no refcount table"),
             (60, &[0xff], "offset 0x3c: 4278190080 snapshots"),
             (63, &[1], "offset 0x40: the snapshot table cannot lie at 0x0"),
-            (72, &[0x80], "incompatible features: bit 63"),
+            (72, &[0x80], "feature(s): Unknown incompatible feature: 8000000000000000"),
             (79, &[8], "offset 0x68: the compression type and its feature bit disagree"),
             (96, &[0, 0, 0, 7], "offset 0x60: refcount_order is 7"),
             (100, &[0, 0, 0, 96], "offset 0x64: header_length is 96"),

@@ -66,13 +66,7 @@ impl Qcow2 {
 
     pub(super) fn into_writable(mut self) -> Result<Self> {
         let header = &mut self.header;
-        let known = DATA_FILE_RAW | if header.bitmaps.is_some() { BITMAPS } else { 0 };
-        if header.autoclear & !known != 0 {
-            // Whoever writes without knowing a feature clears its bit, so that its data is known to be stale.
-            header.autoclear &= known;
-            self.storage.write_at(&header.autoclear.to_be_bytes(), 88)?;
-            self.storage.sync()?;
-        }
+        clear_unknown(header, &*self.storage)?;
         let bits = header.cluster_bits;
         let clusters = |offset: u64, len: u64| offset >> bits..(offset + len).div_ceil(1 << bits);
         let metadata = Metadata::default();
@@ -345,4 +339,14 @@ impl ImageMut for Qcow2 {
     fn placing(&self) -> Option<&dyn Placing> {
         Some(self)
     }
+}
+/// Clears the bits of features that are not known: whoever writes without knowing a feature says so, that its data is known to be stale.
+pub(super) fn clear_unknown(header: &mut Header, storage: &dyn Storage) -> Result<()> {
+    let known = DATA_FILE_RAW | if header.bitmaps.is_some() { BITMAPS } else { 0 };
+    if header.autoclear & !known == 0 {
+        return Ok(());
+    }
+    header.autoclear &= known;
+    storage.write_at(&header.autoclear.to_be_bytes(), 88)?;
+    storage.sync()
 }

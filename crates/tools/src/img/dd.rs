@@ -82,7 +82,7 @@ fn run(args: Dd) -> Result<ExitCode, Failure> {
     // `count` counts from the beginning, as in qemu-img.
     let start = operands.skip.saturating_mul(block);
     if start > source.size() {
-        eprintln!("img: {}: cannot skip to specified offset", input.display());
+        crate::img::warn(&format!("{}: cannot skip to specified offset", input.display()));
     }
     let range = start.min(end)..end;
     let size = range.end - range.start;

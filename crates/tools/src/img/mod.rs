@@ -1,8 +1,9 @@
 //! The program `img`: qemu-img's commands with qemu-img's flags, output and exit codes.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Arg, ArgMatches, Command};
 
@@ -56,9 +57,21 @@ const COMMANDS: &[Entry] = &[
     snapshot::ENTRY,
 ];
 
+static NAME: OnceLock<&'static str> = OnceLock::new();
+
+/// What the program calls itself: under qemu-img's name it is that, for scripts that read its words.
+pub(crate) fn name() -> &'static str {
+    NAME.get().copied().unwrap_or("img")
+}
+
+/// Says something that is no failure.
+pub(crate) fn warn(what: &str) {
+    eprintln!("{}: {what}", name());
+}
+
 /// The whole command line, for parsing and for manual pages.
 pub fn command() -> Command {
-    let program = Command::new("img")
+    let program = Command::new(name())
         .version(env!("CARGO_PKG_VERSION"))
         .about("Creates, converts and examines disk images")
         .after_help(
@@ -87,6 +100,9 @@ pub fn main() -> ExitCode {
 /// Runs the program on `arguments`, of which the first is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.first().is_some_and(|called| Path::new(called).file_name().is_some_and(|n| n == "qemu-img")) {
+        let _ = NAME.set("qemu-img");
+    }
     let mut program = command();
     let matches = match program.try_get_matches_from_mut(&arguments) {
         Ok(matches) => matches,
@@ -111,7 +127,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if matches!(name, "bench" | "check" | "compare" | "info" | "map" | "measure") {
         common::end_with_reader();
     }
-    (entry.run)(matches).unwrap_or_else(|failure| failure.report("img"))
+    (entry.run)(matches).unwrap_or_else(|failure| failure.report(self::name()))
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ use super::args::{CacheMode, ImageArgs, ImageSpec, only, usage, why_not_open};
 use crate::common::progress::Bar;
 use crate::common::{self, Failure};
 
+/// What QEMU calls formats besides: the ways to a file's bytes. An image may name one as the format of the image below it.
+const PROTOCOLS: [&str; 3] = ["file", "host_device", "nbd"];
+
 /// This command's line in the table.
 pub(super) const ENTRY: Entry =
     Entry { name: "rebase", arguments: Rebase::augment_args, run: |matches| run(Rebase::from_arg_matches(matches)?) };
@@ -66,7 +69,8 @@ fn run(args: Rebase) -> Result<ExitCode, Failure> {
     CacheMode::parse(args.cache.as_deref(), "Invalid cache option")?;
     CacheMode::parse(args.backing_cache.as_deref(), "Invalid source cache option")?;
     let formats = common::formats();
-    if let Some(unknown) = args.backing_format.as_deref().filter(|format| formats.driver(format).is_err()) {
+    let is_known = |format: &&str| PROTOCOLS.contains(format) || formats.driver(format).is_ok();
+    if let Some(unknown) = args.backing_format.as_deref().filter(|format| !is_known(format)) {
         return Err(Failure::new(format!("Invalid format name: '{unknown}'")));
     }
     let spec = args.image.image(name)?;

@@ -75,7 +75,7 @@ fn run(args: Resize) -> Result<ExitCode, Failure> {
         return Err(Failure::new("Preallocation can only be used for growing images"));
     }
     if new < old && !args.shrink {
-        eprintln!("img: Use the --shrink option to perform a shrink operation.");
+        crate::img::warn("Use the --shrink option to perform a shrink operation.");
         return Err(Failure::new(
             "warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an operation, \
              make sure there is no important data there.",

@@ -10,6 +10,7 @@ use super::Qcow2;
 use super::header::{CORRUPT, DIRTY, FORMAT, Header};
 use super::l2::words;
 use super::snapshot;
+use super::write::clear_unknown;
 use crate::formats::{CheckReport, Repair};
 use crate::storage::read_padded;
 use crate::{Error, Result, Storage};
@@ -32,6 +33,7 @@ pub(super) fn check(storage: Arc<dyn Storage>, repair: Repair) -> Result<CheckRe
     if repair == Repair::None {
         return Ok(first.report);
     }
+    clear_unknown(&mut first.header, &*storage)?;
     let found = first.report.clone();
     if found.leaks + found.corruptions + found.check_errors > 0 {
         if repair == Repair::All && !first.to_zero.is_empty() {

@@ -54,9 +54,28 @@ pub(super) fn from_options(text: &str) -> Result<Described, Failure> {
     describe(parse_pairs(text).into_iter().collect())
 }
 
+/// QEMU's JSON has strings in single quotes, too, in which a double quote is a letter: this is the same in JSON's own words.
+fn double_quoted(text: &str) -> String {
+    let (mut out, mut quote, mut letters) = (String::with_capacity(text.len()), None, text.chars());
+    while let Some(letter) = letters.next() {
+        match (quote, letter) {
+            (None, '\'' | '"') => (quote, _) = (Some(letter), out.push('"')),
+            (Some(open), _) if letter == open => (quote, _) = (None, out.push('"')),
+            (Some('\''), '"') => out.push_str("\\\""),
+            (Some(_), '\\') => match letters.next() {
+                Some('\'') => out.push('\''),
+                escaped => out.extend(std::iter::once('\\').chain(escaped)),
+            },
+            _ => out.push(letter),
+        }
+    }
+    out
+}
+
 /// Reads what stands behind `json:`.
 pub(super) fn from_json(text: &str) -> Result<Described, Failure> {
-    let value: Value = serde_json::from_str(text).map_err(|e| Failure::new(format!("Could not parse the JSON options: {e}")))?;
+    let value: Value =
+        serde_json::from_str(&double_quoted(text)).map_err(|e| Failure::new(format!("Could not parse the JSON options: {e}")))?;
     let mut keys = Keys::new();
     flatten("", &value, &mut keys);
     describe(keys)
@@ -132,10 +151,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn strings_of_either_quotes_are_read() {
+        for (given, json) in [
+            (r#"{'a': "it's", "b": 'say "so"'}"#, r#"{"a": "it's", "b": "say \"so\""}"#),
+            (r#"{'a': 'it\'s\\', 'b': 'x'}"#, r#"{"a": "it's\\", "b": "x"}"#),
+            (r#"{'a"#, r#"{"a"#),
+            (r#"'\"#, r#""\"#),
+        ] {
+            assert_eq!(double_quoted(given), json);
+        }
+    }
+
+    #[test]
     fn keys_and_json_say_the_same() {
         let keys = from_options("driver=qcow2,file.driver=file,file.filename=a,,b,l2-cache-size=1M,file.locking=off").unwrap();
         let json = r#"{"driver":"qcow2","file":{"driver":"file","filename":"a,b","locking":"off"},"l2-cache-size":1048576}"#;
         assert_eq!(keys, from_json(json).unwrap());
+        assert_eq!(keys, from_json(&json.replace('"', "'")).unwrap());
         assert_eq!((keys.path.to_str().unwrap(), keys.format.as_deref(), keys.caches.l2), ("a,b", Some("qcow2"), Some(1 << 20)));
         let part = from_options("driver=raw,offset=1M,size=64k,file.driver=qcow2,file.file.filename=x").unwrap_err();
         assert!(part.message().contains("'offset'"), "a window lies on raw alone: {}", part.message());

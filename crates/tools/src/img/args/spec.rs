@@ -210,6 +210,7 @@ pub(crate) fn why_not_open(path: &Path, format: Option<&str>, formats: &Formats,
         Error::Io { file, action: "open", source, .. } => {
             format!("{}Could not open '{file}': {}", below(file), host_words(source))
         }
+        Error::Unsupported { file, format, what } => format!("{}Unsupported {format} {what}", below(file)),
         Error::Locked { file, why } => format!("{}{why}\nIs another process using the image [{file}]?", below(file)),
         _ if format.is_some_and(|format| !claims(formats, format, path)) => {
             return Failure::new(format!("Image is not in {} format", format.unwrap_or_default()));
@@ -247,6 +248,6 @@ pub(crate) fn snapshot_name(text: &str) -> Result<String, Failure> {
     let keyed = text.strip_prefix("snapshot.id=").or_else(|| text.strip_prefix("snapshot.name="));
     keyed.map(str::to_owned).ok_or_else(|| {
         let name = text.split('=').next().unwrap_or_default();
-        Failure::new(format!("Invalid parameter '{name}'\nimg: Failed in parsing snapshot param '{text}'"))
+        Failure::new(format!("Invalid parameter '{name}'\n{}: Failed in parsing snapshot param '{text}'", crate::img::name()))
     })
 }

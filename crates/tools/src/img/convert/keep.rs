@@ -16,7 +16,7 @@ use crate::img::bitmap::check_sizes;
 pub(super) fn check_bitmaps(source: &dyn Image, skip_broken: bool) -> Result<(), Failure> {
     for bitmap in source.info().bitmaps {
         if bitmap.in_use && skip_broken {
-            eprintln!("img: warning: Skipping inconsistent bitmap '{}'", bitmap.name);
+            crate::img::warn(&format!("warning: Skipping inconsistent bitmap '{}'", bitmap.name));
         } else if bitmap.in_use {
             let message = format!("Cannot copy inconsistent bitmap '{}'", bitmap.name);
             return Err(Failure::new(message + "\nTry --skip-broken-bitmaps, or use 'img bitmap --remove' to delete it"));
@@ -64,7 +64,7 @@ pub(super) fn with_snapshots(
     let mut states: Vec<(Arc<dyn Image>, Option<SnapshotInfo>)> = Vec::new();
     for snapshot in snapshots {
         if snapshot.vm_state_size > 0 {
-            eprintln!("img: warning: the machine state of snapshot '{}' is not kept", snapshot.name);
+            crate::img::warn(&format!("warning: the machine state of snapshot '{}' is not kept", snapshot.name));
         }
         let state = source.clone().snapshot(Some(snapshot.id.clone())).open(formats)?;
         states.push((state, Some(SnapshotInfo { vm_state_size: 0, ..snapshot })));

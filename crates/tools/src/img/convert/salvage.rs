@@ -22,7 +22,7 @@ impl Salvage {
                 Error::Io { source, .. } => host_words(source),
                 other => other.to_string(),
             };
-            eprintln!("img: warning: error while reading offset {offset}: {why}");
+            crate::img::warn(&format!("warning: error while reading offset {offset}: {why}"));
         }
     }
 }
