@@ -22,7 +22,9 @@ mod chunks;
 mod container;
 mod disk;
 mod gunzip;
+mod gzip;
 mod legacy;
+mod members;
 mod model;
 mod modern;
 mod stream;
@@ -34,6 +36,8 @@ mod xmlrpc;
 
 pub use archive::{Options, Xva};
 pub use container::{XvaContainer, is_packed, probe};
+pub use gzip::GzipImage;
+pub use members::{Member, members};
 pub use model::{Appliance, Boot, Disk, Drive, Form, HostPolicy, Nic, Role, Vm};
 pub use stream::{Stream, StreamSink};
 

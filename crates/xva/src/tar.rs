@@ -40,6 +40,7 @@ impl Entry {
 pub(crate) struct Tar<I> {
     input: I,
     name: String,
+    format: &'static str,
     /// Where `input` stands.
     position: u64,
     /// Where the next header is.
@@ -51,7 +52,12 @@ pub(crate) struct Tar<I> {
 impl<I: Input> Tar<I> {
     /// `name` is the archive's, for messages.
     pub fn new(input: I, name: &str) -> Self {
-        Tar { input, name: name.into(), position: 0, next: 0, end: 0 }
+        Tar { input, name: name.into(), format: XVA, position: 0, next: 0, end: 0 }
+    }
+
+    /// What messages call such an archive, where that is not XVA.
+    pub fn of_format(self, format: &'static str) -> Self {
+        Tar { format, ..self }
     }
 
     /// The next member; `None` at the end mark, two blocks of zeroes.
@@ -80,7 +86,7 @@ impl<I: Input> Tar<I> {
                 b'S' => {
                     return Err(Error::unsupported(
                         &self.name,
-                        XVA,
+                        self.format,
                         "members stored as GNU sparse files: unpack the archive with tar and give the folder",
                     ));
                 }
@@ -172,13 +178,13 @@ impl<I: Input> Tar<I> {
     }
 
     fn corrupt(&self, at: u64, what: &str) -> Error {
-        Error::corrupt(&self.name, XVA, at, what)
+        Error::corrupt(&self.name, self.format, at, what)
     }
 
     fn truncated(&self) -> Error {
         Error::corrupt(
             &self.name,
-            XVA,
+            self.format,
             self.position,
             "truncated: the archive stops here, before its end mark. The export or the copy was interrupted: export it again",
         )

@@ -1,4 +1,4 @@
-//! Which files of a folder are guests: xl and xm configurations, libvirt XML, XVAs as files and as folders.
+//! Which files of a folder are guests: xl and xm configurations, libvirt XML, XVAs as files and as folders, OVFs and OVAs.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::io_error;
 use crate::Result;
-use crate::input::{Input, Probe, libvirt, xen_config, xva};
+use crate::input::{Input, Probe, libvirt, ovf, xen_config, xva};
 
 /// Folders are searched so deep.
 const MAX_DEPTH: usize = 8;
@@ -103,7 +103,7 @@ impl Walk {
 
     /// Takes a file that is a guest's source.
     fn guest(&mut self, path: &Path, len: u64) -> bool {
-        let is_guest = matches(&xva::INPUT, path) || (len <= CONFIG_LIMIT && (is_domain(path) || is_config(path)));
+        let is_guest = matches(&xva::INPUT, path) || matches(&ovf::INPUT, path) || (len <= CONFIG_LIMIT && (is_domain(path) || is_config(path)));
         if is_guest {
             self.take(path);
         }
@@ -176,6 +176,9 @@ mod tests {
         put("lib/mail.xml", "<domain type='xen'><name>mail</name></domain>");
         put("lib/net.xml", "<network><name>default</name><domain name='x'/></network>");
         put("lib/disk.img", "\0\0\0=\0");
+        put("vmware/mail.ovf", "<?xml version='1.0'?>\n<Envelope xmlns='http://schemas.dmtf.org/ovf/envelope/1'/>");
+        put("vmware/mail-disk1.vmdk", "KDMV");
+        put("vmware/mail.mf", "SHA1(mail.ovf)= 00\n");
         put("lib/.hidden.cfg", "disk = []\n");
         put("old/ova.xml", "<value/>");
         put("old/Ref_1/x.cfg", "disk = []\n");
@@ -185,8 +188,8 @@ mod tests {
         std::os::unix::fs::symlink("none", dir.path().join("auto/dangling")).unwrap();
         let found = find(&[dir.path().into()]).unwrap();
         let names: Vec<_> = found.sources.iter().map(|c| c.path.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["broken.cfg", "db", "lib/mail.xml", "old", "web.cfg"]);
-        assert_eq!(found.others, 4);
+        assert_eq!(names, ["broken.cfg", "db", "lib/mail.xml", "old", "vmware/mail.ovf", "web.cfg"]);
+        assert_eq!(found.others, 6);
         let one = find(&[dir.path().join("db"), dir.path().join("db")]).unwrap();
         assert_eq!(one.sources.len(), 1);
         assert!(find(&[dir.path().join("none")]).unwrap_err().to_string().contains("none: cannot open"));

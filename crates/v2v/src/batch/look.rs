@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::child::{self, Program};
 use super::plan::Facts;
 use crate::input;
-use crate::input::remote::{Remote, is_url};
+use crate::input::remote::is_url;
 
 /// A plan is no longer: most of it are diffs of configuration files.
 const PLAN_LIMIT: u64 = 64 << 20;
@@ -55,18 +55,7 @@ pub fn look(program: &Program, source: &Path, options: &[OsString]) -> Seen {
 
 /// What a packed archive says of itself: its disks are not looked into, which would take as long as converting them.
 pub fn look_at_packed(source: &Path, formats: &Formats) -> Seen {
-    let request = input::Request {
-        guest: source,
-        formats,
-        allow: &[],
-        machine: None,
-        disks: &[],
-        kernel: None,
-        ramdisk: None,
-        remote: &Remote::DEFAULT,
-        in_use: false,
-    };
-    match input::read("auto", &request) {
+    match input::read("auto", &input::Request::new(source, formats)) {
         Err(e) => Seen { problem: Some(e.to_string()), ..Seen::default() },
         Ok(opened) => {
             let source = opened.source;

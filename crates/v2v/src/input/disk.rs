@@ -17,8 +17,7 @@ fn read(request: &Request<'_>) -> Result<Opened> {
     if guest == "-" {
         return Err(Error::Invalid("a disk image cannot be read from standard input: give it as a file".into()));
     }
-    let mut warnings =
-        vec![format!("an image tells nothing of memory, processors and NICs: {DEFAULT_MEMORY_MIB} MiB, 1 and one NIC are assumed")];
+    let mut warnings = Vec::new();
     let mut disks: Vec<SourceDisk> = Vec::new();
     // `--disk xvda2=GUEST` names the guest's own image.
     let own = request.disks.iter().find(|d| d.file == request.guest).is_none().then(|| DiskFile {
@@ -35,7 +34,19 @@ fn read(request: &Request<'_>) -> Result<Opened> {
     }
     images::check_distinct(&disks)?;
     let name = request.guest.file_stem().map_or_else(|| guest.clone(), |s| s.to_string_lossy().into_owned());
-    Ok(Source {
+    Ok(bare(name, disks, warnings, format!("disk image {guest}")).into())
+}
+
+/// A guest of which only the disks are known.
+pub(super) fn bare(name: String, disks: Vec<SourceDisk>, mut warnings: Vec<String>, origin: String) -> Source {
+    warnings.insert(
+        0,
+        format!(
+            "an image tells nothing of its machine: one NIC is assumed, {DEFAULT_MEMORY_MIB} MiB where --memory does not say more, and 1 \
+             processor where --vcpus does not"
+        ),
+    );
+    Source {
         name,
         uuid: None,
         description: String::new(),
@@ -47,9 +58,8 @@ fn read(request: &Request<'_>) -> Result<Opened> {
         local_time: false,
         policy: Policy::default(),
         warnings,
-        origin: format!("disk image {guest}"),
+        origin,
     }
-    .into())
 }
 
 #[cfg(test)]
@@ -57,7 +67,6 @@ mod tests {
     use imgcore::Formats;
 
     use super::*;
-    use crate::input::remote::Remote;
     use crate::input::testing::Folder;
 
     #[test]
@@ -67,17 +76,7 @@ mod tests {
             |target: Option<&str>, name: &str| DiskFile { target: target.map(Into::into), file: folder.path().join(name), format: None };
         let names = |disks: &[DiskFile]| {
             let (guest, formats) = (folder.path().join("root.img"), Formats::new());
-            let request = Request {
-                guest: &guest,
-                formats: &formats,
-                allow: &[],
-                machine: None,
-                disks,
-                kernel: None,
-                ramdisk: None,
-                remote: &Remote::DEFAULT,
-                in_use: false,
-            };
+            let request = Request { disks, ..Request::new(&guest, &formats) };
             read(&request).map(|o| o.source.disks.iter().map(|d| d.target.clone()).collect::<Vec<_>>()).map_err(|e| e.to_string())
         };
         assert_eq!(names(&[]).unwrap(), ["0"]);

@@ -64,12 +64,17 @@ pub fn open(request: &Request<'_>, path: &Path, format: Option<&str>, warnings: 
     if !request.in_use {
         running::check_device(path)?;
     }
-    open_unchanging(request, path, format, warnings).map_err(|e| match e {
+    open_unchanging(request, path, format, warnings).map_err(explain)
+}
+
+/// What to do about a failure to open an image.
+pub(super) fn explain(error: Error) -> Error {
+    match error {
         Error::Image(e @ imgcore::Error::Locked { .. }) => {
             Error::Invalid(format!("{e}\nA running guest would change it meanwhile: shut it down first, or convert a copy of its disks"))
         }
         e => e,
-    })
+    }
 }
 
 fn open_unchanging(request: &Request<'_>, path: &Path, format: Option<&str>, warnings: &mut Vec<String>) -> Result<Arc<dyn Image>> {

@@ -15,8 +15,10 @@ pub mod disk;
 pub mod images;
 mod left_out;
 pub mod libvirt;
+pub mod ovf;
 pub mod remote;
 mod running;
+pub mod sr;
 #[cfg(test)]
 mod testing;
 pub mod value;
@@ -41,7 +43,8 @@ pub struct Input {
 }
 
 /// All kinds, in the order in which they are probed.
-pub const INPUTS: &[Input] = &[xenserver::INPUT, xva::INPUT, libvirt::INPUT, xen_config::INPUT, disk::INPUT];
+pub const INPUTS: &[Input] =
+    &[xenserver::INPUT, xva::INPUT, ovf::INPUT, libvirt::INPUT, xen_config::INPUT, sr::INPUT, disk::INPUT];
 
 /// What a source can be told by.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +77,8 @@ pub struct Request<'a> {
     pub machine: Option<&'a str>,
     /// Disks that the user names: they replace a configuration's disk of the same name.
     pub disks: &'a [DiskFile],
+    /// VDIs of a storage repository, by uuid, with the guest's name of the disk before a `=` where it is known.
+    pub vdis: &'a [String],
     /// Where the host's kernel and ramdisk are, when not where the configuration says.
     pub kernel: Option<&'a Path>,
     /// As `kernel`.
@@ -82,6 +87,13 @@ pub struct Request<'a> {
     pub remote: &'a remote::Remote,
     /// Take a source that is in use.
     pub in_use: bool,
+}
+
+impl<'a> Request<'a> {
+    /// A source as it is, with nothing said besides.
+    pub fn new(guest: &'a Path, formats: &'a Formats) -> Self {
+        Request { guest, formats, allow: &[], machine: None, disks: &[], vdis: &[], kernel: None, ramdisk: None, remote: &remote::Remote::DEFAULT, in_use: false }
+    }
 }
 
 /// A disk that the user names: `--disk xvda2=FILE`.
@@ -123,11 +135,16 @@ pub struct Opened {
     pub source: Source,
     /// Where its disks come from, when they can be read only once, in order. Its disks then have no image yet.
     pub stream: Option<Box<dyn DiskStream>>,
+    /// Whether all of it is as it was exported, where the source has checksums of it: for those who go on to copy it.
+    pub verify: Option<Verify>,
 }
+
+/// Reads a source to its end and checks it.
+pub type Verify = Box<dyn FnOnce(&dyn Progress) -> Result<()> + Send>;
 
 impl From<Source> for Opened {
     fn from(source: Source) -> Self {
-        Opened { source, stream: None }
+        Opened { source, stream: None, verify: None }
     }
 }
 
@@ -224,7 +241,7 @@ mod tests {
             let name = entry.unwrap().file_name().into_string().unwrap().replace(".rs", "");
             assert!(name == "mod" || this.contains(&format!("mod {name};\n")), "{name} is not part of the crate");
         }
-        for mode in ["xenserver", "xva", "libvirtxml", "xlcfg", "disk"] {
+        for mode in ["xenserver", "xva", "ovf", "libvirtxml", "xlcfg", "sr", "disk"] {
             assert_eq!(INPUTS.iter().filter(|i| i.mode == mode).count(), 1, "{mode}");
         }
     }

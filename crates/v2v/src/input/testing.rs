@@ -34,16 +34,5 @@ pub fn read_in(folder: &Folder, name: &str, config: &str) -> Result<Source> {
     let path = folder.path().join(name);
     std::fs::write(&path, config.replace("DIR", folder.path().to_str().unwrap())).unwrap();
     let formats = Formats::new();
-    let request = Request {
-        guest: &path,
-        formats: &formats,
-        allow: &[],
-        machine: None,
-        disks: &[],
-        kernel: None,
-        ramdisk: None,
-        remote: &super::remote::Remote::DEFAULT,
-        in_use: false,
-    };
-    read("auto", &request).map(|opened| opened.source)
+    read("auto", &Request::new(&path, &formats)).map(|opened| opened.source)
 }

@@ -51,7 +51,7 @@ fn is_packed(path: &Path) -> Result<bool> {
 
 fn from_stream(request: &Request<'_>, stream: Stream<'static>, name: &str) -> Result<Opened> {
     let (source, order) = source(request, stream.appliance(), name, &mut |_| Ok(None))?;
-    Ok(Opened { source, stream: Some(Box::new(Arriving { stream, order })) })
+    Ok(Opened { stream: Some(Box::new(Arriving { stream, order })), ..source.into() })
 }
 
 /// Gives the source, and for each of its disks the index in the appliance.
@@ -264,7 +264,6 @@ mod tests {
     use imgcore::{Formats, NoProgress};
 
     use super::*;
-    use crate::input::remote::Remote;
     use crate::input::{self, DiskFile};
 
     const ROOT: usize = 3_300_352;
@@ -291,20 +290,7 @@ mod tests {
 
     fn open(path: &Path, machine: Option<&str>, disks: &[DiskFile]) -> Result<Opened> {
         let formats = Formats::new();
-        input::read(
-            "auto",
-            &Request {
-                guest: path,
-                formats: &formats,
-                allow: &[],
-                machine,
-                disks,
-                kernel: None,
-                ramdisk: None,
-                remote: &Remote::DEFAULT,
-                in_use: false,
-            },
-        )
+        input::read("auto", &Request { machine, disks, ..Request::new(path, &formats) })
     }
 
     fn whole(image: &dyn Image) -> Vec<u8> {
@@ -325,7 +311,7 @@ mod tests {
         ] {
             let common = " --name web --memory 256 --vcpus 2 --keep-alive 2 --nic 00:16:3E:00:00:07,bridge=xenbr0";
             let (folder, path) = make(name, &format!("{options}{common}"));
-            let Opened { mut source, stream } = open(&path, None, &[]).unwrap();
+            let Opened { mut source, stream, .. } = open(&path, None, &[]).unwrap();
             assert_eq!((source.name.as_str(), source.memory_mib, source.vcpus), ("web", 256, 2), "{name}");
             assert_eq!(source.boot, Boot::Direct { kernel: None, ramdisk: None, cmdline: String::new(), pvh: false });
             let disks: Vec<_> = source.disks.iter().map(|d| (d.target.as_str(), d.size, d.bootable)).collect();

@@ -177,7 +177,7 @@ impl Exported {
         })?;
         let (source, order) = source(&stream)?;
         let arriving = Some(Arriving { stream, order });
-        Ok(Opened { source, stream: Some(Box::new(Exported { arriving, ending, remote, _snapshot: snapshot })) })
+        Ok(Opened { stream: Some(Box::new(Exported { arriving, ending, remote, _snapshot: snapshot })), ..source.into() })
     }
 }
 
