@@ -15,9 +15,11 @@ use crate::copy_only::{self, Copy};
 use crate::disk_build;
 use crate::esp::Esp;
 use crate::grow::Growth;
+use crate::input::Opened;
 use crate::layout::Layout;
 use crate::options::{Firmware, Host, Request};
-use crate::output::{DiskFormat, Folder, Machine, xva};
+use crate::output::nbd::NbdDisk;
+use crate::output::{DiskFormat, Folder, Handover, Machine, xva};
 use crate::plan::{self, Plan};
 use crate::report::{Clock, Ran, Report};
 use crate::source::{Boot, Source};
@@ -33,7 +35,7 @@ const HOST_FILE_LIMIT: u64 = 1 << 30;
 /// Says what a conversion would do. Nothing is written, but for a stream, which is spooled to a nameless temporary file.
 pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
     let mut clock = Clock::new(host.events);
-    let (mut source, stream) = read(request, host, &mut clock)?;
+    let Opened { mut source, stream, .. } = read(request, host, &mut clock)?;
     let name = finish::name(request, &source)?;
     if let Some(stream) = stream {
         let folder = std::env::temp_dir();
@@ -61,8 +63,8 @@ pub fn plan(request: &Request, host: &Host<'_>) -> Result<Plan> {
 pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report) -> Result<()>) -> Result<Report> {
     let mut clock = Clock::new(host.events);
     let mut copied = phases::Copy::wanted(request, host)?;
-    let (mut source, stream) = match &mut copied {
-        Some(copy) => (complete(request, copy.update(request, host, &mut clock, false)?)?, None),
+    let Opened { mut source, stream, verify } = match &mut copied {
+        Some(copy) => complete(request, copy.update(request, host, &mut clock, false)?.into())?,
         None => read(request, host, &mut clock)?,
     };
     let name = finish::name(request, &source)?;
@@ -70,6 +72,9 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     let may_replace = request.force || request.discard;
     if !may_replace {
         folder.check_free(&[finish::mark(request, &name)])?;
+    }
+    if let Some(verify) = verify {
+        clock.stage("Checking the source's checksums", || verify(host.progress))?;
     }
     // A rehearsal leaves the copy as it is.
     let mut spool = copied.as_ref().map(|copy| copy.attach(&mut source, host, !request.discard)).transpose()?;
@@ -92,7 +97,8 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     let files = finish::files(request, &name, &prepared.layout);
     finish::check_free(request, &source, &folder, &files)?;
     // A stream is in the folder already.
-    let room = if spool.is_none() { room::check(&source, &prepared.layout, folder.work(), request.preallocated)? } else { None };
+    let in_folder = spool.is_none() && !matches!(request.handover, Handover::Nbd(_));
+    let room = if in_folder { room::check(&source, &prepared.layout, folder.work(), request.preallocated)? } else { None };
     let shown = if request.discard { &[][..] } else { &files[..] };
     let plan = prepared.plan(&source, &context, shown.iter().map(|f| folder.path_of(f).display().to_string()).collect());
     for warning in plan.warnings.iter().chain(&room) {
@@ -102,9 +108,11 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     if !context.fs.is_unchanged() || prepared.growth.is_some() || context.facts.loader.is_some() {
         host.engine.check()?;
     }
+    let remote = finish::remote(request, &prepared.layout, host, &mut clock)?;
     let disk_files = finish::disk_files(request, &name, &prepared.layout);
-    let targets =
-        clock.stage("Copying the disks", || copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &disk_files))?;
+    let targets = clock.stage("Copying the disks", || {
+        copy_disks(request, host, &source, &prepared.layout, spool.as_ref(), &folder, &disk_files, &remote)
+    })?;
     if let Some(esp) = &prepared.esp
         && let Some(target) = targets.get(esp.disk)
     {
@@ -126,15 +134,15 @@ pub fn convert(request: &Request, host: &Host<'_>, ready: &mut dyn FnMut(&Report
     let boot_check = finish::describe(request, host, &mut clock, &machine, targets, &folder)?;
     let policy = source.policy.clone();
     let report = Report { name, policy, plan, ran: ran.iter().map(Ran::from).collect(), boot_check, timings: clock.timings() };
-    finish::hand_over(request, folder, &files, &report, ready)?;
+    finish::hand_over(request, folder, &files, &remote, &report, ready)?;
     phases::done(copied, request, host);
     Ok(report)
 }
 
 /// The source, complete: every NIC has a MAC address.
-fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<(Source, Option<Box<dyn input::DiskStream>>)> {
+fn read(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<Opened> {
     let opened = clock.stage("Reading the source", || input::read(&request.input, &input_request(request, host)))?;
-    Ok((complete(request, opened.source)?, opened.stream))
+    complete(request, opened)
 }
 
 /// What is asked of the input.
@@ -145,6 +153,7 @@ pub(crate) fn input_request<'a>(request: &'a Request, host: &Host<'a>) -> input:
         allow: &request.allow,
         machine: request.machine.as_deref(),
         disks: &request.disks,
+        vdis: &request.vdis,
         kernel: request.kernel.as_deref(),
         ramdisk: request.ramdisk.as_deref(),
         remote: &request.remote,
@@ -152,31 +161,25 @@ pub(crate) fn input_request<'a>(request: &'a Request, host: &Host<'a>) -> input:
     }
 }
 
-fn complete(request: &Request, mut source: Source) -> Result<Source> {
-    macs::assign(&mut source, &request.macs)?;
-    if request.appliance && !xva::has_one_network(&Machine::nics(&source, &request.plugs)) {
+/// What the user says goes before what the source does.
+fn complete(request: &Request, mut opened: Opened) -> Result<Opened> {
+    let source = &mut opened.source;
+    source.memory_mib = request.memory_mib.unwrap_or(source.memory_mib);
+    source.vcpus = request.vcpus.unwrap_or(source.vcpus);
+    macs::assign(source, &request.macs)?;
+    if request.handover == Handover::Appliance && !xva::has_one_network(&Machine::nics(source, &request.plugs)) {
         let several = "the NICs are on several networks, and the appliance names only the first: choose the others after the import";
         source.warnings.push(several.into());
     }
-    Ok(source)
+    Ok(opened)
 }
 
 /// The guest whose kernel is to be taken, under the name that the user gave.
 fn donor(request: &Request, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<Option<(String, Guest)>> {
     let Some(path) = &request.kernel_from else { return Ok(None) };
     let name = path.display().to_string();
-    let donor = input::Request {
-        guest: path,
-        formats: host.formats,
-        allow: &request.allow,
-        machine: None,
-        disks: &[],
-        kernel: None,
-        ramdisk: None,
-        remote: &request.remote,
-        // Its kernel does not change under us.
-        in_use: true,
-    };
+    // Its kernel does not change under us.
+    let donor = input::Request { allow: &request.allow, remote: &request.remote, in_use: true, ..input::Request::new(path, host.formats) };
     let guest = clock.stage("Inspecting the kernel's guest", || {
         let opened = input::read("auto", &donor)?;
         if opened.stream.is_some() {
@@ -404,7 +407,8 @@ fn is_needed(mount: &[u8], staged: &Staged<'_>) -> bool {
     mount == b"/" || !staged.commands().is_empty() || staged.changes().iter().any(|c| below(c.op.path()))
 }
 
-/// Makes the new disks and fills them.
+/// Makes the new disks, or takes those on servers, and fills them.
+#[allow(clippy::too_many_arguments, reason = "what a conversion has at hand there")]
 pub(crate) fn copy_disks(
     request: &Request,
     host: &Host<'_>,
@@ -413,17 +417,21 @@ pub(crate) fn copy_disks(
     spool: Option<&Spool>,
     folder: &Folder,
     files: &[String],
+    remote: &[Arc<NbdDisk>],
 ) -> Result<Vec<Arc<dyn ImageMut>>> {
     // The largest disk is made of the spool itself, after all others were copied from there.
-    let spool = spool.filter(|s| s.may_take && request.format == DiskFormat::Qcow2 && !request.preallocated);
+    let spool = spool.filter(|s| s.may_take && request.format == DiskFormat::Qcow2 && !request.preallocated && remote.is_empty());
     // One whose partitions move is copied, for they may begin anywhere.
     let whole = (0..layout.disks.len()).filter(|i| layout.disks[*i].moved.is_none());
     let moved = whole.max_by_key(|i| layout.disks[*i].size).filter(|_| spool.is_some());
     let copied = || layout.disks.iter().zip(files).enumerate().filter(|(index, _)| Some(*index) != moved);
     let total = Total::new(host.progress, copied().flat_map(|(_, (disk, _))| disk_build::moves(disk)).map(|m| m.len).sum());
     let mut targets = Vec::new();
-    for (_, (disk, file)) in copied() {
-        let target = create(request, host, &folder.work().join(file), disk.size)?;
+    for (index, (disk, file)) in copied() {
+        let target = match remote.get(index) {
+            Some(disk) => disk.clone() as Arc<dyn ImageMut>,
+            None => create(request, host, &folder.work().join(file), disk.size)?,
+        };
         let options = copy::Options { target_is_zero: true, ..copy::Options::default() };
         for doubt in disk_build::build(source, disk, target.as_ref(), &options, &total)? {
             host.events.warning(&doubt);

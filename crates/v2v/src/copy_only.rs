@@ -66,13 +66,16 @@ impl Copy {
         finish::check_free(request, source, &folder, &files)?;
         let plan = self.plan(request, source, name, &|file| folder.path_of(file).display().to_string());
         plan.warnings.iter().for_each(|warning| host.events.warning(warning));
-        let targets =
-            clock.stage("Copying the disks", || convert::copy_disks(request, host, source, &self.layout, spool, &folder, &files))?;
+        let remote = finish::remote(request, &self.layout, host, &mut clock)?;
+        let disk_files = finish::disk_files(request, name, &self.layout);
+        let targets = clock.stage("Copying the disks", || {
+            convert::copy_disks(request, host, source, &self.layout, spool, &folder, &disk_files, &remote)
+        })?;
         let machine = self.machine(finish::machine(request, source, &self.layout, "x86_64", name, &folder));
         let boot_check = finish::describe(request, host, &mut clock, &machine, targets, &folder)?;
         let policy = source.policy.clone();
         let report = Report { name: name.into(), policy, plan, ran: Vec::new(), boot_check, timings: clock.timings() };
-        finish::hand_over(request, folder, &files, &report, ready)?;
+        finish::hand_over(request, folder, &files, &remote, &report, ready)?;
         Ok(report)
     }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guestfs::machine::MachineSpec;
+use imgcore::nbd::uri::Uri;
 use imgcore::{Image, ImageMut, Overlay};
 
 use crate::bootcheck::{self, BootReport};
 use crate::layout::Layout;
 use crate::options::{Host, Request};
-use crate::output::{Bus, Folder, Machine, MachineDisk, documents, names, xva};
+use crate::output::nbd::{self, NbdDisk};
+use crate::output::{Bus, DiskFormat, Folder, Handover, Machine, MachineDisk, documents, names, xva};
 use crate::report::{Clock, Report};
 use crate::source::Source;
 use crate::{Error, Result};
@@ -50,11 +52,12 @@ fn uuid_of(domain: &Path) -> Option<String> {
 
 /// The files of the result, in the order in which they get their place.
 pub(crate) fn files(request: &Request, name: &str, layout: &Layout) -> Vec<String> {
-    if request.appliance {
-        return vec![mark(request, name)];
+    let documents = || documents(request.target, &request.handover).iter().map(|document| document.file(name));
+    match request.handover {
+        Handover::Appliance => vec![mark(request, name)],
+        Handover::Nbd(_) => documents().collect(),
+        _ => disk_files(request, name, layout).into_iter().chain(documents()).collect(),
     }
-    let documents = documents(request.target).iter().map(|document| document.file(name));
-    disk_files(request, name, layout).into_iter().chain(documents).collect()
 }
 
 /// The files that hold the disks while the result is made; all results but appliances keep them.
@@ -64,7 +67,10 @@ pub(crate) fn disk_files(request: &Request, name: &str, layout: &Layout) -> Vec<
 
 /// The file that comes last: where it is, the result is whole.
 pub(crate) fn mark(request: &Request, name: &str) -> String {
-    format!("{name}.{}", if request.appliance { "xva" } else { "xml" })
+    match (&request.handover, documents(request.target, &request.handover).last()) {
+        (Handover::Appliance, _) | (_, None) => format!("{name}.xva"),
+        (_, Some(last)) => last.file(name),
+    }
 }
 
 /// Refuses to replace what the result is made of, `--force` or not.
@@ -84,11 +90,17 @@ fn spare_source(request: &Request, source: &Source, folder: &Folder, files: &[St
 /// The new machine, with the target's own devices. `arch` is inspection's word.
 pub(crate) fn machine(request: &Request, source: &Source, layout: &Layout, arch: &str, name: &str, folder: &Folder) -> Machine {
     let files = disk_files(request, name, layout);
-    let disk = |(disk, file): (&crate::layout::TargetDisk, &String)| MachineDisk {
+    let servers: &[Uri] = match &request.handover {
+        Handover::Nbd(servers) => servers,
+        _ => &[],
+    };
+    let disk = |(index, (disk, file)): (usize, (&crate::layout::TargetDisk, &String))| MachineDisk {
         device: disk.device.clone(),
         bus: Bus::default(),
         file: folder.path_of(file),
-        format: request.format,
+        server: servers.get(index).cloned(),
+        size: disk.size,
+        format: if servers.is_empty() { request.format } else { DiskFormat::Raw },
         read_only: disk.volumes.iter().all(|v| source.disks.get(v.disk).is_some_and(|d| d.read_only)) && !disk.volumes.is_empty(),
     };
     Machine {
@@ -101,7 +113,7 @@ pub(crate) fn machine(request: &Request, source: &Source, layout: &Layout, arch:
         uefi: source.boot == crate::source::Boot::Uefi,
         local_time: source.local_time,
         policy: source.policy.clone(),
-        disks: layout.disks.iter().zip(&files).map(disk).collect(),
+        disks: layout.disks.iter().zip(&files).enumerate().map(disk).collect(),
         nics: Machine::nics(source, &request.plugs),
     }
 }
@@ -115,6 +127,16 @@ pub(crate) fn check_free(request: &Request, source: &Source, folder: &Folder, fi
         folder.check_free(files)?;
     }
     spare_source(request, source, folder, files)
+}
+
+/// The disks on servers, where they go there.
+pub(crate) fn remote(request: &Request, layout: &Layout, host: &Host<'_>, clock: &mut Clock<'_>) -> Result<Vec<Arc<NbdDisk>>> {
+    match &request.handover {
+        Handover::Nbd(servers) => {
+            clock.stage("Looking at the servers' disks", || nbd::begin(servers, layout, request.force, host.progress))
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Checks that the result boots, if that was asked for, and describes it.
@@ -134,14 +156,14 @@ pub(crate) fn describe(
     if host.progress.cancelled() {
         return Err(imgcore::Error::Cancelled.into());
     }
-    if request.appliance {
+    if request.handover == Handover::Appliance {
         let disks = targets.iter().map(|t| t.clone() as Arc<dyn Image>).collect();
         let file = folder.work().join(mark(request, &machine.name));
         clock.stage("Packing the appliance", || xva::write(machine, disks, &file, host.progress))?;
         return Ok(boot_check);
     }
     drop(targets);
-    for document in documents(request.target) {
+    for document in documents(request.target, &request.handover) {
         folder.write(&document.file(&machine.name), &(document.text)(machine), document.executable)?;
     }
     Ok(boot_check)
@@ -152,6 +174,7 @@ pub(crate) fn hand_over(
     request: &Request,
     folder: Folder,
     files: &[String],
+    remote: &[Arc<NbdDisk>],
     report: &Report,
     ready: &mut dyn FnMut(&Report) -> Result<()>,
 ) -> Result<()> {
@@ -160,6 +183,7 @@ pub(crate) fn hand_over(
     }
     folder.make_way(files, request.force)?;
     ready(report)?;
+    nbd::finish(remote)?;
     folder.commit(files)
 }
 

@@ -10,7 +10,7 @@ use imgcore::{Formats, Progress};
 use crate::input::DiskFile;
 use crate::input::remote::Remote;
 use crate::macs::MacRule;
-use crate::output::{DiskFormat, PlugRule};
+use crate::output::{DiskFormat, Handover, PlugRule};
 use crate::phases::Phase;
 use crate::target::Target;
 
@@ -29,6 +29,12 @@ pub struct Request {
     pub machine: Option<String>,
     /// Disks that the user names.
     pub disks: Vec<DiskFile>,
+    /// VDIs of a storage repository.
+    pub vdis: Vec<String>,
+    /// Memory of the result; the source's when `None`.
+    pub memory_mib: Option<u64>,
+    /// Processors of the result; the source's when `None`.
+    pub vcpus: Option<u32>,
     /// Folders that images may name files in, beside their own.
     pub allow: Vec<PathBuf>,
     /// The Xen host's kernel, when it is not where the configuration says.
@@ -52,8 +58,8 @@ pub struct Request {
     pub grow: Option<u64>,
     /// Passphrases of encrypted volumes.
     pub keys: guestfs::Keys,
-    /// The result is one appliance for XenServer instead of disks and descriptions.
-    pub appliance: bool,
+    /// What the result is handed over as.
+    pub handover: Handover,
     /// The folder of the result. May be missing for a plan.
     pub out: PathBuf,
     /// The format of its disks.

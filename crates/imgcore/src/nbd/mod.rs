@@ -15,6 +15,7 @@ mod proto;
 mod reply;
 mod socket;
 mod transmission;
+pub mod uri;
 
 #[cfg(test)]
 mod tests;

@@ -7,12 +7,13 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use guestfs::Keys;
 use guestfs_appliance::Accel;
+use imgcore::nbd::uri::Uri;
 use imgcore::size;
 use v2v::input::DiskFile;
 use v2v::input::remote::check_url;
 use v2v::macs::MacRule;
 use v2v::options::{Firmware, Request};
-use v2v::output::{DiskFormat, Plug, PlugRule};
+use v2v::output::{DiskFormat, Handover, Plug, PlugRule};
 use v2v::phases::Phase;
 use v2v::target::Target;
 
@@ -47,23 +48,33 @@ Examples:
       takes that kernel from another guest
   v2v web.cfg -os out --install-agent qemu-guest-agent.deb
       gives the guest KVM's agent
+  v2v /run/sr-mount/SR/0b4cd4c2-6e6b-4f2a-9d0a-3f1f0d6b8a11.vhd -os out -on web --memory 2G --vcpus 2
+      converts a disk of a storage repository, with the chain of snapshots below it
+  v2v -i sr /dev/sdb3 --vdi 0b4cd4c2-6e6b-4f2a-9d0a-3f1f0d6b8a11 --vdi 7f1a9a34-58a4-4a4b-8f13-0d2b6c1e9c55 -os out -on db
+      converts two disks out of a volume group VG_XenStorage-…, none of which has to be active
   v2v batch plan.toml
       converts many guests by a plan: 'v2v batch --help'
   v2v web.cfg -os out --firmware uefi --bridge xenbr0:br0 --mac 0=52:54:00:12:34:56
       makes it start by UEFI, plugs its NICs into another bridge, and gives the first one a new address, in the guest as well
+  v2v appliance.ova -os out
+      converts an export of VMware, VirtualBox or XenServer, whose disks are read where they are
+  v2v web.cfg -o kubevirt -os out --network xenbr0:pod
+      writes a manifest for KubeVirt beside the disks; -o proxmox a script with 'qm' commands
+  v2v web.cfg -o nbd --nbd nbd://store/web -os out
+      writes the disk to an NBD server, and what describes the machine to the folder
   v2v windows.xva -os out --copy-only
       copies a guest that is not converted, with hardware that it knows
 
 Written are DIR/NAME-vda.qcow2 (-vdb, …), DIR/NAME.xml for 'virsh define', and DIR/NAME-run.sh, which starts the guest in QEMU; with
 --to hvm DIR/NAME-xvda.qcow2, DIR/NAME.xml for libvirt on Xen, and DIR/NAME.cfg for 'xl create'.
-NAME.xml comes last: where it is, the result is whole. The source is only read.";
+NAME.xml (NAME-kubevirt.yaml, NAME-qm.sh) comes last: where it is, the result is whole. The source is only read.";
 
 /// Converts guests from Xen to KVM.
 #[derive(Debug, Parser)]
 #[command(name = "v2v", version, after_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Args {
-    /// The guest: an xl or xm configuration, a libvirt XML, an XVA (file or folder), a disk image, or '-' for an XVA on
-    /// standard input
+    /// The guest: an xl or xm configuration, a libvirt XML, an XVA (file or folder), an OVF or OVA, a VDI in a storage repository, a disk image, or '-'
+    /// for an XVA on standard input
     #[arg(value_name = "GUEST")]
     pub guest: PathBuf,
 
@@ -79,14 +90,19 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm", "hvm"])]
     pub to: String,
 
-    /// What GUEST is: auto (by its content), xenserver, xva, libvirtxml, xlcfg or disk
+    /// What GUEST is: auto (by its content), xenserver, xva, ovf, libvirtxml, xlcfg, sr (a storage repository of XenServer) or disk
     #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto")]
     pub input: String,
 
-    /// How the result is handed over: as files in a folder (local), defined in libvirt besides (libvirt), as one appliance for XenServer
-    /// (xva, with --to hvm), or not at all: all is done, and thrown away (null)
+    /// How the result is handed over: as files in a folder (local), defined in libvirt besides (libvirt), with a manifest for KubeVirt
+    /// (kubevirt) or a script for Proxmox VE (proxmox) instead, with its disks on NBD servers (nbd), as one appliance for XenServer (xva,
+    /// with --to hvm), or not at all: all is done, and thrown away (null)
     #[arg(short = 'o', long = "output", value_name = "MODE", default_value = "local")]
     pub output: OutputMode,
+
+    /// A server's disk for a disk of '-o nbd', nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; once for each, in order
+    #[arg(long, value_name = "URI")]
+    pub nbd: Vec<String>,
 
     /// The libvirt of '-o libvirt' (also -oc), as qemu:///system
     #[arg(long, value_name = "URI")]
@@ -128,6 +144,18 @@ pub(crate) struct Args {
     /// A disk that the source does not name, or names wrongly: xvda2=FILE, with ',format=raw' behind it if need be
     #[arg(long, value_name = "[TARGET=]FILE")]
     pub disk: Vec<String>,
+
+    /// A VDI of a storage repository, by its uuid, with the guest's name of the disk before it where that is known (may be repeated)
+    #[arg(long, value_name = "[TARGET=]UUID")]
+    pub vdi: Vec<String>,
+
+    /// Memory of the result in MiB, as 2048, or with a unit, as 2G; the source's if not given
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory: Option<u64>,
+
+    /// Processors of the result; the source's if not given
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub vcpus: Option<u32>,
 
     /// The root filesystem, where there are several systems: /dev/xvda2, UUID=…
     #[arg(long, value_name = "DEVICE")]
@@ -239,6 +267,9 @@ pub(crate) struct Args {
 pub(crate) enum OutputMode {
     Local,
     Libvirt,
+    Kubevirt,
+    Proxmox,
+    Nbd,
     Xva,
     Null,
 }
@@ -317,7 +348,29 @@ fn alignment(text: &str) -> Result<u64, String> {
     if fits { Ok(size) } else { Err("it must be a power of two from 64K to 1G".into()) }
 }
 
+/// A bare number is MiB, as in configurations of Xen.
+fn memory(text: &str) -> Result<u64, String> {
+    let mib = match text.parse() {
+        Ok(mib) => mib,
+        Err(_) => size::parse(text).map_err(|e| e.to_string())? >> 20,
+    };
+    if (1..=64 << 20).contains(&mib) { Ok(mib) } else { Err("it must be from 1 MiB to 64 TiB".into()) }
+}
+
 impl Args {
+    fn handover(&self) -> Result<Handover, Failure> {
+        if self.output != OutputMode::Nbd && !self.nbd.is_empty() {
+            return Err(Failure::new("--nbd is for -o nbd").code(2));
+        }
+        Ok(match self.output {
+            OutputMode::Xva => Handover::Appliance,
+            OutputMode::Kubevirt => Handover::KubeVirt,
+            OutputMode::Proxmox => Handover::Proxmox,
+            OutputMode::Nbd => Handover::Nbd(self.nbd.iter().map(|uri| Uri::parse(uri)).collect::<Result<_, _>>()?),
+            OutputMode::Local | OutputMode::Libvirt | OutputMode::Null => Handover::Files,
+        })
+    }
+
     /// Whether the host's guests are asked for, and no conversion.
     pub fn is_list(&self) -> bool {
         let names_none = self.vm.is_none() && self.machine.is_none() && !self.guest.to_string_lossy().contains("/export");
@@ -341,8 +394,8 @@ impl Args {
             None => return Err(Failure::new("where to? say it with -os DIR").code(2)),
         };
         let target = if self.to == "hvm" { Target::XenHvm } else { Target::Kvm };
-        let appliance = self.output == OutputMode::Xva;
-        if appliance && target != Target::XenHvm {
+        let handover = self.handover()?;
+        if handover == Handover::Appliance && target != Target::XenHvm {
             return Err(Failure::new("-o xva: an appliance is for Xen").hint("add --to hvm"));
         }
         if self.copy_only && target != Target::Kvm {
@@ -353,17 +406,23 @@ impl Args {
                 Failure::new("--install-agent: QEMU's agent serves guests of KVM").hint("install xe-guest-utilities for a XenServer")
             );
         }
+        if matches!(handover, Handover::KubeVirt | Handover::Proxmox | Handover::Nbd(_)) && target != Target::Kvm {
+            return Err(Failure::new("-o kubevirt, -o proxmox and -o nbd are for KVM").hint("leave --to hvm away"));
+        }
         let mut keys = Keys::default();
         self.key.iter().try_for_each(|selector| keys.add(selector))?;
         let plugs = |texts: &[String], plug: fn(String) -> Plug| texts.iter().map(|t| PlugRule::parse(t, plug)).collect::<Vec<_>>();
         Ok(Request {
             target,
-            appliance,
+            handover,
             guest: self.guest.clone(),
             input: self.input.clone(),
             machine: self.machine.clone().or(self.vm.clone()),
             remote: self.server.remote(),
             disks: self.disk.iter().map(|d| DiskFile::parse(d)).collect::<Result<_, _>>()?,
+            vdis: self.vdi.clone(),
+            memory_mib: self.memory,
+            vcpus: self.vcpus,
             allow: self.allow_path.clone(),
             kernel: self.kernel.clone(),
             ramdisk: self.ramdisk.clone(),
@@ -478,6 +537,6 @@ mod tests {
         let failure = parse(&["x", "-os", "out", "-o", "xva"]).request().unwrap_err();
         assert_eq!(failure.message(), "-o xva: an appliance is for Xen");
         let request = parse(&["x", "-os", "out", "-o", "xva", "--to", "hvm"]).request().unwrap();
-        assert!(request.appliance && request.target == Target::XenHvm);
+        assert!(request.handover == Handover::Appliance && request.target == Target::XenHvm);
     }
 }

@@ -186,11 +186,19 @@ fn next(report: &Report, output: OutputMode) -> String {
 "
             )
         }
+        OutputMode::Kubevirt => {
+            text += &format!("Next:\n  kubectl apply -f {}    and the commands at its beginning, which upload the disks\n", find(".yaml"));
+            return text;
+        }
+        OutputMode::Proxmox => {
+            text += &format!("Next, on the Proxmox host, with the disks beside it:\n  {}\n", find("-qm.sh"));
+            return text;
+        }
         OutputMode::Xva => text += &format!("Next:\n  xe vm-import filename={}\n", find(".xva")),
         OutputMode::Local if !find(".cfg").is_empty() => {
             text += &format!("Next:\n  xl create {}\n  virsh define {} && virsh start {name}\n", find(".cfg"), find(".xml"));
         }
-        OutputMode::Local => {
+        OutputMode::Local | OutputMode::Nbd => {
             text += &format!(
                 "Next:
   {} -snapshot    starts it here, and forgets what it writes

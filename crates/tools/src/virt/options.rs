@@ -4,7 +4,6 @@ mod calls;
 mod confine;
 mod domain;
 mod keys;
-mod nbd;
 mod several;
 mod sources;
 

@@ -95,8 +95,9 @@ impl Work<'_> {
         let log_file = absolute(&open.log_file())?;
         let log = File::create(&log_file).map_err(|e| files::io_error(&log_file, "create", e))?;
         let mut arguments = guest.options.arguments(HANDING_OVER);
-        if guest.options.value("output") == Some("null") {
-            arguments.push("--output=null".into());
+        // Giving it to libvirt is left to this process, which can do that again.
+        if let Some(output) = guest.options.value("output").filter(|output| *output != "libvirt") {
+            arguments.push(format!("--output={output}").into());
         }
         if replace {
             arguments.push("--replace".into());

@@ -72,7 +72,7 @@ keep-free = \"1G\"     # room that stays free where results go
     }
     out.push_str(
         "# bridge = [\"xenbr0:br0\"]
-# output = \"libvirt\"  # define each guest in libvirt; \"null\" only rehearses
+# output = \"libvirt\"  # define each guest in libvirt; \"kubevirt\" and \"proxmox\" write for those; \"null\" only rehearses
 
 # A guest: its name and source, whether it is converted, and any options of its own. 'data' and 'memory' say what its conversion
 # is reckoned with: bytes on its disks, which its result takes at most, and memory for the boot check.

@@ -1,5 +1,6 @@
 //! The libvirt domain of a result: KVM with virtio devices, as the openSUSE virtualization guide's 15.2.4 asks for.
 
+use imgcore::nbd::uri::Address;
 use imgcore::xml::Xml;
 
 use super::{Bus, Document, Machine, MachineDisk, MachineNic, NicModel, Plug, SLOTS};
@@ -107,9 +108,16 @@ fn disk_element(xml: &mut Xml, disk: &MachineDisk, order: usize) {
         Bus::Sata => "sata",
         Bus::Ide => "ide",
     };
-    xml.parent("disk", &[("type", "file"), ("device", "disk")], |xml| {
+    let kind = if disk.server.is_some() { "network" } else { "file" };
+    xml.parent("disk", &[("type", kind), ("device", "disk")], |xml| {
         xml.empty("driver", &[("name", "qemu"), ("type", disk.format.name()), ("discard", "unmap")]);
-        xml.empty("source", &[("file", &disk.file.to_string_lossy())]);
+        match &disk.server {
+            None => xml.empty("source", &[("file", &disk.file.to_string_lossy())]),
+            Some(server) => xml.parent("source", &[("protocol", "nbd"), ("name", &server.export)], |xml| match &server.address {
+                Address::Tcp { host, port } => xml.empty("host", &[("name", host), ("port", &port.to_string())]),
+                Address::Unix(path) => xml.empty("host", &[("transport", "unix"), ("socket", &path.to_string_lossy())]),
+            }),
+        }
         xml.empty("target", &[("dev", &disk.device), ("bus", bus)]);
         if disk.read_only {
             xml.empty("readonly", &[]);

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use imgcore::nbd::uri::Uri;
+
 use super::{DiskFormat, Plug, PlugRule};
 use crate::source::{Policy, Source};
 
@@ -61,8 +63,12 @@ pub struct MachineDisk {
     pub device: String,
     /// What it is attached to.
     pub bus: Bus,
-    /// The absolute path of its file.
+    /// The absolute path of its file; where it is on a server, what that would be.
     pub file: PathBuf,
+    /// The server that has it.
+    pub server: Option<Uri>,
+    /// Its size in bytes.
+    pub size: u64,
     /// Its format.
     pub format: DiskFormat,
     /// The guest may not write it.
@@ -128,6 +134,8 @@ pub(crate) fn example() -> Machine {
         device: device.into(),
         bus: Bus::default(),
         file: format!("/vm/R&D, 'new'/web-{device}.qcow2").into(),
+        server: None,
+        size: 10 << 30,
         format: DiskFormat::Qcow2,
         read_only,
     };

@@ -1,14 +1,19 @@
 //! Where results go and what they are: one file for each thing that is written.
 
 pub mod folder;
+pub mod kubevirt;
 pub mod libvirt;
 pub mod libvirt_xen;
 pub mod machine;
 pub mod names;
+pub mod nbd;
+pub mod proxmox;
 pub mod script;
 pub mod virsh;
 pub mod xl;
 pub mod xva;
+
+use imgcore::nbd::uri::Uri;
 
 use crate::target::Target;
 
@@ -34,11 +39,29 @@ impl Document {
     }
 }
 
-/// What is written for a target, in the order in which the files get their place: the last one is the mark of a whole result.
-pub fn documents(target: Target) -> &'static [Document] {
-    match target {
-        Target::Kvm => &[script::DOCUMENT, libvirt::DOCUMENT],
-        Target::XenHvm => &[xl::DOCUMENT, libvirt_xen::DOCUMENT],
+/// What the result is handed over as.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Handover {
+    /// Disks in a folder, for hosts of the target itself.
+    #[default]
+    Files,
+    /// One appliance that XenServer imports.
+    Appliance,
+    /// Disks in a folder, and what KubeVirt makes a machine of.
+    KubeVirt,
+    /// Disks in a folder, and what makes them a machine of Proxmox VE.
+    Proxmox,
+    /// Disks on servers, one for each.
+    Nbd(Vec<Uri>),
+}
+
+/// What is written beside the disks, in the order in which the files get their place: the last one is the mark of a whole result.
+pub fn documents(target: Target, handover: &Handover) -> &'static [Document] {
+    match (handover, target) {
+        (Handover::KubeVirt, _) => &[kubevirt::DOCUMENT],
+        (Handover::Proxmox, _) => &[proxmox::DOCUMENT],
+        (_, Target::Kvm) => &[script::DOCUMENT, libvirt::DOCUMENT],
+        (_, Target::XenHvm) => &[xl::DOCUMENT, libvirt_xen::DOCUMENT],
     }
 }
 

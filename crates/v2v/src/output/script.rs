@@ -83,7 +83,12 @@ fn drive(disk: &MachineDisk) -> String {
     let file = disk.file.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
     let more = if disk.read_only { ",readonly=on" } else { "" };
     let zeroes = if disk.format == DiskFormat::Raw { ",detect-zeroes=unmap" } else { "" };
-    format!("-drive \"if=none,id={device},file=$dir/{file},format={format},discard=unmap{zeroes}{more}\"")
+    let place = match &disk.server {
+        None => format!("$dir/{file}"),
+        // As a word of QEMU's option, and within the shell's double quotes.
+        Some(server) => server.name().replace(',', ",,").replace(['\\', '"', '$', '`'], ""),
+    };
+    format!("-drive \"if=none,id={device},file={place},format={format},discard=unmap{zeroes}{more}\"")
 }
 
 /// Finds the host's UEFI, and gives the guest variables of its own beside its disks.

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use guestfs::volume::letters;
+use imgcore::nbd::uri::{Address, Uri};
 use roxmltree::{Document, Node, ParsingOptions};
 
-use super::nbd::{Address, Server};
 use super::sources::{DiskArg, Place};
 use crate::common::Failure;
 
@@ -91,7 +91,7 @@ fn place(source: Node<'_, '_>, folder: &Path) -> Result<Place, String> {
                 }
                 _ => return Err("a disk's server has neither a name nor a socket".into()),
             };
-            Ok(Place::Nbd(Server { address, export }))
+            Ok(Place::Nbd(Uri { address, export }))
         }
         (Some(protocol), _) => Err(format!("a disk is on a server that speaks {protocol}, which is not supported")),
         _ => Err("a disk has neither a file nor a device as its source".into()),

@@ -8,11 +8,11 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use guestfs::volume::letters;
 use guestfs::{GuestDisk, GuestDiskMut};
 use imgcore::formats::Located;
+use imgcore::nbd::uri::Uri;
 use imgcore::{Image, ImageMut, OpenOptions, TreeGate};
 
 use super::confine::Confinement;
 use super::domain::Domain;
-use super::nbd::Server;
 use crate::common::{Failure, formats};
 
 /// The flags as they are declared; see [`Sources`].
@@ -94,7 +94,7 @@ pub(super) enum Place {
     /// An image, a device, or `FILE#DISK`.
     File(PathBuf),
     /// An export of a server.
-    Nbd(Server),
+    Nbd(Uri),
 }
 
 impl DiskArg {
@@ -111,7 +111,7 @@ impl Place {
             Some((text, scheme)) if !Path::new(text).exists() && scheme.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'+') => {
                 match scheme {
                     "file" => Ok(Place::File(text["file://".len()..].into())),
-                    _ => Ok(Place::Nbd(Server::parse(text)?)),
+                    _ => Ok(Place::Nbd(Uri::parse(text)?)),
                 }
             }
             _ => Ok(Place::File(text.into())),

@@ -6,16 +6,16 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use imgcore::nbd::Client;
-
-use crate::common::Failure;
+use super::Client;
+use crate::{Error, Result};
 
 const PORT: u16 = 10809;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An export of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Server {
+pub struct Uri {
+    /// Where its server listens.
     pub address: Address,
     /// Empty for the server's own choice.
     pub export: String,
@@ -23,17 +23,23 @@ pub(super) struct Server {
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Address {
-    Tcp { host: String, port: u16 },
+pub enum Address {
+    /// A port of a host.
+    Tcp {
+        /// Its name or address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A socket of this host.
     Unix(PathBuf),
 }
 
-impl Server {
+impl Uri {
     /// Reads `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`.
-    pub(super) fn parse(uri: &str) -> Result<Self, Failure> {
+    pub fn parse(uri: &str) -> Result<Self> {
         let bad = |what: &str| {
-            Failure::new(format!("{uri}: {what}"))
-                .hint("disks on servers are named nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH")
+            Error::Invalid(format!("{uri}: {what}; disks on servers are named nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"))
         };
         let (scheme, rest) = uri.split_once("://").ok_or_else(|| bad("this is no URI"))?;
         if !matches!(scheme, "nbd" | "nbd+unix") {
@@ -62,32 +68,34 @@ impl Server {
                 Address::Tcp { host: host.into(), port }
             }
         };
-        Ok(Server { address, export: decode(export)? })
+        Ok(Uri { address, export: decode(export)? })
     }
 
     /// The export, for reading.
-    pub(super) fn connect(&self, format: Option<&str>) -> Result<Client, Failure> {
+    pub fn connect(&self, format: Option<&str>) -> Result<Client> {
         let name = self.name();
         if let Some(format) = format.filter(|format| *format != "raw") {
-            return Err(Failure::new(format!("{name}: what a server exports is raw, not {format}")));
+            return Err(Error::Invalid(format!("{name}: what a server exports is raw, not {format}")));
         }
+        let failed = |e| Error::io(&name, "connect", None, e);
         let socket: OwnedFd = match &self.address {
-            Address::Unix(path) => UnixStream::connect(path).map_err(|e| Failure::new(format!("{name}: cannot connect: {e}")))?.into(),
-            Address::Tcp { host, port } => tcp(host, *port).map_err(|e| Failure::new(format!("{name}: cannot connect: {e}")))?.into(),
+            Address::Unix(path) => UnixStream::connect(path).map_err(failed)?.into(),
+            Address::Tcp { host, port } => tcp(host, *port).map_err(failed)?.into(),
         };
-        Ok(Client::new(socket, &self.export, &name)?)
+        Client::new(socket, &self.export, &name)
     }
 
     /// The export, for writing too.
-    pub(super) fn connect_writable(&self, format: Option<&str>) -> Result<Client, Failure> {
+    pub fn connect_writable(&self, format: Option<&str>) -> Result<Client> {
         let client = self.connect(format)?;
         if client.is_read_only() {
-            return Err(Failure::new(format!("{}: the server lets nobody write", self.name())));
+            return Err(Error::Invalid(format!("{}: the server lets nobody write", self.name())));
         }
         Ok(client)
     }
 
-    fn name(&self) -> String {
+    /// The URI.
+    pub fn name(&self) -> String {
         match &self.address {
             Address::Tcp { host, port } if host.contains(':') => format!("nbd://[{host}]:{port}/{}", self.export),
             Address::Tcp { host, port } => format!("nbd://{host}:{port}/{}", self.export),
@@ -133,8 +141,8 @@ mod tests {
 
     #[test]
     fn uris() {
-        let tcp = |host: &str, port, export: &str| Server { address: Address::Tcp { host: host.into(), port }, export: export.into() };
-        let unix = |path: &str, export: &str| Server { address: Address::Unix(path.into()), export: export.into() };
+        let tcp = |host: &str, port, export: &str| Uri { address: Address::Tcp { host: host.into(), port }, export: export.into() };
+        let unix = |path: &str, export: &str| Uri { address: Address::Unix(path.into()), export: export.into() };
         for (uri, server) in [
             ("nbd://box", tcp("box", PORT, "")),
             ("nbd://box:99/disk%201", tcp("box", 99, "disk 1")),
@@ -143,10 +151,10 @@ mod tests {
             ("nbd+unix:///d?socket=/run/a%3Fb", unix("/run/a?b", "d")),
             ("nbd://?socket=/run/x", unix("/run/x", "")),
         ] {
-            assert_eq!(Server::parse(uri).ok(), Some(server), "{uri}");
+            assert_eq!(Uri::parse(uri).ok(), Some(server), "{uri}");
         }
         for uri in ["nbd://", "nbd+unix:///x", "nbd://box:x/", "ssh://box/x", "nbd://box/%4", "nbd+unix://box/?socket=/x", "nbd://u@box/"] {
-            assert!(Server::parse(uri).is_err(), "{uri}");
+            assert!(Uri::parse(uri).is_err(), "{uri}");
         }
     }
 }
