@@ -74,7 +74,14 @@ fn a_disk_on_a_server_of_qemus_is_the_same_as_in_a_file() {
     let said = success(&small.run(&["small.cfg", "-os", "out", "-o", "nbd", "--nbd", &server.uri()]));
     assert!(said.contains("small.xml"), "{said}");
     assert_eq!(small.names("out"), ["small-run.sh", "small.xml"]);
-    let table = |path: &Path| sectors(path)["partitiontable"]["partitions"].as_array().unwrap().iter().map(|p| (p["start"].clone(), p["size"].clone())).collect::<Vec<_>>();
+    let table = |path: &Path| {
+        sectors(path)["partitiontable"]["partitions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| (p["start"].clone(), p["size"].clone()))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(table(&disk), table(&small.path("files/small-vda.raw")));
     let root = format!("{}?offset={}", disk.display(), table(&disk)[1].0.as_u64().unwrap() * 512);
     tool("e2fsck", &["-fn", &root]);
@@ -151,7 +158,11 @@ fn manifests_and_scripts_stand_beside_their_disks() {
     assert!(said.contains("small-qm.sh"), "{said}");
     assert_eq!(small.names("pve"), ["small-qm.sh", "small-vda.qcow2"]);
     tool("shellcheck", &[small.path("pve/small-qm.sh").to_str().unwrap()]);
-    assert!(fs::read_to_string(small.path("pve/small-qm.sh")).unwrap().contains("virtio=00:16:3e:00:00:01,bridge=\"${BRIDGE0:-${BRIDGE:-vmbr3}}\""));
+    assert!(
+        fs::read_to_string(small.path("pve/small-qm.sh"))
+            .unwrap()
+            .contains("virtio=00:16:3e:00:00:01,bridge=\"${BRIDGE0:-${BRIDGE:-vmbr3}}\"")
+    );
     let message = failure(&small.run(&["small.cfg", "-os", "pve", "-o", "proxmox"]));
     assert!(message.contains("is there already"), "{message}");
 }

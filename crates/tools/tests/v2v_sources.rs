@@ -87,12 +87,21 @@ fn repository(small: &Small, files: &[(String, PathBuf)]) -> PathBuf {
     fs::File::create(&all).unwrap().set_len(files.len() as u64 * (SLOT << 20)).unwrap();
     for (slot, (_, file)) in files.iter().enumerate() {
         let seek = format!("seek={}", slot as u64 * SLOT);
-        tool("dd", &[&format!("if={}", file.display()), &format!("of={}", all.display()), "bs=1M", &seek, "conv=notrunc,sparse", "status=none"]);
+        tool(
+            "dd",
+            &[&format!("if={}", file.display()), &format!("of={}", all.display()), "bs=1M", &seek, "conv=notrunc,sparse", "status=none"],
+        );
     }
     let disk = |path: &Path| Disk::Writable(Arc::new(Raw::open(Arc::new(FileStorage::open_writable(path).unwrap())).unwrap()));
     let mut session = Engine::start(&Appliance::new(), vec![disk(&pv), disk(&all)], true).unwrap_or_else(|e| panic!("{e}"));
     let mut run = |line: &str| {
-        let words = line.split(' ').map(|w| if w == "SETTINGS" { "activation{udev_sync=0 udev_rules=0 monitoring=0} backup{backup=0} devices{use_devicesfile=0}" } else { w });
+        let words = line.split(' ').map(|w| {
+            if w == "SETTINGS" {
+                "activation{udev_sync=0 udev_rules=0 monitoring=0} backup{backup=0} devices{use_devicesfile=0}"
+            } else {
+                w
+            }
+        });
         let output = session.run_tool(&Command::new(words)).unwrap_or_else(|e| panic!("{line}: {e}"));
         assert_eq!(output.status, 0, "{line}: {}", String::from_utf8_lossy(&output.stderr));
     };
@@ -107,7 +116,9 @@ fn repository(small: &Small, files: &[(String, PathBuf)]) -> PathBuf {
         let device = format!("/dev/{GROUP}/{name}");
         run(&format!("dd if=/dev/urandom of={device} bs=1M count={mib} status=none"));
         let skip = slot as u64 * (SLOT << 20);
-        run(&format!("dd if=/dev/vdb of={device} bs=1M iflag=skip_bytes,count_bytes skip={skip} count={bytes} conv=notrunc,fsync status=none"));
+        run(&format!(
+            "dd if=/dev/vdb of={device} bs=1M iflag=skip_bytes,count_bytes skip={skip} count={bytes} conv=notrunc,fsync status=none"
+        ));
     }
     run(&format!("lvm vgchange --config SETTINGS -q -a n {GROUP}"));
     session.shutdown().unwrap();
@@ -126,9 +137,11 @@ fn volumes_of_a_repository_that_nobody_has_activated() {
     tool("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &path("base.qcow2"), "-F", "qcow2", &path("leaf.qcow2")]);
     tool("qemu-io", &["-c", "write -q -P 7 20M 64k", &path("leaf.qcow2")]);
     tool("qemu-img", &["convert", "-O", "raw", &path("leaf.qcow2"), &path("leaf.raw")]);
-    tool("qemu-img", &["rebase", "-u", "-f", "qcow2", "-b", &format!("/dev/{GROUP}/QCOW2-{QCOW_BASE}"), "-F", "qcow2", &path("leaf.qcow2")]);
-    let mut files: Vec<(String, PathBuf)> =
-        [BASE, MIDDLE, LEAF].map(|u| (format!("VHD-{u}"), small.path(&format!("lvm/VHD-{u}")))).into();
+    tool(
+        "qemu-img",
+        &["rebase", "-u", "-f", "qcow2", "-b", &format!("/dev/{GROUP}/QCOW2-{QCOW_BASE}"), "-F", "qcow2", &path("leaf.qcow2")],
+    );
+    let mut files: Vec<(String, PathBuf)> = [BASE, MIDDLE, LEAF].map(|u| (format!("VHD-{u}"), small.path(&format!("lvm/VHD-{u}")))).into();
     files.push((format!("VHD-{ROOT}"), small.path("root.vhd")));
     files.push((format!("LV-{SWAP}"), small.path("swap.img")));
     files.push((format!("QCOW2-{QCOW_BASE}"), small.path("base.qcow2")));
@@ -145,7 +158,8 @@ fn volumes_of_a_repository_that_nobody_has_activated() {
     assert!(!message.contains(BASE) && !message.contains(QCOW_BASE) && message.contains("xe vm-disk-list"), "{message}");
 
     let (root, swap) = (format!("xvda2={ROOT}"), format!("xvda1={SWAP}"));
-    let arguments = ["pv.img", "--vdi", &root, "--vdi", &swap, "-on", "small", "-os", "out", "--memory", "256", "--mac", "0=00:16:3e:00:00:01"];
+    let arguments =
+        ["pv.img", "--vdi", &root, "--vdi", &swap, "-on", "small", "-os", "out", "--memory", "256", "--mac", "0=00:16:3e:00:00:01"];
     success(&small.run(&arguments));
     assert_eq!(small.names("out"), ["small-run.sh", "small-vda.qcow2", "small.xml"]);
     let xml = fs::read_to_string(small.path("out/small.xml")).unwrap();

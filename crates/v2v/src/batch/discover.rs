@@ -103,7 +103,8 @@ impl Walk {
 
     /// Takes a file that is a guest's source.
     fn guest(&mut self, path: &Path, len: u64) -> bool {
-        let is_guest = matches(&xva::INPUT, path) || matches(&ovf::INPUT, path) || (len <= CONFIG_LIMIT && (is_domain(path) || is_config(path)));
+        let is_guest =
+            matches(&xva::INPUT, path) || matches(&ovf::INPUT, path) || (len <= CONFIG_LIMIT && (is_domain(path) || is_config(path)));
         if is_guest {
             self.take(path);
         }

@@ -43,8 +43,7 @@ pub struct Input {
 }
 
 /// All kinds, in the order in which they are probed.
-pub const INPUTS: &[Input] =
-    &[xenserver::INPUT, xva::INPUT, ovf::INPUT, libvirt::INPUT, xen_config::INPUT, sr::INPUT, disk::INPUT];
+pub const INPUTS: &[Input] = &[xenserver::INPUT, xva::INPUT, ovf::INPUT, libvirt::INPUT, xen_config::INPUT, sr::INPUT, disk::INPUT];
 
 /// What a source can be told by.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +91,18 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A source as it is, with nothing said besides.
     pub fn new(guest: &'a Path, formats: &'a Formats) -> Self {
-        Request { guest, formats, allow: &[], machine: None, disks: &[], vdis: &[], kernel: None, ramdisk: None, remote: &remote::Remote::DEFAULT, in_use: false }
+        Request {
+            guest,
+            formats,
+            allow: &[],
+            machine: None,
+            disks: &[],
+            vdis: &[],
+            kernel: None,
+            ramdisk: None,
+            remote: &remote::Remote::DEFAULT,
+            in_use: false,
+        }
     }
 }
 

@@ -66,11 +66,25 @@ metadata:
         true => "          bootloader:\n            efi:\n              secureBoot: false\n",
         false => "          bootloader:\n            bios: {}\n",
     };
-    text += "        features:\n          acpi: {}\n        clock:\n          utc: {}\n          timer:\n            hpet:\n              present: false\n            \
-             pit:\n              tickPolicy: delay\n            rtc:\n              tickPolicy: catchup\n        devices:\n";
-    if machine.local_time {
-        text = text.replace("          utc: {}\n", "          # Its clock runs in local time: name the zone here, as 'timezone: Europe/Berlin'.\n          utc: {}\n");
-    }
+    let zone = match machine.local_time {
+        true => "          # Its clock runs in local time: name the zone here, as 'timezone: Europe/Berlin', in place of utc.\n",
+        false => "",
+    };
+    text += &format!(
+        "        features:
+          acpi: {{}}
+        clock:
+{zone}          utc: {{}}
+          timer:
+            hpet:
+              present: false
+            pit:
+              tickPolicy: delay
+            rtc:
+              tickPolicy: catchup
+        devices:
+"
+    );
     if !machine.uefi {
         text += "          # Kernels before 3.x know virtio's older interface only.\n          useVirtioTransitional: true\n";
     }
@@ -121,7 +135,10 @@ fn interface(index: usize, nic: &MachineNic, place: &Place) -> String {
         NicModel::E1000 => "e1000",
     };
     let binding = if matches!(place, Place::Pod) { "masquerade" } else { "bridge" };
-    format!("            - name: nic{index}\n              model: {model}\n              macAddress: {}\n              {binding}: {{}}\n", quoted(&nic.mac))
+    format!(
+        "            - name: nic{index}\n              model: {model}\n              macAddress: {}\n              {binding}: {{}}\n",
+        quoted(&nic.mac)
+    )
 }
 
 fn network(index: usize, place: &Place) -> String {
@@ -137,7 +154,11 @@ fn network(index: usize, place: &Place) -> String {
 fn attached(index: usize, disk: &MachineDisk) -> String {
     let bus = if disk.bus == Bus::Virtio { "virtio" } else { "sata" };
     let read_only = if disk.read_only { "                readonly: true\n" } else { "" };
-    format!("            - name: {}\n              bootOrder: {}\n              disk:\n                bus: {bus}\n{read_only}", disk.device, index + 1)
+    format!(
+        "            - name: {}\n              bootOrder: {}\n              disk:\n                bus: {bus}\n{read_only}",
+        disk.device,
+        index + 1
+    )
 }
 
 /// The volume that a disk is uploaded to.
@@ -177,7 +198,11 @@ fn object_name(name: &str) -> String {
     let small: String = name.to_ascii_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(NAME_LEN).collect();
     let trimmed = small.trim_matches('-');
     // One that begins with a digit is none for all kinds of objects.
-    if trimmed.starts_with(|c: char| c.is_ascii_alphabetic()) { trimmed.into() } else { format!("vm-{trimmed}").trim_end_matches('-').into() }
+    if trimmed.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        trimmed.into()
+    } else {
+        format!("vm-{trimmed}").trim_end_matches('-').into()
+    }
 }
 
 /// JSON's strings are YAML's as well.

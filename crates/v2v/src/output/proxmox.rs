@@ -240,7 +240,8 @@ esac
             machine.uefi = uefi;
             let path = dir.path().join("web-qm.sh");
             fs::write(&path, script(&machine)).unwrap();
-            let output = Command::new("shellcheck").arg(&path).output().unwrap_or_else(|e| panic!("shellcheck: {e}: scripts/setup installs it"));
+            let output =
+                Command::new("shellcheck").arg(&path).output().unwrap_or_else(|e| panic!("shellcheck: {e}: scripts/setup installs it"));
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         }
     }

@@ -84,7 +84,8 @@ impl Envelope {
 
 /// UTF-8, or UTF-16 with its mark, which XenCenter has written.
 fn decode(bytes: &[u8]) -> String {
-    let units = |read: fn([u8; 2]) -> u16| String::from_utf16_lossy(&bytes.as_chunks().0.iter().skip(1).map(|c| read(*c)).collect::<Vec<_>>());
+    let units =
+        |read: fn([u8; 2]) -> u16| String::from_utf16_lossy(&bytes.as_chunks().0.iter().skip(1).map(|c| read(*c)).collect::<Vec<_>>());
     match bytes {
         [0xff, 0xfe, ..] => units(u16::from_le_bytes),
         [0xfe, 0xff, ..] => units(u16::from_be_bytes),
@@ -106,7 +107,9 @@ fn disk(at: At<'_>, node: Node<'_, '_>, files: &HashMap<String, File>) -> Result
     let id = attribute(node, "diskId").ok_or_else(|| at.error(node, "a <Disk> without a diskId"))?.to_owned();
     let file = match attribute(node, "fileRef").filter(|r| !r.is_empty()) {
         None => None,
-        Some(name) => Some(files.get(name).cloned().ok_or_else(|| at.error(node, format!("disk {id} is in a file {name}, which is not listed")))?),
+        Some(name) => {
+            Some(files.get(name).cloned().ok_or_else(|| at.error(node, format!("disk {id} is in a file {name}, which is not listed")))?)
+        }
     };
     if attribute(node, "parentRef").is_some_and(|p| !p.is_empty()) {
         return Err(at.error(node, format!("disk {id} holds only the difference to another one: export the machine without snapshots")));

@@ -87,7 +87,8 @@ impl Manifest {
         let text = String::from_utf8_lossy(&package.read(&name, LIMIT)?).into_owned();
         let mut entries = Vec::new();
         for (line, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-            let entry = parse(text).ok_or_else(|| corrupt(&shown, format!("line {} is no checksum: '{}'", line + 1, text.escape_debug())))?;
+            let entry =
+                parse(text).ok_or_else(|| corrupt(&shown, format!("line {} is no checksum: '{}'", line + 1, text.escape_debug())))?;
             entries.push(entry);
         }
         Ok(Some(Manifest { entries, shown }))

@@ -133,14 +133,7 @@ fn disks(
                 size::human(image.size())
             ));
         }
-        disks.push(SourceDisk {
-            target,
-            size: image.size(),
-            image: Some(image),
-            read_only: false,
-            bootable: drive.bootable,
-            origin,
-        });
+        disks.push(SourceDisk { target, size: image.size(), image: Some(image), read_only: false, bootable: drive.bootable, origin });
     }
     super::xen_config::add_named(request, &mut disks, warnings)?;
     if disks.is_empty() {
@@ -159,8 +152,11 @@ fn open(request: &Request<'_>, package: &Package, disk: &Disk) -> Result<(Arc<dy
     };
     let shown = package.shown(&file.href);
     if file.is_split {
-        return Err(Error::Invalid(format!("{shown}: it is split into chunks: put them together with 'cat {0}.* >{0}' and take ovf:chunkSize \
-                                           out of the descriptor", file.href)));
+        return Err(Error::Invalid(format!(
+            "{shown}: it is split into chunks: put them together with 'cat {0}.* >{0}' and take ovf:chunkSize \
+                                           out of the descriptor",
+            file.href
+        )));
     }
     let storage = match file.is_gzip {
         false => package.storage(&file.href)?,

@@ -51,7 +51,8 @@ impl Package {
         }
         let members = xva::members(&path, "OVA")?;
         let descriptor = members.iter().find(|m| m.name.to_ascii_lowercase().ends_with(".ovf")).map(|m| m.name.clone());
-        let descriptor = descriptor.ok_or_else(|| Error::Invalid(format!("{}: no descriptor (.ovf) is in it: this is no OVA", path.display())))?;
+        let descriptor =
+            descriptor.ok_or_else(|| Error::Invalid(format!("{}: no descriptor (.ovf) is in it: this is no OVA", path.display())))?;
         let image: Arc<dyn Image> = Arc::new(Raw::open(Arc::new(FileStorage::open(&path)?))?);
         Ok(Package { path, descriptor, place: Place::Archive { image, members } })
     }

@@ -80,7 +80,10 @@ impl System {
             cds: Vec::new(),
             warnings: Vec::new(),
         };
-        if node.descendants().any(|n| attribute(n, "key") == Some("bootOptions.efiSecureBootEnabled") && attribute(n, "value") == Some("true")) {
+        if node
+            .descendants()
+            .any(|n| attribute(n, "key") == Some("bootOptions.efiSecureBootEnabled") && attribute(n, "value") == Some("true"))
+        {
             system.warnings.push(format!("{} starts with secure boot, which is not set up", system.name));
         }
         let items = Items::new(hardware, choice);
@@ -213,7 +216,8 @@ fn disk_of(at: At<'_>, item: Node<'_, '_>, disks: &[Disk]) -> Result<Option<usiz
 fn drive(item: Node<'_, '_>, disk: usize) -> Drive {
     // device=0,bootable=true,mode=RW
     let connection = text(item, "Connection").unwrap_or_default();
-    let setting = |name: &str| connection.split(',').find_map(|pair| pair.trim().split_once('=').filter(|(k, _)| *k == name)).map(|(_, v)| v);
+    let setting =
+        |name: &str| connection.split(',').find_map(|pair| pair.trim().split_once('=').filter(|(k, _)| *k == name)).map(|(_, v)| v);
     let target = setting("device").filter(|d| !d.is_empty() && d.len() < 8 && d.bytes().all(|b| b.is_ascii_alphanumeric()));
     Drive { disk, target: target.map(str::to_owned), bootable: setting("bootable") == Some("true") }
 }

@@ -160,7 +160,10 @@ fn errors_name_file_and_line_and_nothing_outside_is_opened() {
         (href("/etc/hostname"), "it lies outside the image's own folder"),
         (href("http://host/x.vmdk"), "'http:' is not a local file"),
         (href("none.img"), "none.img: cannot open"),
-        (VIRTUAL_BOX.replace("ovf:fileRef=\"file1\"", "ovf:fileRef=\"file9\""), "x.ovf:5: disk vmdisk1 is in a file file9, which is not listed"),
+        (
+            VIRTUAL_BOX.replace("ovf:fileRef=\"file1\"", "ovf:fileRef=\"file9\""),
+            "x.ovf:5: disk vmdisk1 is in a file file9, which is not listed",
+        ),
         (VIRTUAL_BOX.replace("/disk/vmdisk1", "/disk/x"), "x.ovf:14: a drive with the disk x, which is not listed"),
         (VIRTUAL_BOX.replace("ovf:fileRef=\"file1\"", "ovf:fileRef=\"file1\" ovf:parentRef=\"p\""), "export the machine without snapshots"),
         (VIRTUAL_BOX.replace("MegaBytes", "stones"), "x.ovf:12: no amount of memory that a guest can have"),
@@ -168,7 +171,10 @@ fn errors_name_file_and_line_and_nothing_outside_is_opened() {
         (VIRTUAL_BOX.replace("</Envelope>", ""), "not well-formed XML"),
         (VIRTUAL_BOX.replace("<?xml version=\"1.0\"?>", "<!DOCTYPE d [<!ENTITY a 'aa'>]>"), "not well-formed XML: XML with DTD detected"),
         (VIRTUAL_BOX.replace("ovf:id=\"file1\"/>", "ovf:id=\"file1\" ovf:chunkSize=\"5\"/>"), "it is split into chunks"),
-        (href("lab-disk001.img").replace("ovf:fileRef=\"file1\"", "ovf:fileRef=\"file1\" ovf:format=\"…/vmdk.html#streamOptimized\""), "corrupt vmdk"),
+        (
+            href("lab-disk001.img").replace("ovf:fileRef=\"file1\"", "ovf:fileRef=\"file1\" ovf:format=\"…/vmdk.html#streamOptimized\""),
+            "corrupt vmdk",
+        ),
         ("<Envelope xmlns='x'/>".into(), "describes no machine"),
     ] {
         std::fs::write(own.join("x.ovf"), &descriptor).unwrap();
@@ -184,7 +190,9 @@ fn several_machines_and_configurations() {
     let (start, rest) = VIRTUAL_BOX.split_once("<VirtualSystem ").unwrap();
     let system = rest.split_once("</Envelope>").unwrap().0;
     let second = system.replace("ovf:id=\"lab\"", "ovf:id=\"lab2\"").replace(">lab<", ">lab2<");
-    let both = format!("{start}<VirtualSystemCollection ovf:id=\"all\"><VirtualSystem {system}<VirtualSystem {second}</VirtualSystemCollection></Envelope>");
+    let both = format!(
+        "{start}<VirtualSystemCollection ovf:id=\"all\"><VirtualSystem {system}<VirtualSystem {second}</VirtualSystemCollection></Envelope>"
+    );
     let error = read_in(&folder, "both.ovf", &both).err().unwrap().to_string();
     assert!(error.ends_with("holds several machines: say which with --machine NAME: lab, lab2"), "{error}");
     let (formats, path) = (Formats::new(), folder.path().join("both.ovf"));
@@ -194,7 +202,9 @@ fn several_machines_and_configurations() {
     let sizes = "<DeploymentOptionSection><Configuration ovf:id=\"small\"/><Configuration ovf:id=\"big\" ovf:default=\"true\"/></DeploymentOptionSection>\
                  <VirtualSystem ";
     let item = |name: &str, mib: u32| {
-        format!("<Item ovf:configuration=\"{name}\"><rasd:AllocationUnits>MB</rasd:AllocationUnits><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>{mib}</rasd:VirtualQuantity></Item></VirtualHardwareSection>")
+        format!(
+            "<Item ovf:configuration=\"{name}\"><rasd:AllocationUnits>MB</rasd:AllocationUnits><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>{mib}</rasd:VirtualQuantity></Item></VirtualHardwareSection>"
+        )
     };
     let items = item("small", 256).replace("</VirtualHardwareSection>", "") + &item("big", 8192);
     let text = VIRTUAL_BOX.replacen("<VirtualSystem ", sizes, 1).replace("</VirtualHardwareSection>", &items);

@@ -22,8 +22,12 @@ use name::VdiName;
 use repository::{Repository, Vdi};
 
 /// The table's line.
-pub const INPUT: Input =
-    Input { mode: "sr", about: "disks of a storage repository of XenServer: its folder, its volume group or the disk with that", probe, read };
+pub const INPUT: Input = Input {
+    mode: "sr",
+    about: "disks of a storage repository of XenServer: its folder, its volume group or the disk with that",
+    probe,
+    read,
+};
 
 /// What a physical volume of LVM begins with, in one of its first sectors.
 const LABEL: &[u8] = b"LABELONE";

@@ -25,8 +25,7 @@ impl Kind {
 }
 
 /// Files by their ends, volumes by their beginnings.
-const KINDS: &[(Kind, &str, &str)] =
-    &[(Kind::Vhd, ".vhd", "VHD-"), (Kind::Raw, ".raw", "LV-"), (Kind::Qcow2, ".qcow2", "QCOW2-")];
+const KINDS: &[(Kind, &str, &str)] = &[(Kind::Vhd, ".vhd", "VHD-"), (Kind::Raw, ".raw", "LV-"), (Kind::Qcow2, ".qcow2", "QCOW2-")];
 
 /// The name of a VDI's file or volume.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -171,9 +171,7 @@ impl Repository {
     fn leaves(&self, formats: &Formats) -> Vec<&Vdi> {
         let infos: Vec<Option<ImageInfo>> = self.vdis.iter().map(|vdi| vdi.look(formats).ok().map(|image| image.info())).collect();
         let parents: BTreeSet<String> = infos.iter().flatten().filter_map(parent).collect();
-        let is_leaf = |(vdi, info): &(&Vdi, &Option<ImageInfo>)| {
-            !parents.contains(&vdi.name.uuid) && !info.as_ref().is_some_and(is_hidden)
-        };
+        let is_leaf = |(vdi, info): &(&Vdi, &Option<ImageInfo>)| !parents.contains(&vdi.name.uuid) && !info.as_ref().is_some_and(is_hidden);
         self.vdis.iter().zip(&infos).filter(is_leaf).map(|(vdi, _)| vdi).collect()
     }
 
