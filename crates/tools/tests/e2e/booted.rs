@@ -7,7 +7,7 @@ use crate::console::{Console, Hardware, Writes};
 use crate::guest::{Guest, run, v2v};
 
 /// Longest conversion that is waited for.
-pub const CONVERSION: Duration = Duration::from_secs(600);
+pub const CONVERSION: Duration = Duration::from_secs(1800);
 
 /// A folder for results.
 pub fn scratch() -> tempfile::TempDir {

@@ -25,7 +25,7 @@ pub struct Hardware<'a> {
     /// A raw file as one more disk.
     pub extra: Option<&'a Path>,
     /// A socket that leads to the guest's agent.
-    pub agent: Option<&'a Path>,
+    pub agent: Option<PathBuf>,
     /// NICs' addresses.
     pub macs: Vec<&'a str>,
     /// What becomes of writes to `disks`.
@@ -63,7 +63,7 @@ impl Console {
         if let Some(extra) = hardware.extra {
             qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,readonly=on", extra.display()));
         }
-        if let Some(agent) = hardware.agent {
+        if let Some(agent) = &hardware.agent {
             qemu.arg("-chardev").arg(format!("socket,id=agent,server=on,wait=off,path={}", agent.display()));
             qemu.args("-device virtio-serial-pci -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0".split(' '));
         }

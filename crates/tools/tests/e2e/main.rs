@@ -6,6 +6,7 @@ mod guest;
 mod mechanisms;
 mod packages;
 mod planned;
+mod updated;
 mod xen;
 
 use std::fs::File;

@@ -1,33 +1,55 @@
 //! Init systems, initrds, boot loaders and services beside those of Debian's installer.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::booted::{CONVERSION, healthy, scratch};
 use crate::console::{Console, Hardware, Writes};
 use crate::guest::{Guest, check_outputs, outputs, recipe, run, sha256, v2v};
 use crate::planned::as_planned;
+use crate::updated::{DEBIANS_HOOKS, takes_a_newer_kernel};
+
+/// The socket that leads to a result's agent.
+fn agent_of(dir: &Path) -> PathBuf {
+    dir.join("agent")
+}
+
+/// What the guest's agent answers, by QEMU's protocol for it.
+fn ask_agent(dir: &Path, question: &str) -> String {
+    let mut stream = UnixStream::connect(agent_of(dir)).expect("QEMU listens");
+    stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a socket has a timeout");
+    writeln!(stream, "{{\"execute\":\"{question}\"}}").expect("QEMU takes it");
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).expect("the agent answers");
+    answer
+}
 
 /// Converts with these options, compares with the plan, and starts the result, whose disks keep what it writes.
-fn started<'a>(guest: &'a Guest, options: &[&str], dir: &std::path::Path) -> (Console, Hardware<'a>) {
+fn started<'a>(guest: &'a Guest, options: &[&str], dir: &Path) -> (Console, Hardware<'a>) {
     let before = sha256(&guest.disks);
     run(v2v().arg(&guest.cfg).arg("-os").arg(dir).args(options), None, CONVERSION);
     assert_eq!(before, sha256(&guest.disks), "the source changed");
     let disks = outputs(dir, &guest.name);
     check_outputs(&disks, dir);
     as_planned(guest, options, &disks);
-    let hardware = Hardware { disks, extra: None, agent: None, macs: vec![&guest.mac], writes: Writes::Kept };
+    let hardware = Hardware { disks, extra: None, agent: Some(agent_of(dir)), macs: vec![&guest.mac], writes: Writes::Kept };
     let mut console = Console::start(&hardware);
     console.login(&guest.name, &guest.password);
     healthy(&mut console, guest);
     (console, hardware)
 }
 
-/// i386, sysvinit, extlinux's configuration, xen-tools' clock and consoles.
+/// i386, sysvinit, extlinux's configuration, xen-tools' clock and consoles; KVM's agent is installed.
 #[test]
 fn sysvinit_and_extlinux() {
     let Some(guest) = recipe("sysvinit") else { return };
     let dir = scratch();
-    let (mut console, _) = started(&guest, &[], dir.path());
+    let agent = guest.cfg.with_file_name("qemu-guest-agent.deb");
+    let (mut console, _) = started(&guest, &["--install-agent", &agent.to_string_lossy()], dir.path());
+    let answer = ask_agent(dir.path(), "guest-get-host-name");
+    assert!(answer.contains("\"sysvinit\""), "{answer}");
     assert_eq!(console.ok("ls /var/log/xe.log 2>/dev/null | wc -l").trim(), "0", "XenServer's agent is off");
     console.ok("ls /etc/rcS.d/S*hwclock.sh && grep -x HWCLOCKACCESS=yes /etc/default/hwclock");
     assert_eq!(
@@ -53,7 +75,7 @@ fn sysvinit_and_extlinux() {
 fn dracut_and_selinux() {
     let Some(guest) = recipe("dracut") else { return };
     let dir = scratch();
-    let (mut console, _) = started(&guest, &[], dir.path());
+    let (mut console, hardware) = started(&guest, &[], dir.path());
     assert_eq!(console.ok("getenforce").trim(), "Enforcing");
     let labels = console.ok("cd / && restorecon -n -v -R /etc /boot /usr/lib/modules | head");
     assert_eq!(labels.trim(), "", "labels that are not the policy's");
@@ -62,6 +84,6 @@ fn dracut_and_selinux() {
     assert!(agent.contains("qemu-guest-agent.service") && !agent.contains("masked"), "{agent}");
     let (_, code) = console.run("lsinitrd | grep -q virtio_blk", Duration::from_secs(120));
     assert_eq!(code, 0, "the initrd has virtio");
-    console.reboot(&guest.name, &guest.password);
-    healthy(&mut console, &guest);
+    console.power_off();
+    takes_a_newer_kernel(&guest, hardware.disks, &format!("{DEBIANS_HOOKS} && update-grub -y"));
 }

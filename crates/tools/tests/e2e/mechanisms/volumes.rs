@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::booted::{CONVERSION, boots, healthy, scratch};
 use crate::console::{Console, Hardware, Writes};
 use crate::guest::{Guest, check_outputs, outputs, recipe, run, sha256, tool, v2v};
+use crate::updated::{DEBIANS_HOOKS, takes_a_newer_kernel};
 
 /// Converts the guest with these arguments besides, and gives the result's disks, which the reference tools found sound.
 fn converted(guest: &Guest, dir: &Path, arguments: &[&str]) -> Vec<PathBuf> {
@@ -38,7 +39,7 @@ fn a_volume_group_with_boot_on_whole_disks() {
     let dir = scratch();
     let disks = converted(&guest, dir.path(), &["--grow", "256M"]);
     assert_eq!(disks.len(), 2, "the first disk becomes a partition of one, the other stays");
-    let mut console = boots_twice(&guest, disks);
+    let mut console = takes_a_newer_kernel(&guest, disks, DEBIANS_HOOKS);
     let size: u64 = console.ok("blockdev --getsize64 /dev/vg0/root").trim().parse().expect("a size");
     assert_eq!(size >> 20, 1600 + 256);
     let free: u64 = console.ok("df --output=size -BM / | tail -1 | tr -dc 0-9").trim().parse().expect("a size");
@@ -59,7 +60,7 @@ fn a_volume_group_on_a_mirror() {
 fn btrfs_as_opensuse_lays_it_out() {
     let Some(guest) = recipe("btrfs") else { return };
     let dir = scratch();
-    let mut console = boots_twice(&guest, converted(&guest, dir.path(), &[]));
+    let mut console = takes_a_newer_kernel(&guest, converted(&guest, dir.path(), &[]), DEBIANS_HOOKS);
     let mounts = console.ok("grep ' btrfs ' /proc/mounts");
     for mounted in [" / btrfs", "subvol=/@/.snapshots/1/snapshot 0", " /home btrfs", "subvol=/@/home 0"] {
         assert!(mounts.contains(mounted), "{mounted} is not in {mounts}");
