@@ -386,6 +386,16 @@ fn results_go_to_libvirt_or_nowhere() {
     let log = fs::read_to_string(small.path("virsh.log")).unwrap();
     assert_eq!(log.lines().last().unwrap(), "-q -c qemu:///x define out/single.xml");
 
+    // As on Xen, where /etc/xen/auto names it.
+    let auto = small.path("xen/auto");
+    fs::create_dir(&auto).unwrap();
+    std::os::unix::fs::symlink("../g00.cfg", auto.join("g00.cfg")).unwrap();
+    let (status, said) = code(&run(&["xen/g00.cfg", "-o", "libvirt", "-oc", "qemu:///x", "-os", "out", "-on", "again"]));
+    assert!(status == 1 && said.contains("'virsh autostart again' failed"), "{said}");
+    let log = fs::read_to_string(small.path("virsh.log")).unwrap();
+    assert_eq!(log.lines().last().unwrap(), "-q -c qemu:///x autostart again");
+    fs::remove_dir_all(auto).unwrap();
+
     let before = small.names(".");
     let output = run(&["xen/g00.cfg", "-o", "null", "--report", "rehearsal.json"]);
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("nothing was kept"), "{}", code(&output).1);

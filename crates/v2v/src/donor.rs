@@ -54,6 +54,7 @@ pub fn take(cx: &mut Context<'_>, donor: &Donor<'_>) -> Result<Kernel> {
     for path in &boot {
         cx.fs.put(path.as_bytes(), &donor.fs.read(path.as_bytes(), LIMIT)?, Some(Attributes::root(0o644)))?;
     }
+    cx.fs.tree(format!("/lib/modules/{}", kernel.version).as_bytes())?;
     // /lib may be a link to usr/lib in one guest and a folder in the other.
     for module in &copy.modules {
         match module {

@@ -107,7 +107,7 @@ fn run(args: &Args, level: Level, screen: &Screen) -> Result<ExitCode, Failure> 
     screen.finish();
     if args.output == OutputMode::Libvirt && report.is_success() {
         let xml = request.out.join(format!("{}.xml", report.name));
-        virsh::define(&xml, &report.name, args.connect.as_deref())?;
+        virsh::define(&xml, &report.name, report.policy.autostart, args.connect.as_deref())?;
     }
     if args.json {
         json::print(&report);
@@ -212,7 +212,7 @@ fn next(report: &Report, output: OutputMode) -> String {
             );
         }
     }
-    if report.policy.autostart {
+    if report.policy.autostart && output != OutputMode::Libvirt {
         let turn = report.policy.start_order.map_or(String::new(), |n| format!(", as number {n} of those there"));
         text += &format!(
             "  virsh autostart {name}    starts it with its host, as on Xen{turn}

@@ -134,7 +134,8 @@ impl Work<'_> {
         let outputs = report["outputs"].as_array().map(Vec::as_slice).unwrap_or_default();
         let xml = outputs.iter().filter_map(Value::as_str).find(|o| o.ends_with(".xml"));
         let xml = PathBuf::from(xml.ok_or_else(|| Error::Invalid(format!("{}: its report names no XML for libvirt", guest.name)))?);
-        Ok(match virsh::define(&xml, &guest.name, guest.options.value("connect")) {
+        let autostart = report["policy"]["autostart"].as_bool().unwrap_or(false);
+        Ok(match virsh::define(&xml, &guest.name, autostart, guest.options.value("connect")) {
             Ok(()) => ended,
             Err(e) => Ended {
                 outcome: Outcome::Failed,

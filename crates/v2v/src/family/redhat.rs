@@ -20,15 +20,18 @@ pub(super) const FAMILY: Family = Family {
     },
 };
 
-/// For every distribution with rpm. Its packages start no services: those that would ask systemd, which says that it is not there.
+/// For every distribution with rpm. Its packages start no services: those that would ask systemd, which says that it is not there. An initrd that a
+/// kernel's package has dracut build must not be one for the host that it sees now.
 pub(super) const INSTALL: &str = r#"#!/bin/sh
 folder=${0%/*}
+settings=/etc/dracut.conf.d/99-guestlift-install.conf
+[ ! -d ${settings%/*} ] || echo 'hostonly="no"' >$settings
 status=0
 set -- "$folder"/instead/*.rpm
 if [ -e "$1" ]; then rpm -U --replacepkgs "$@"; status=$?; fi
 set -- "$folder"/beside/*.rpm
 if [ $status = 0 ] && [ -e "$1" ]; then rpm -i --replacepkgs --oldpackage "$@"; status=$?; fi
-rm -rf "$folder"
+rm -rf "$folder" $settings
 exit $status
 "#;
 

@@ -5,9 +5,9 @@ use std::process::{Command, Output, Stdio};
 
 use crate::{Error, Result};
 
-/// Defines the guest that `xml` describes, on libvirt's own connection or on `connect`. It can be done again: a guest that libvirt
-/// has already with these very disks is no error.
-pub fn define(xml: &Path, name: &str, connect: Option<&str>) -> Result<()> {
+/// Defines the guest that `xml` describes, on libvirt's own connection or on `connect`, and has it started with its host if it is to be. It can be
+/// done again: a guest that libvirt has already with these very disks is no error.
+pub fn define(xml: &Path, name: &str, autostart: bool, connect: Option<&str>) -> Result<()> {
     let virsh = |arguments: &[&std::ffi::OsStr]| {
         let mut command = Command::new("virsh");
         command.stdin(Stdio::null()).env("LC_ALL", "C").arg("-q");
@@ -18,7 +18,18 @@ pub fn define(xml: &Path, name: &str, connect: Option<&str>) -> Result<()> {
     };
     let defined = virsh(&["define".as_ref(), xml.as_os_str()]).map_err(|e| by_hand(xml, &e.to_string()))?;
     if defined.status.success() {
-        return Ok(());
+        if !autostart {
+            return Ok(());
+        }
+        let started = virsh(&["autostart".as_ref(), name.as_ref()])?;
+        let said = String::from_utf8_lossy(&started.stderr);
+        return match started.status.success() {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
+                "{name}: the guest is converted and defined, but 'virsh autostart {name}' failed: {}",
+                said.trim().trim_start_matches("error: ")
+            ))),
+        };
     }
     // Without a UUID of its own in the XML, libvirt takes it for another guest of that name.
     let there = virsh(&["dumpxml".as_ref(), "--inactive".as_ref(), name.as_ref()])?;

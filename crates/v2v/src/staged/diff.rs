@@ -13,11 +13,29 @@ const TEXT_LIMIT: u64 = 512 << 10;
 /// More new files than this in one directory are told as one.
 const CROWD: usize = 20;
 
+/// Directories with many new files and nothing else that is touched, which are told as one.
+struct Crowds<'a> {
+    all: Vec<Crowd>,
+    /// Where each path belongs.
+    of: BTreeMap<&'a [u8], usize>,
+}
+
 struct Crowd {
     dir: Vec<u8>,
     first: Vec<u8>,
     files: usize,
     bytes: u64,
+}
+
+impl Crowds<'_> {
+    fn of(&self, path: &[u8]) -> Option<&Crowd> {
+        self.of.get(path).and_then(|index| self.all.get(*index))
+    }
+
+    /// The line that tells the crowd stands for this directory, too.
+    fn is_dir_of_one(&self, path: &[u8]) -> bool {
+        self.all.iter().any(|crowd| crowd.dir == path)
+    }
 }
 
 /// What happens to a file.
@@ -64,7 +82,8 @@ impl Staged<'_> {
         // A file that is removed for a command to make it anew is that command's.
         touched.retain(|path, _| !(self.is_passing(path) || self.is_made(path) && self.lstat(path).is_err()));
         for (path, steps) in touched {
-            match crowds.iter().find(|c| path::parent(path) == Some(&c.dir)) {
+            match crowds.of(path) {
+                None if crowds.is_dir_of_one(path) => {}
                 None => diffs.extend(self.diff_of(path, steps)),
                 Some(crowd) if crowd.first == path => {
                     let text = format!("{} new files, {}\n", crowd.files, imgcore::size::human(crowd.bytes));
@@ -76,22 +95,24 @@ impl Staged<'_> {
         diffs
     }
 
-    /// Directories with many new files and nothing else that is touched, which are told as one.
-    fn crowds(&self) -> Vec<Crowd> {
+    fn crowds(&self) -> Crowds<'_> {
+        let touched: BTreeSet<&[u8]> = self.changes().iter().map(|c| c.op.path()).filter(|p| !self.is_passing(p)).collect();
+        let is_new = |p: &[u8]| self.base.lstat(p).is_err();
         let mut dirs: BTreeMap<&[u8], Vec<&[u8]>> = BTreeMap::new();
-        for change in self.changes() {
-            if let Some(dir) = path::parent(change.op.path()) {
-                dirs.entry(dir).or_default().push(change.op.path());
+        for path in touched {
+            let tree = self.trees.iter().find(|tree| path::is_below(path, tree)).map(Vec::as_slice);
+            if let Some(dir) = tree.or(path::parent(path)) {
+                dirs.entry(dir).or_default().push(path);
             }
         }
-        let mut crowds = Vec::new();
-        for (dir, mut paths) in dirs {
-            paths.sort();
-            paths.dedup();
-            let new = |p: &&&[u8]| self.base.lstat(p).is_err();
-            let Some(first) = paths.first().filter(|_| paths.len() > CROWD && paths.iter().all(|p| new(&p))) else { continue };
-            let sizes: Vec<u64> = paths.iter().filter_map(|p| self.lstat(p).ok()).map(|s| s.size).collect();
-            crowds.push(Crowd { dir: dir.to_vec(), first: first.to_vec(), files: sizes.len(), bytes: sizes.iter().sum() });
+        let mut crowds = Crowds { all: Vec::new(), of: BTreeMap::new() };
+        for (dir, paths) in dirs {
+            let many = |paths: &[&[u8]]| paths.len() > CROWD && paths.iter().all(|p| is_new(p));
+            let Some(first) = paths.first().filter(|_| many(&paths)) else { continue };
+            let files = paths.iter().filter_map(|p| self.lstat(p).ok()).filter(|s| s.kind != FileType::Directory);
+            let sizes: Vec<u64> = files.map(|s| s.size).collect();
+            crowds.of.extend(paths.iter().map(|path| (*path, crowds.all.len())));
+            crowds.all.push(Crowd { dir: dir.to_vec(), first: first.to_vec(), files: sizes.len(), bytes: sizes.iter().sum() });
         }
         crowds
     }
@@ -106,7 +127,7 @@ impl Staged<'_> {
         };
         let mut told: Vec<String> = paths
             .into_iter()
-            .map(|p| match crowds.iter().find(|c| path::parent(p) == Some(&c.dir)) {
+            .map(|p| match crowds.of(p) {
                 Some(crowd) => show(&path::join(&crowd.dir, b"")),
                 None => show(p),
             })

@@ -132,6 +132,8 @@ pub struct Staged<'a> {
     commands: Vec<StagedCommand>,
     /// Directories that a command takes away again.
     passing: Vec<Vec<u8>>,
+    /// Directories that are told as one, with all below them.
+    trees: Vec<Vec<u8>>,
     step: &'static str,
     next_ino: u64,
 }
@@ -139,7 +141,16 @@ pub struct Staged<'a> {
 impl<'a> Staged<'a> {
     /// A view of `base` without changes.
     pub fn new(base: &'a dyn GuestFs) -> Self {
-        Staged { base, entries: BTreeMap::new(), log: Vec::new(), commands: Vec::new(), passing: Vec::new(), step: "", next_ino: FIRST_INO }
+        Staged {
+            base,
+            entries: BTreeMap::new(),
+            log: Vec::new(),
+            commands: Vec::new(),
+            passing: Vec::new(),
+            trees: Vec::new(),
+            step: "",
+            next_ino: FIRST_INO,
+        }
     }
 
     /// Marks what follows as the work of this step.
@@ -175,8 +186,13 @@ impl<'a> Staged<'a> {
 
     /// Whether a path is that of such a directory, or below one.
     pub fn is_passing(&self, path: &[u8]) -> bool {
-        let below = |dir: &Vec<u8>| path.strip_prefix(&dir[..]).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
-        self.passing.iter().any(below)
+        self.passing.iter().any(|dir| path == dir || path::is_below(path, dir))
+    }
+
+    /// Says that nobody wants to read of each file below this new directory.
+    pub fn tree(&mut self, dir: &[u8]) -> Result<()> {
+        self.trees.push(self.resolve(dir, false)?);
+        Ok(())
     }
 
     /// Whether a command makes this file.

@@ -36,6 +36,11 @@ pub(crate) fn parent(path: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Whether a canonical path lies in a directory, at whatever depth.
+pub(super) fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(&join(dir, b"")[..]).is_some_and(|rest| !rest.is_empty())
+}
+
 /// The name that `path` has directly in `dir`.
 pub(super) fn child_of<'p>(dir: &[u8], path: &'p [u8]) -> Option<&'p [u8]> {
     path.strip_prefix(&join(dir, b"")[..]).filter(|name| !name.is_empty() && !name.contains(&b'/'))

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::bootloader::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
 use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
+use crate::guest::has_program;
 use crate::guest::grub::{Truth, truth};
 use crate::guest::kernels::compare_versions;
 use crate::layout::{Table, Volume};
@@ -233,8 +234,8 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
 /// One whose default is not the newest kernel was made so by a person, and stays.
 fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
     let Truth::MenuLst(path) = truth(&cx.fs, &cx.packages) else { return Ok(None) };
-    let updater =
-        ["/usr/sbin/update-grub", "/sbin/update-grub", "/usr/sbin/grubby", "/sbin/grubby"].iter().any(|p| cx.fs.is_file(p.as_bytes()));
+    // Debian's, Red Hat's, SUSE's.
+    let updater = ["update-grub", "grubby", "update-bootloader"].iter().any(|program| has_program(&cx.fs, program));
     let newest = cx.facts.kernels.iter().max_by(|a, b| compare_versions(&a.version, &b.version));
     let Some(args) = grub_legacy::default_args(cx, &path)? else { return Ok(None) };
     if updater || cx.facts.kernel.as_ref() != newest {
