@@ -44,6 +44,8 @@ pub struct Console {
     at: usize,
     /// Where in the text the last boot lies.
     boot: std::ops::Range<usize>,
+    /// How many times as long as usual it is waited for.
+    patience: u32,
 }
 
 impl Console {
@@ -96,7 +98,13 @@ impl Console {
                 }
             }
         });
-        Console { qemu, child, keys, output, text: String::new(), at: 0, boot: 0..0 }
+        Console { qemu, child, keys, output, text: String::new(), at: 0, boot: 0..0, patience: 1 }
+    }
+
+    /// Waits so many times as long as usual for everything.
+    pub fn patient(mut self, times: u32) -> Console {
+        self.patience = times;
+        self
     }
 
     /// Reads until `wanted` comes, and returns what came before it. Panics with the console's end when it doesn't.
@@ -108,6 +116,7 @@ impl Console {
 
     /// Reads until one of the texts comes, and returns which.
     fn wait_for(&mut self, wanted: &[&str], patience: Duration) -> usize {
+        let patience = patience * self.patience;
         let deadline = Instant::now() + patience;
         loop {
             for (which, text) in wanted.iter().enumerate() {
@@ -143,7 +152,7 @@ impl Console {
             let _ = self.child.kill();
             let _ = self.child.wait();
             let qemu = std::mem::replace(&mut self.qemu, Command::new("true"));
-            *self = Console::of(qemu);
+            *self = Console::of(qemu).patient(self.patience);
         }
     }
 

@@ -48,11 +48,12 @@ fn an_appliance_is_read_as_what_it_is() {
     assert_eq!((&plan["guest"]["boot"], &plan["guest"]["macs"][0]), (&"fully virtual, BIOS".into(), &guest.mac.as_str().into()), "{plan}");
 }
 
-/// Starts a guest by its configuration, as it is, on the host of `tests/xen-host`.
-fn on_xen(cfg: &Path, disks: &[PathBuf]) -> Console {
+/// Starts a guest by its configuration, with these lines besides, on the host of `tests/xen-host`.
+fn on_xen(cfg: &Path, lines: &[&str], disks: &[PathBuf]) -> Console {
     let mut host = Command::new(top().join("tests/xen-host/run"));
+    lines.iter().for_each(|line| drop(host.args(["--set", line])));
     host.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())).arg(cfg).args(disks);
-    Console::of(host)
+    Console::of(host).patient(10)
 }
 
 /// The source as it was made, then what `--to hvm` makes of it: the same guest with the same root, and a network that leads to the host.
@@ -60,7 +61,7 @@ fn on_xen(cfg: &Path, disks: &[PathBuf]) -> Console {
 /// The source's own network is not asked for: xen-create-image calls its NIC eth0, and systemd 252 calls it enX0 on a real host.
 fn before_and_after(guest: &Guest, root: &str, format: &str) {
     let dir = scratch();
-    let mut console = on_xen(&guest.cfg, &guest.disks);
+    let mut console = on_xen(&guest.cfg, &[], &guest.disks);
     console.login(&guest.name, &guest.password);
     assert_eq!(console.ok("cat /sys/hypervisor/guest_type; findmnt -n -o SOURCE /").trim(), format!("PV\n{root}"));
     drop(console);
@@ -68,7 +69,9 @@ fn before_and_after(guest: &Guest, root: &str, format: &str) {
     to_hvm(guest, dir.path(), &["-of", format]);
     let disk = |letter| dir.path().join(format!("{}-xvd{letter}.{format}", guest.name));
     let disks: Vec<PathBuf> = ('a'..='z').map(disk).take_while(|p| p.exists()).collect();
-    let mut console = on_xen(&dir.path().join(format!("{}.cfg", guest.name)), &disks);
+    // A BIOS reads IDE disks word by word, which takes an hour where every word is emulated twice. So does a screen of text.
+    let lines = ["hdtype = 'ahci'", "vga = 'none'", "vnc = 0", "usb = 0"];
+    let mut console = on_xen(&dir.path().join(format!("{}.cfg", guest.name)), &lines, &disks);
     console.login(&guest.name, &guest.password);
     assert_eq!(console.ok("cat /sys/hypervisor/guest_type; findmnt -n -o SOURCE /").trim(), format!("HVM\n{root}"));
     healthy(&mut console, guest);

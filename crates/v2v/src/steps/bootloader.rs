@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use guestfs::{Ext, GuestFs, GuestFsMut};
+use guestfs::{GuestFs, GuestFsMut};
 use imgcore::Image;
 
 use crate::Result;
 use crate::bootloader::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
 use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
-use crate::guest::has_program;
 use crate::guest::grub::{Truth, truth};
+use crate::guest::has_program;
 use crate::guest::kernels::compare_versions;
 use crate::layout::{Table, Volume};
 use crate::source::Boot;
@@ -303,6 +303,8 @@ fn defaults(cx: &Context<'_>) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use guestfs::Ext;
+
     use super::*;
     use crate::step::Options;
     use crate::testing::{MemFs, ROOT_UUID, bzimage, run_step_with};
