@@ -51,7 +51,9 @@ fn an_appliance_is_read_as_what_it_is() {
 /// Starts a guest by its configuration, with these lines besides, on the host of `tests/xen-host`.
 fn on_xen(cfg: &Path, lines: &[&str], disks: &[PathBuf]) -> Console {
     let mut host = Command::new(top().join("tests/xen-host/run"));
-    lines.iter().for_each(|line| drop(host.args(["--set", line])));
+    for line in lines {
+        host.args(["--set", line]);
+    }
     host.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())).arg(cfg).args(disks);
     Console::of(host).patient(10)
 }

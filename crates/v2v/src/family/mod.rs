@@ -190,8 +190,8 @@ impl<'a> PackageSet<'a> {
         for file in files {
             let is_named = places.last().is_some_and(|last| last.ends_with('/') && file.starts_with(last.as_str()));
             if !is_named {
-                let folders = file.match_indices('/').skip(1).map(|(at, _)| &file[..at]);
-                let new = folders.into_iter().find(|folder| !cx.fs.exists(folder.as_bytes()));
+                let mut folders = file.match_indices('/').skip(1).map(|(at, _)| &file[..at]);
+                let new = folders.find(|folder| !cx.fs.exists(folder.as_bytes()));
                 places.push(new.map_or_else(|| file.clone(), |folder| format!("{folder}/")));
             }
         }
