@@ -191,14 +191,14 @@ impl Console {
 
     /// Runs a command that has to succeed.
     pub fn ok(&mut self, command: &str) -> String {
-        let (output, code) = self.run(command, Duration::from_secs(120));
+        let (output, code) = self.run(command, Duration::from_secs(600));
         assert_eq!(code, 0, "{command} failed in the guest:\n{output}");
         output
     }
 
     /// Waits until the guest has settled: systemd has no job left.
     pub fn settle(&mut self) {
-        self.run("systemctl is-system-running --wait", Duration::from_secs(180));
+        self.run("systemctl is-system-running --wait", Duration::from_secs(600));
     }
 
     /// Has the guest restart.
