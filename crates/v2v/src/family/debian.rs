@@ -13,8 +13,6 @@ pub(super) const FAMILY: Family = Family {
     install: r#"#!/bin/sh
 folder=${0%/*}
 policy=/usr/sbin/policy-rc.d
-# More of them are nothing but memory here, and 32-bit ones do not start.
-export DPKG_DEB_THREADS_MAX=1
 if [ ! -e $policy ]; then made=1; printf '#!/bin/sh\nexit 101\n' > $policy; chmod 755 $policy; fi
 dpkg -i "$folder"/*/*.deb; status=$?
 [ -z "$made" ] || rm -f $policy
