@@ -4,8 +4,10 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use imgcore::formats::Repair;
+use imgcore::raw::Raw;
 use imgcore::storage::MemStorage;
-use imgcore::{Error, ExtentKind, Formats, Image, ImageMut, NoGate, OpenOptions, Preallocation, copy};
+use imgcore::vhd::incoming::{self, Content};
+use imgcore::{Error, ExtentKind, Formats, Image, ImageMut, NoGate, NoProgress, OpenOptions, Preallocation, copy};
 
 /// Extents that are looked at; a walk may have billions.
 const EXTENTS: usize = 2000;
@@ -175,5 +177,15 @@ fn restructure(formats: &Formats, original: &MemStorage, options: &OpenOptions<'
         let _ = image.set_backing(Some("another.raw"), Some("raw"));
         let _ = image.make_empty();
         look(&*image, random);
+    }
+}
+
+/// A VHD as a file, and as a stream onto a disk of the size that it says.
+pub fn run_vhd(data: &[u8]) {
+    run("vpc", data);
+    let size = data.get(48..56).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+    for content in [Content::Whole, Content::Difference].into_iter().filter(|_| size <= 64 << 20) {
+        let disk = Raw::create(Arc::new(MemStorage::new("disk", 0)), size).expect("a disk in memory");
+        let _ = incoming::receive(&mut &*data, "stream", content, &disk, &NoProgress);
     }
 }

@@ -24,7 +24,7 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "qcow2", run: |data| image::run("qcow2", data), mend: |_| {} },
-    Target { name: "vhd", run: |data| image::run("vpc", data), mend: mend::vhd },
+    Target { name: "vhd", run: image::run_vhd, mend: mend::vhd },
     Target { name: "vhdx", run: |data| image::run("vhdx", data), mend: mend::vhdx },
     Target { name: "vmdk", run: |data| image::run("vmdk", data), mend: |_| {} },
     Target { name: "vdi", run: |data| image::run("vdi", data), mend: |_| {} },

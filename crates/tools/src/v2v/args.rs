@@ -439,7 +439,7 @@ impl Args {
             preallocated: self.allocation == Allocation::Preallocated,
             name: self.name.clone(),
             force: self.force || self.replace,
-            in_use: self.force || self.phase == Some(PhaseArg::Copy),
+            in_use: self.force || matches!(self.phase, Some(PhaseArg::Copy | PhaseArg::Forget)),
             phase: self.phase.map(|phase| match phase {
                 PhaseArg::Copy => Phase::Copy,
                 PhaseArg::Finish => Phase::Finish,
@@ -513,6 +513,22 @@ mod tests {
         }
         let after_dashes = translated(["--", "-os"].into_iter().map(OsString::from));
         assert_eq!(after_dashes, ["--", "-os"]);
+    }
+
+    #[test]
+    fn guests_of_a_server_have_two_words() {
+        let args = parse(&["-i", "xenserver", "root@xen1", "web", "-os", "out", "--snapshot", "--phase", "copy"]);
+        assert!(!args.is_list());
+        let request = args.request().unwrap();
+        assert_eq!((request.machine.as_deref(), request.phase, request.in_use), (Some("web"), Some(Phase::Copy), true));
+        assert!(request.remote.snapshot && !request.force);
+        assert!(parse(&["-i", "xenserver", "xen1"]).is_list() && parse(&["https://xen1", "--list"]).is_list());
+        assert!(!parse(&["-i", "xenserver", "xen1", "-os", "out"]).is_list());
+        assert_eq!(parse(&["web.cfg", "db.cfg", "-os", "out"]).request().unwrap_err().exit_code(), 2);
+        let leak = parse(&["https://root:geheim@xen1/export?uuid=1", "-os", "out"]).request().unwrap_err();
+        assert!(!leak.message().contains("geheim"), "{}", leak.message());
+        let replaced = parse(&["web.cfg", "-os", "out", "--replace"]).request().unwrap();
+        assert!(replaced.force && !replaced.in_use);
     }
 
     #[test]

@@ -27,9 +27,12 @@ pub(super) fn devices(source: &Source, contents: &[DiskContents]) -> Result<Vec<
         let has_table = contents.get(index).is_some_and(|c| c.table.is_some());
         devices.push((is_position && !has_table, letter, number));
     }
-    // Several disks without a table and without names: only fstab knows what they were called.
+    // Several disks without a table and without names: only fstab knows what they were called. Beside a disk that has a table, and with no
+    // root among them, they are data disks, and go by their position.
     let unnamed: Vec<usize> = (0..devices.len()).filter(|i| devices[*i].0).collect();
-    let matched = if unnamed.len() > 1 { match_to_fstab(source, contents, &unnamed)? } else { Vec::new() };
+    let holds_root = |index: &usize| contents.get(*index).and_then(|c| c.volumes.first()).is_some_and(|v| v.root_fstab.is_some());
+    let are_data = contents.iter().any(|c| c.table.is_some()) && !unnamed.iter().any(holds_root);
+    let matched = if unnamed.len() > 1 && !are_data { match_to_fstab(source, contents, &unnamed)? } else { Vec::new() };
     let device = |(index, (is_position, letter, number)): (usize, (bool, u32, Option<u32>))| {
         let target = &source.disks[index].target;
         if let Some((_, device)) = matched.iter().find(|(i, _)| *i == index) {

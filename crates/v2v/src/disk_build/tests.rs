@@ -360,3 +360,16 @@ fn kept_volumes_stay_disks() {
     assert_eq!(names(&layout), [("xvda1".into(), "vda"), ("xvda2".into(), "vdb")]);
     assert!(layout.disks.iter().all(|d| matches!(d.table, Table::Keep { .. }) && d.volumes[0].partition.is_none()));
 }
+
+#[test]
+fn beside_a_disk_with_a_table_data_disks_go_by_their_position() {
+    let mut table = vec![0; 4 * MIB as usize];
+    table[446..462].copy_from_slice(&[&[0, 0, 0, 0, 7, 0, 0, 0][..], &2048u32.to_le_bytes(), &2048u32.to_le_bytes()].concat());
+    table[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let data = || image(&vec![0x11; MIB as usize]);
+    let source = source(vec![("0", image(&table)), ("1", data()), ("2", data())]);
+    let layout = layout_of(&source).unwrap();
+    let devices: Vec<_> = layout.disks.iter().map(|d| d.device.as_str()).collect();
+    assert_eq!(devices, ["vda", "vdb", "vdc"]);
+    assert!(names(&layout).iter().any(|(source, target)| (source.as_str(), *target) == ("xvdc", "vdc")), "{:?}", names(&layout));
+}

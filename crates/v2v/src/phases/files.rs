@@ -17,7 +17,7 @@ const MAX_DEPTH: u32 = 64;
 
 /// The file that was copied, as it was then.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Copied {
+pub(super) struct Identity {
     file: PathBuf,
     device: u64,
     inode: u64,
@@ -26,20 +26,20 @@ pub(super) struct Copied {
     modified: (i64, i64),
 }
 
-impl Copied {
+impl Identity {
     /// The file of an image; none where it is not a file of its own.
     fn of(image: &dyn Image) -> Self {
         let file = Path::new(&image.info().file).canonicalize();
         let meta = file.as_ref().ok().and_then(|f| fs::metadata(f).ok()).filter(fs::Metadata::is_file);
-        let (Ok(file), Some(meta)) = (file, meta) else { return Copied::default() };
-        Copied { file, device: meta.dev(), inode: meta.ino(), size: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) }
+        let (Ok(file), Some(meta)) = (file, meta) else { return Identity::default() };
+        Identity { file, device: meta.dev(), inode: meta.ino(), size: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) }
     }
 
     /// How far below an image this file lies, as it was.
     fn depth_in(&self, image: &dyn Image) -> Option<u32> {
         let mut below = Some(image);
         (0..MAX_DEPTH).find(|_| {
-            let found = below.is_some_and(|image| *self == Copied::of(image));
+            let found = below.is_some_and(|image| *self == Identity::of(image));
             if !found {
                 below = below.and_then(Image::backing);
             }
@@ -49,14 +49,14 @@ impl Copied {
 }
 
 /// The files of a source's disks.
-pub(super) fn identify(disks: &[SourceDisk]) -> Vec<Copied> {
-    disks.iter().map(|disk| disk.image.as_ref().map(|image| Copied::of(image.as_ref())).unwrap_or_default()).collect()
+pub(super) fn identify(disks: &[SourceDisk]) -> Vec<Identity> {
+    disks.iter().map(|disk| disk.image.as_ref().map(|image| Identity::of(image.as_ref())).unwrap_or_default()).collect()
 }
 
 /// Makes `target`, the copy, read as the disk does now.
-pub(super) fn update(image: &Arc<dyn Image>, copied: &Copied, target: &Arc<dyn ImageMut>, progress: &dyn Progress) -> Result<()> {
+pub(super) fn update(image: &Arc<dyn Image>, copied: &Identity, target: &Arc<dyn ImageMut>, progress: &dyn Progress) -> Result<()> {
     progress.total(image.size());
-    let depth = if *copied == Copied::default() { None } else { copied.depth_in(image.as_ref()) };
+    let depth = if *copied == Identity::default() { None } else { copied.depth_in(image.as_ref()) };
     match depth {
         // Of what lies in the file itself nobody knows whether it was written meanwhile.
         None | Some(0) => Ok(difference::apply(target.as_ref(), image.as_ref(), target.as_ref(), progress)?),

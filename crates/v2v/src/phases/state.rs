@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::failed;
-use super::files::Copied;
+use super::files::Identity;
 use crate::batch::files;
 use crate::input::xenserver;
 use crate::source::Source;
@@ -44,7 +44,7 @@ pub(super) enum Base {
     /// A snapshot on a server.
     Xenserver(xenserver::Base),
     /// The files or devices that the disks were, in the disks' order.
-    Files(Vec<Copied>),
+    Files(Vec<Identity>),
 }
 
 impl State {

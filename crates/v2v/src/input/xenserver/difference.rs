@@ -119,7 +119,7 @@ pub fn differences(request: &Request<'_>, base: &Base, again: bool) -> Result<Di
         name: name.clone(),
     };
     let inner = Request { machine: None, ..request.clone() };
-    let mut source = description.repeated(&imgcore::NoProgress, &mut |body| {
+    let mut source = description.repeated(0, &imgcore::NoProgress, &mut |body| {
         let stream = Stream::open(body, &name)?;
         xva::source(&inner, stream.appliance(), &name, &mut |_| Ok(None)).map(|(source, _)| source)
     })?;
@@ -139,7 +139,7 @@ impl Differences {
         let Some((_, remote)) = self.disks.iter().find(|(name, _)| name.strip_prefix("/dev/").unwrap_or(name) == device) else {
             return Err(Error::Invalid(format!("{}: no disk {device} was copied", self.source.origin)));
         };
-        remote.repeated(progress, &mut |mut body| Ok(incoming::receive(&mut body, &remote.name, Content::Difference, target, progress)?))
+        remote.repeated(0, progress, &mut |mut body| Ok(incoming::receive(&mut body, &remote.name, Content::Difference, target, progress)?))
     }
 }
 

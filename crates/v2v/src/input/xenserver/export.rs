@@ -4,7 +4,8 @@
 //! answer says that it may be asked for in parts (`Accept-Ranges`, and an `ETag` to know it by) is the rest asked for.
 
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use imgcore::{ImageMut, NoProgress, Progress};
@@ -49,24 +50,30 @@ impl Remote {
         })
     }
 
-    /// Does something with the whole of it, again from its start when the connection was cut: not when it was damaged.
-    pub fn repeated<T>(&self, progress: &dyn Progress, work: &mut dyn FnMut(Body) -> Result<T>) -> Result<T> {
-        let mut attempt = 1;
+    /// Does something with the whole of it, again from its start when the connection was cut: not when what came is damaged. `tried` is how
+    /// often that was done already.
+    pub fn repeated<T>(&self, tried: u32, progress: &dyn Progress, work: &mut dyn FnMut(Body) -> Result<T>) -> Result<T> {
+        let mut attempt = tried;
         loop {
+            if attempt > 0 {
+                pause(attempt, progress);
+            }
+            attempt += 1;
             let mut ending = None;
             let outcome = self.open().and_then(|body| {
-                ending = Some(body.ending());
+                ending = Some(body.ending.clone());
                 work(body)
             });
-            let error = match outcome {
-                Err(error) if attempt > 1 || ending.as_ref().is_some_and(Ending::is_over) => error,
+            // A host that cannot be reached at first is none; one that could be before may be back in a moment.
+            let is_cut = ending.as_ref().map_or(attempt > 1, Ending::is_over);
+            match outcome {
+                Err(error) if is_cut && !progress.cancelled() => {
+                    if attempt >= ATTEMPTS {
+                        return Err(self.given_up(error, attempt));
+                    }
+                }
                 outcome => return outcome,
-            };
-            if progress.cancelled() || attempt == ATTEMPTS {
-                return Err(self.given_up(error, attempt));
             }
-            pause(attempt, progress);
-            attempt += 1;
         }
     }
 
@@ -85,18 +92,18 @@ fn pause(attempt: u32, progress: &dyn Progress) {
     }
 }
 
-/// Whether a body has come to an end, expected or not, and how.
+/// Whether a body has come to an end, expected or not.
 #[derive(Clone, Default)]
-pub(super) struct Ending(Arc<Mutex<bool>>);
+struct Ending(Arc<AtomicBool>);
 
 impl Ending {
     fn set(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.store(true, Ordering::Relaxed);
     }
 
     /// Nothing more comes: what misses something was cut off.
     fn is_over(&self) -> bool {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -113,10 +120,6 @@ pub(super) struct Body {
 }
 
 impl Body {
-    pub fn ending(&self) -> Ending {
-        self.ending.clone()
-    }
-
     /// Asks for the rest, where that is possible.
     fn resume(&mut self) -> bool {
         let Some(version) = self.version.as_deref().filter(|_| self.resumed < ATTEMPTS) else { return false };
@@ -171,8 +174,8 @@ impl Exported {
         snapshot: Option<Snapshot>,
         source: impl FnOnce(&Stream<'_>) -> Result<(Source, Vec<Option<usize>>)>,
     ) -> Result<Opened> {
-        let (stream, ending) = remote.repeated(&NoProgress, &mut |body| {
-            let ending = body.ending();
+        let (stream, ending) = remote.repeated(0, &NoProgress, &mut |body| {
+            let ending = body.ending.clone();
             Ok((Stream::open(body, &remote.name)?, ending))
         })?;
         let (source, order) = source(&stream)?;
@@ -185,39 +188,19 @@ impl DiskStream for Exported {
     fn receive(mut self: Box<Self>, targets: &[Arc<dyn ImageMut>], progress: &dyn Progress) -> Result<()> {
         let Some(first) = self.arriving.take() else { return Ok(()) };
         let (order, disks) = (first.order.clone(), first.stream.appliance().disks.clone());
-        let error = match Box::new(first).receive(targets, progress) {
-            Err(error) if self.ending.is_over() && !progress.cancelled() => error,
+        match Box::new(first).receive(targets, progress) {
+            Err(_) if self.ending.is_over() && !progress.cancelled() => {}
             outcome => return outcome,
-        };
-        let mut attempt = 1;
-        let mut error = error;
-        while attempt < ATTEMPTS && !progress.cancelled() {
-            pause(attempt, progress);
-            attempt += 1;
-            let again = || {
-                let body = self.remote.open()?;
-                let ending = body.ending();
-                let stream = Stream::open(body, &self.remote.name)?;
-                let now = &stream.appliance().disks;
-                if now.len() != disks.len() || now.iter().zip(&disks).any(|(a, b)| (&a.id, a.size) != (&b.id, b.size)) {
-                    return Err(Error::Invalid("its disks are others now".into()));
-                }
-                Ok((Arriving { stream, order: order.clone() }, ending))
-            };
-            let (arriving, ending) = match again() {
-                Ok(again) => again,
-                Err(e) => {
-                    error = e;
-                    continue;
-                }
-            };
+        }
+        self.remote.repeated(1, progress, &mut |body| {
+            let stream = Stream::open(body, &self.remote.name)?;
+            let now = &stream.appliance().disks;
+            if now.len() != disks.len() || now.iter().zip(&disks).any(|(a, b)| (&a.id, a.size) != (&b.id, b.size)) {
+                return Err(Error::Invalid("its disks are others now".into()));
+            }
             // What came so far is forgotten: another time other blocks may be left out as zeroes.
             targets.iter().try_for_each(|target| target.discard(0, target.size()))?;
-            match Box::new(arriving).receive(targets, progress) {
-                Err(e) if ending.is_over() => error = e,
-                outcome => return outcome,
-            }
-        }
-        Err(self.remote.given_up(error, attempt))
+            Box::new(Arriving { stream, order: order.clone() }).receive(targets, progress)
+        })
     }
 }

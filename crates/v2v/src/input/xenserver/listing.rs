@@ -42,8 +42,6 @@ pub struct VmDisk {
     pub uuid: String,
     /// Size in bytes.
     pub size: u64,
-    #[serde(skip)]
-    pub(super) reference: String,
 }
 
 impl Vm {
@@ -68,14 +66,12 @@ pub(super) fn all(session: &Session) -> Result<Vec<Vm>> {
         let own = own.filter(|vbd| text(vbd, "VM") == reference && text(vbd, "type") != "CD" && !flag(vbd, "empty"));
         let mut disks: Vec<_> = own
             .filter_map(|vbd| {
-                let reference = text(vbd, "VDI");
-                let vdi = vdis.get(reference)?;
+                let vdi = vdis.get(text(vbd, "VDI"))?;
                 Some(VmDisk {
                     device: printable(text(vbd, "userdevice")),
                     name: printable(text(vdi, "name_label")),
                     uuid: Some(text(vdi, "uuid")).filter(|uuid| is_word(uuid))?.to_owned(),
                     size: number(vdi, "virtual_size"),
-                    reference: Some(reference).filter(|r| is_word(r))?.to_owned(),
                 })
             })
             .collect();

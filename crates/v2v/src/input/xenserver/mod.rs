@@ -109,6 +109,9 @@ fn read(request: &Request<'_>) -> Result<Opened> {
             vm.name, left.uuid
         ));
     }
+    if pool.address.server.plain {
+        warnings.push(format!("{host} was asked without TLS: the password and the disks went over the network for all to read"));
+    }
     if vm.power_state == "Suspended" {
         warnings.push(format!(
             "{} is suspended, not shut down: its memory is not taken over, and its filesystems are as after a power cut",
