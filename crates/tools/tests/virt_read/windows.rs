@@ -138,6 +138,31 @@ fn windows_is_told_by_its_registry() {
     assert_eq!(guest.text("ls", &["-a", "disk.img", r"e:\"]), "bootmgr\nlost+found\n");
 }
 
+/// Whether there is an appliance; said aloud where not, and a failure in CI.
+fn appliance() -> bool {
+    let Err(e) = guestfs_appliance::locate::files() else { return true };
+    assert!(std::env::var_os("CI").is_none(), "{e}");
+    eprintln!("skipped: {e}");
+    false
+}
+
+#[test]
+fn only_files_of_windows_are_changed() {
+    if !appliance() {
+        return;
+    }
+    let guest = Guest::empty();
+    let software = hive(&guest, "SOFTWARE", SOFTWARE);
+    windows(&guest, &software);
+    let refused = guest.failure("customize", &["-a", "disk.img", "--hostname", "other"]);
+    assert!(refused.contains("--hostname") && refused.contains("this guest is windows"), "{refused}");
+    let refused = guest.failure("edit", &["-a", "disk.img", "-e", "s/a/b/", r"E:\bootmgr"]);
+    assert!(refused.contains("another drive"), "{refused}");
+    guest.text("edit", &["-a", "disk.img", "-e", "s/off/on/", r"c:\Autoexec.BAT"]);
+    guest.text("customize", &["-a", "disk.img", "--append-line", "/autoexec.bat:rem"]);
+    assert_eq!(guest.text("cat", &["-a", "disk.img", r"C:\autoexec.bat"]), "@echo on\r\nrem\n");
+}
+
 /// Bytes of a hive turned, place by place: an answer or an error, soon.
 #[test]
 fn damaged_hives_are_answered() {
@@ -233,9 +258,7 @@ fn bsds_have_their_own_words() {
 /// A root on UFS, as FreeBSD's installer makes it: the appliance's kernel reads it, without being asked.
 #[test]
 fn freebsd_is_read_from_its_own_filesystem() {
-    if let Err(e) = guestfs_appliance::locate::files() {
-        assert!(std::env::var_os("CI").is_none(), "{e}");
-        eprintln!("skipped: {e}");
+    if !appliance() {
         return;
     }
     let guest = Guest::empty();

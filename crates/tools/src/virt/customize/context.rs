@@ -19,6 +19,8 @@ const LIMIT: u64 = 64 << 20;
 /// The guest that is being changed.
 pub(in super::super) struct Context<'s> {
     pub session: &'s mut dyn Session,
+    /// libguestfs's name of its system.
+    pub system: &'static str,
     /// Its disks and volumes, as they were found.
     pub volumes: &'s Volumes,
     /// How passwords are hashed, if the user says so.

@@ -12,7 +12,7 @@ use self::accounts::Crypto;
 pub(super) use self::context::Context;
 use self::mirrors::Server;
 use self::proxy::Proxy;
-use self::table::OPERATIONS;
+use self::table::{ON_FILES, OPERATIONS};
 use self::upstream::Upstreams;
 use super::Entry;
 use super::options::GuestArgs;
@@ -178,7 +178,16 @@ pub(super) fn actions(matches: &ArgMatches) -> Result<Vec<Action>, Failure> {
 fn parse(name: &str, text: Vec<u8>) -> Result<Action, Failure> {
     let operation = OPERATIONS.iter().find(|o| o.name == name);
     let operation = operation.ok_or_else(|| Failure::new(format!("there is no operation '{name}'")))?;
-    (operation.parse)(&Value { operation: operation.name, text })
+    let action = (operation.parse)(&Value { operation: operation.name, text })?;
+    if ON_FILES.contains(&operation.name) {
+        return Ok(action);
+    }
+    act(move |c| match c.system {
+        "linux" => action(c),
+        system => {
+            Err(Failure::new(format!("--{}: it is for Linux, and this guest is {system}: only files can be changed", operation.name)))
+        }
+    })
 }
 
 /// Lines of an operation and its value; a backslash at the end goes on in the next line.
@@ -211,8 +220,11 @@ pub(super) fn perform(common: &Common, actions: &[Action]) -> Result<(), Failure
     }
     let mut guest = common.guest.open_writable()?;
     let volumes = guest.volumes.clone();
+    // What was mounted by hand is taken for Linux, as it was always.
+    let system = guest.inspection.as_ref().map_or("linux", |inspection| inspection.system.name());
     let session = guest.session().ok_or_else(|| Failure::new("a guest is changed in the appliance only"))?;
     let mut context = Context {
+        system,
         session,
         volumes: &volumes,
         crypto: common.password_crypto,
@@ -284,6 +296,7 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_the_order_is_the_users() {
         assert!(OPERATIONS.is_sorted_by_key(|o| o.name));
+        assert!(ON_FILES.iter().all(|name| OPERATIONS.iter().any(|o| o.name == *name)));
         let words = ["virt", "-a", "x", "--write", "/a:1", "--touch", "/b", "--selinux-relabel", "--write", "/a:2"];
         let matches = arguments(Command::new("virt")).try_get_matches_from(words).unwrap();
         assert_eq!(actions(&matches).unwrap().len(), 4);

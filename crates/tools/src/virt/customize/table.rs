@@ -18,6 +18,27 @@ const fn op(name: &'static str, value: &'static str, help: &'static str, parse: 
     Operation { name, value, help, parse }
 }
 
+/// Those that are about files alone, and so go for every system.
+pub(super) const ON_FILES: &[&str] = &[
+    "append-line",
+    "chmod",
+    "chown",
+    "copy",
+    "copy-in",
+    "delete",
+    "edit",
+    "link",
+    "mkdir",
+    "move",
+    "no-logfile",
+    "scrub",
+    "touch",
+    "truncate",
+    "truncate-recursive",
+    "upload",
+    "write",
+];
+
 pub(in super::super) const OPERATIONS: &[Operation] = &[
     op("append-line", "FILE:LINE", "Append a line to a file", files::append_line),
     op("chmod", "PERMISSIONS:FILE", "Change a file's permissions; octal with a 0 in front", files::chmod),
