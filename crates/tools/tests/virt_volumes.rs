@@ -247,3 +247,18 @@ fn encrypted_guests_open_with_a_key() {
     dir.text("edit -a disk.img --key all:key:hush -e s/localhost/elsewhere/ /etc/hosts");
     assert_eq!(dir.text("cat --engine direct -a disk.img --key all:key:hush /etc/hosts"), "elsewhere\n");
 }
+
+/// A header whose content is on another device, as cryptsetup makes it: said to be one.
+#[test]
+fn a_detached_header_is_called_so() {
+    let dir = Scratch::new();
+    dir.empty("data.img", 32);
+    for kind in ["luks1", "luks2"] {
+        dir.empty(kind, 16);
+        let format =
+            format!("cryptsetup luksFormat -q --type={kind} --pbkdf=pbkdf2 --pbkdf-force-iterations=1000 --header {kind} data.img -");
+        dir.tool(&format, "hush");
+        let message = dir.failure(&format!("cat --engine direct -a {kind} --key all:key:hush /etc/hosts"));
+        assert!(message.contains("detached header"), "{message}");
+    }
+}
