@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use guestfs::{Ext, FileType};
+use guestfs::{DirEntry, Ext, FileType};
 
 use super::looking::real;
 use super::{Arguments, Command, copying};
@@ -67,7 +67,7 @@ pub(super) const COMMANDS: &[Command] = &[
                     n => done += n,
                 }
             }
-            shell.out.line(&bytes[..done])
+            shell.out.bytes(&bytes[..done])
         },
     },
     Command {
@@ -75,7 +75,12 @@ pub(super) const COMMANDS: &[Command] = &[
         usage: "DIR",
         help: "list a directory's entries with their inodes and kinds",
         run: |shell, a| {
-            let mut entries = shell.guest()?.fs()?.read_dir(a.path(0)?)?;
+            let fs = shell.guest()?.fs()?;
+            let mut entries = fs.read_dir(a.path(0)?)?;
+            for name in [&b"."[..], b".."] {
+                let ino = fs.stat(&join(a.path(0)?, name))?.ino;
+                entries.push(DirEntry { name: name.to_vec(), kind: FileType::Directory, ino });
+            }
             entries.sort_by(|a, b| a.name.cmp(&b.name));
             for (index, entry) in entries.iter().enumerate() {
                 let kind = match entry.kind {

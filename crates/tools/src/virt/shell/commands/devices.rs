@@ -49,7 +49,7 @@ pub(super) const COMMANDS: &[Command] = &[
                 bytes.extend_from_slice(piece);
                 Ok(())
             })?;
-            shell.out.line(&bytes)
+            shell.out.bytes(&bytes)
         },
     },
     Command {
@@ -116,7 +116,10 @@ pub(super) const COMMANDS: &[Command] = &[
             let words: [&[u8]; 3] = [b"tune2fs", b"-l", &device];
             let output = shell.guest()?.tool(&words, true)?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let rows = text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| format!("{name}: {}", value.trim()));
+            let rows = text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| {
+                let value = value.trim();
+                format!("{name}: {}", if matches!(value, "<not available>" | "<none>") { "" } else { value })
+            });
             rows.into_iter().try_for_each(|row| shell.out.line(row.as_bytes()))
         },
     },

@@ -57,8 +57,13 @@ pub(super) const COMMANDS: &[Command] = &[
     },
 ];
 
-/// The devices or the files that a word of a command names; one without a pattern names itself.
+/// The devices or the files that a word of a command names; a pattern that names none is passed on as it stands, as a shell does.
 fn expand(shell: &mut Shell<'_>, word: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
+    let named = matching(shell, word)?;
+    Ok(if named.is_empty() { vec![word.to_vec()] } else { named })
+}
+
+fn matching(shell: &mut Shell<'_>, word: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
     if !word.iter().any(|b| matches!(b, b'*' | b'?' | b'[')) {
         return Ok(vec![word.to_vec()]);
     }
