@@ -465,13 +465,8 @@ impl GuestExec for ApplianceSession {
 impl Session for ApplianceSession {
     fn mount(&mut self, device: &str, path: &[u8], filesystem: &str, options: &str) -> Result<()> {
         let request =
-            |options: String| Request::Mount { device: self.inside(device), path: path.to_vec(), filesystem: filesystem.into(), options };
-        if filesystem != "ufs" || options.contains("ufstype=") {
-            return self.order(path, "mount", &request(options.into()));
-        }
-        // The kernel wants to be told which of them it is: FreeBSD's of today, or the older one.
-        let [newer, older] = ["ufs2", "44bsd"].map(|kind| request(format!("{options},ufstype={kind}")));
-        self.order(path, "mount", &newer).or_else(|e| self.order(path, "mount", &older).map_err(|_| e))
+            Request::Mount { device: self.inside(device), path: path.to_vec(), filesystem: filesystem.into(), options: options.into() };
+        self.order(path, "mount", &request)
     }
 
     fn unmount_all(&mut self) -> Result<()> {

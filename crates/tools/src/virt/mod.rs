@@ -172,6 +172,7 @@ mod tests {
                     "disks",
                     "archive",
                     "host",
+                    "drives",
                     "walk",
                     "columns",
                     "paths",

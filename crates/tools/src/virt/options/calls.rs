@@ -77,6 +77,7 @@ const LEFT: &[c_long] = &[
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
     libc::SYS_getpid,
+    libc::SYS_getppid,
     libc::SYS_gettid,
     libc::SYS_getuid,
     libc::SYS_geteuid,
