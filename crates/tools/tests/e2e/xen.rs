@@ -40,7 +40,7 @@ fn an_appliance_is_read_as_what_it_is() {
     to_hvm(&guest, dir.path(), &["-o", "xva"]);
     let file = dir.path().join(format!("{}.xva", guest.name));
     let names: Vec<_> = std::fs::read_dir(dir.path()).expect("the folder").map(|e| e.expect("an entry").path()).collect();
-    assert_eq!(names, [file.clone()], "one file, and nothing else");
+    assert_eq!(names, std::slice::from_ref(&file), "one file, and nothing else");
     let members = tool("tar", ["-tf".as_ref(), file.as_os_str()]);
     assert!(members.starts_with("ova.xml\nRef:") && members.contains(".checksum\n"), "{members}");
     let plan = run(v2v().args(["--plan", "--json"]).arg(&file), None, CONVERSION);

@@ -157,7 +157,7 @@ impl Copy {
                 let mut differences = clock.stage("Asking what has changed", || xenserver::differences(&input, &base, again))?;
                 self.fit(&mut differences.source)?;
                 clock.stage("Copying what has changed", || {
-                    self.each(host, &mut |index, target| {
+                    self.each(host, |index, target| {
                         let device = self.state.disks.get(index).map_or("", |d| &d.target);
                         differences.apply(device, target.as_ref(), host.progress).map(|_| ())
                     })
@@ -178,7 +178,7 @@ impl Copy {
                 self.state.base = Base::Files(vec![Default::default(); now.len()]);
                 self.state.write(&self.folder)?;
                 clock.stage("Copying what has changed", || {
-                    self.each(host, &mut |index, target| {
+                    self.each(host, |index, target| {
                         let image = source.disks.get(index).and_then(|d| d.image.as_ref());
                         match (image, copied.get(index)) {
                             (Some(image), Some(copied)) => files::update(image, copied, target, host.progress),
@@ -214,7 +214,7 @@ impl Copy {
     }
 
     /// Does something with each copied disk.
-    fn each(&self, host: &Host<'_>, work: &mut dyn FnMut(usize, &Arc<dyn ImageMut>) -> Result<()>) -> Result<()> {
+    fn each(&self, host: &Host<'_>, mut work: impl FnMut(usize, &Arc<dyn ImageMut>) -> Result<()>) -> Result<()> {
         let spool = Spool::open(&self.folder, &self.state.sizes(), host)?;
         for (index, size) in self.state.sizes().into_iter().enumerate() {
             let target: Arc<dyn ImageMut> = Arc::new(spool.disk(index, size)?);

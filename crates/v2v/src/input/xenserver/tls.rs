@@ -177,10 +177,11 @@ pub(super) fn explain(error: &rustls::Error, host: &str) -> String {
     let fetch =
         format!("'ssh root@{host} openssl x509 -in /etc/xensource/xapi-ssl.pem > {host}.pem' gets it, and '--ca {host}.pem' trusts it");
     match error {
-        rustls::Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) => format!(
-            "its certificate has expired: renew it there ('xe host-refresh-server-certificate' on XenServer 8, 'xe host-emergency-reset-server-certificate' before), \
-             and look at the clock here"
-        ),
+        rustls::Error::InvalidCertificate(E::Expired | E::ExpiredContext { .. }) => {
+            "its certificate has expired: renew it there ('xe host-refresh-server-certificate' on XenServer 8, \
+             'xe host-emergency-reset-server-certificate' before), and look at the clock here"
+                .into()
+        }
         rustls::Error::InvalidCertificate(E::NotValidYet | E::NotValidYetContext { .. }) => {
             "its certificate is not valid yet: look at the clocks, there and here".into()
         }
