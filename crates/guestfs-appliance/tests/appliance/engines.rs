@@ -43,8 +43,12 @@ fn every_test_that_is_not_for_qemu_alone_passes_on_kvm() {
         println!("{text}");
         (done.status.success() && text.contains(&format!(" {wanted} passed; 0 failed; 0 ignored")), text)
     };
-    let (all, text) = passed(&skipped, wanted);
-    // The processor that QEMU emulates for that host loses its way once in some hundreds of guests, at any place: one of them may try again.
+    let (mut all, mut text) = passed(&skipped, wanted);
+    // The processor that QEMU emulates for that host loses its way once in some hundreds of guests, at any place. That is the end of the
+    // host, which may start again, or of a guest: one of them may try again.
+    if text.contains("the host ended before its command did") && text.contains("Kernel panic") {
+        (all, text) = passed(&skipped, wanted);
+    }
     let failed: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("test ")?.strip_suffix(" ... FAILED")).collect();
     let again = matches!(failed[..], [name] if text.contains("the guest died: triple fault") && passed(&[name, "--exact"], 1).0);
     assert!(all || again, "not all of {wanted} tests passed there");

@@ -18,6 +18,7 @@ const IN_USE: u16 = 0x1;
 const DIRECTORY: u16 = 0x2;
 
 pub(crate) const COMPRESSED: u16 = 0x1;
+const SPARSE: u16 = 0x8000;
 pub(crate) const ENCRYPTED: u16 = 0x4000;
 
 /// The unit in which torn writes are told.
@@ -125,12 +126,14 @@ impl Attribute {
                 return Err(bad("size"));
             }
             let runs_at = usize::from(le16(raw, 32));
+            // Those with holes tell what they take without them, in a longer header.
+            let has_holes = le16(raw, 12) & (COMPRESSED | SPARSE) != 0 && runs_at >= 72;
             Body::NonResident {
                 first_vcn: le64(raw, 16),
                 unit_log,
                 size,
                 initialized: le64(raw, 56),
-                total: if unit_log != 0 && runs_at >= 72 { le64(raw, 64) } else { allocated },
+                total: if has_holes { le64(raw, 64) } else { allocated },
                 runs: raw.get(runs_at..).unwrap_or_default().to_vec(),
             }
         };
