@@ -234,7 +234,7 @@ mod tests {
         let documents = parsed(&crate::output::example());
         let kinds: Vec<_> = documents.iter().map(|d| (d["kind"].as_str().unwrap(), d["metadata"]["name"].as_str().unwrap())).collect();
         assert_eq!(kinds, [("DataVolume", "web-vda"), ("DataVolume", "web-vdb"), ("VirtualMachine", "web")]);
-        assert_eq!(documents[0]["spec"]["storage"]["resources"]["requests"]["storage"], json!(10 << 30));
+        assert_eq!(documents[0]["spec"]["storage"]["resources"]["requests"]["storage"], json!(10_u64 << 30));
         let machine = &documents[2];
         assert_eq!(machine["metadata"]["annotations"]["description"], "the shop & its <database>\u{7}");
         assert_eq!(machine["spec"]["runStrategy"], "Halted");
