@@ -4,24 +4,13 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::small::{ROOT_UUID, Small, tool};
+use common::small::{ROOT_UUID, Small, failure, success, tool};
 
 fn sums(small: &Small) -> String {
     tool("sha256sum", &[small.path("disk.img").to_str().unwrap(), small.path("swap.img").to_str().unwrap()])
-}
-
-fn success(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn failure(output: &Output) -> String {
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    message
 }
 
 const RESULT: [&str; 3] = ["small-run.sh", "small-vda.qcow2", "small.xml"];

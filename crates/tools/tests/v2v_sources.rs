@@ -5,10 +5,9 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::sync::Arc;
 
-use common::small::{Small, tool};
+use common::small::{Small, failure, success, tool};
 use guestfs::engine::{Command, Disk, Engine};
 use guestfs_appliance::Appliance;
 use imgcore::raw::Raw;
@@ -23,17 +22,6 @@ const SWAP: &str = "22222222-0000-4000-8000-000000000002";
 const QCOW_BASE: &str = "33333333-0000-4000-8000-000000000003";
 const QCOW_LEAF: &str = "44444444-0000-4000-8000-000000000004";
 const GROUP: &str = "VG_XenStorage-d4b0c2aa-0000-4000-8000-00000000000a";
-
-fn success(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn failure(output: &Output) -> String {
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    message
-}
 
 /// Unpacks the chains of `tests/fixtures/vhd-chains`, and gives the sha256 of what a guest saw.
 fn chains(small: &Small) -> String {

@@ -179,13 +179,7 @@ fn next(report: &Report, output: OutputMode) -> String {
     }
     match output {
         OutputMode::Null => return text,
-        OutputMode::Libvirt => {
-            text += &format!(
-                "Next:
-  virsh start {name}
-"
-            )
-        }
+        OutputMode::Libvirt => text += &format!("Next:\n  virsh start {name}\n"),
         OutputMode::Kubevirt => {
             text += &format!("Next:\n  kubectl apply -f {}    and the commands at its beginning, which upload the disks\n", find(".yaml"));
             return text;
@@ -199,25 +193,13 @@ fn next(report: &Report, output: OutputMode) -> String {
             text += &format!("Next:\n  xl create {}\n  virsh define {} && virsh start {name}\n", find(".cfg"), find(".xml"));
         }
         OutputMode::Local | OutputMode::Nbd => {
-            text += &format!(
-                "Next:
-  {} -snapshot    starts it here, and forgets what it writes
-",
-                find("-run.sh")
-            );
-            text += &format!(
-                "  virsh define {} && virsh start {name}
-",
-                find(".xml")
-            );
+            text += &format!("Next:\n  {} -snapshot    starts it here, and forgets what it writes\n", find("-run.sh"));
+            text += &format!("  virsh define {} && virsh start {name}\n", find(".xml"));
         }
     }
     if report.policy.autostart && output != OutputMode::Libvirt {
         let turn = report.policy.start_order.map_or(String::new(), |n| format!(", as number {n} of those there"));
-        text += &format!(
-            "  virsh autostart {name}    starts it with its host, as on Xen{turn}
-"
-        );
+        text += &format!("  virsh autostart {name}    starts it with its host, as on Xen{turn}\n");
     }
     text
 }

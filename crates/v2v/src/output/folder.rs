@@ -171,7 +171,7 @@ impl Drop for Folder {
 }
 
 /// Makes the folder and locks it; `None` when another holds it.
-fn lock(work: &Path) -> io::Result<Option<File>> {
+pub(crate) fn lock(work: &Path) -> io::Result<Option<File>> {
     loop {
         match fs::create_dir(work) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),

@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::failed;
 use super::files::Identity;
 use crate::batch::files;
 use crate::input::xenserver;
+use crate::output;
 use crate::source::Source;
 use crate::{Error, Result, stream};
 
@@ -79,15 +79,10 @@ impl State {
 
 /// Makes the folder, and holds it until the file is closed.
 pub(super) fn lock(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).map_err(|e| failed(folder, "create", e))?;
-    let file = File::open(folder).map_err(|e| failed(folder, "open", e))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Error::Invalid(format!("{}: another v2v is at work on this copy: wait for it", folder.display())))
-        }
-        Err(e) => Err(failed(folder, "lock", e.into())),
-    }
+    // It may be a link to where there is room.
+    output::folder::lock(&folder.canonicalize().unwrap_or_else(|_| folder.to_owned()))
+        .map_err(|e| failed(folder, "create", e))?
+        .ok_or_else(|| Error::Invalid(format!("{}: another v2v is at work on this copy: wait for it", folder.display())))
 }
 
 /// Removes what a copy consists of, the state first: a copy without it is none.
