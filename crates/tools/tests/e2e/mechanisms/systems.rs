@@ -42,12 +42,16 @@ fn started<'a>(guest: &'a Guest, options: &[&str], dir: &Path) -> (Console, Hard
     (console, hardware)
 }
 
-/// i386, sysvinit, extlinux's configuration, xen-tools' clock and consoles.
+/// i386, sysvinit, extlinux's configuration, xen-tools' clock and consoles; KVM's agent from a package beside the guest.
 #[test]
 fn sysvinit_and_extlinux() {
     let Some(guest) = recipe("sysvinit") else { return };
     let dir = scratch();
-    let (mut console, _) = started(&guest, &[], dir.path());
+    let package = guest.cfg.with_file_name("qemu-guest-agent.deb");
+    let package = package.to_str().expect("a path of letters");
+    let (mut console, _) = started(&guest, &["--install-agent", package], dir.path());
+    let answer = ask_agent(dir.path(), "guest-get-host-name");
+    assert!(answer.contains("\"sysvinit\""), "{answer}");
     assert_eq!(console.ok("ls /var/log/xe.log 2>/dev/null | wc -l").trim(), "0", "XenServer's agent is off");
     console.ok("ls /etc/rcS.d/S*hwclock.sh && grep -x HWCLOCKACCESS=yes /etc/default/hwclock");
     assert_eq!(
