@@ -34,9 +34,11 @@ test: setup
 	# Above, appliances continued a template; here the same ones boot.
 	GUESTLIFT_ACCEL=tcg GUESTLIFT_TEMPLATES=off $(CARGO) test --workspace --test appliance -- commands:: files:: trouble::
 
-# Every guest of tests/fixtures/guests: made, converted and booted. Half an hour, where `make test` takes the quickest of them.
+# Every guest of tests/fixtures/guests: made, converted and booted. Half an hour, where `make test` takes the quickest of them. And a batch as
+# a job array of a Slurm cluster on this machine, which loses a node.
 test-guests: setup
 	scripts/build-agent
+	$(CARGO) test --workspace --no-fail-fast --test v2v_batch -- --ignored
 	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast --test e2e -- --include-ignored mechanisms::
 
 # A Xen 4.17 host, emulated, starts guests as they were and as `--to hvm` makes them: minutes each.

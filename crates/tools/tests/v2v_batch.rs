@@ -4,12 +4,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use common::batch::{Running, code, outcomes, page};
 use common::have;
 use common::small::{ROOT_UUID, Small, tool};
 use serde_json::Value;
@@ -30,57 +30,10 @@ fn plan(small: &Small, more: &[&str]) -> String {
     fs::read_to_string(small.path("plan.toml")).unwrap()
 }
 
-fn code(output: &Output) -> (i32, String) {
-    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-/// A batch that runs, and the events that it has printed so far.
-struct Running {
-    child: Child,
-    lines: BufReader<std::process::ChildStdout>,
-    events: Vec<Value>,
-}
-
-impl Running {
-    fn start(small: &Small, arguments: &[&str]) -> Self {
-        let mut command = small.v2v();
-        command.args(["batch", "plan.toml", "--json"]).args(arguments);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        Running { child, lines, events: Vec::new() }
-    }
-
-    /// Reads events up to one that is wanted; `false` at their end.
-    fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> bool {
-        let mut line = String::new();
-        while self.lines.read_line(&mut line).unwrap() > 0 {
-            let event: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
-            line.clear();
-            self.events.push(event);
-            if wanted(&self.events[self.events.len() - 1]) {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn signal(&self, signal: &str) {
-        tool("kill", &[signal, &self.child.id().to_string()]);
-    }
-
-    /// The processes that convert a guest now.
-    fn conversions(&self) -> Vec<String> {
-        let children = tool("pgrep", &["-P", &self.child.id().to_string()]);
-        children.split_whitespace().map(str::to_owned).collect()
-    }
-
-    fn end(mut self) -> (i32, String, Vec<Value>) {
-        self.until(|_| false);
-        let status = self.child.wait().unwrap();
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (status.code().unwrap_or(-1), said, self.events)
-    }
+fn start(small: &Small, arguments: &[&str]) -> Running {
+    let mut command = small.v2v();
+    command.args(["batch", "plan.toml"]).args(arguments);
+    Running::start(command)
 }
 
 /// Waits until a process that is stopped has got SIGTERM.
@@ -127,11 +80,6 @@ fn results(small: &Small) -> BTreeMap<String, (u64, i64)> {
     found
 }
 
-fn outcomes(small: &Small, guest: &str) -> Vec<String> {
-    let state: Value = serde_json::from_slice(&fs::read(small.path(&format!("plan.state/{guest}/state.json"))).unwrap()).unwrap();
-    state["attempts"].as_array().unwrap().iter().map(|a| a["outcome"].as_str().unwrap_or("none").to_owned()).collect()
-}
-
 #[test]
 fn twenty_guests_are_converted_once_each_though_the_batch_is_killed_three_times() {
     let small = guests(20);
@@ -144,7 +92,7 @@ fn twenty_guests_are_converted_once_each_though_the_batch_is_killed_three_times(
     let stage = |what: &'static str| move |event: &Value| event["event"] == "stage" && event["what"] == what;
     let mut before = BTreeMap::new();
     for (kill, jobs) in [(0, "4"), (1, "2"), (2, "3")] {
-        let mut batch = Running::start(&small, &["-j", jobs]);
+        let mut batch = start(&small, &["-j", jobs]);
         // While the first ones begin; in the middle of a change after some have ended; just when one comes to its end.
         let there = match kill {
             0 => batch.until(stage("Copying the disks")),
@@ -162,7 +110,7 @@ fn twenty_guests_are_converted_once_each_though_the_batch_is_killed_three_times(
     }
     assert!(before.len() >= 9, "{before:?}");
 
-    let (code, said, events) = Running::start(&small, &["-j", "4"]).end();
+    let (code, said, events) = start(&small, &["-j", "4"]).end();
     assert_eq!(code, 0, "{said}");
     assert!(most_at_a_time(&events) <= 4);
     assert!(events.iter().any(|e| e["event"] == "summary" && e["done"] == 20));
@@ -173,7 +121,7 @@ fn twenty_guests_are_converted_once_each_though_the_batch_is_killed_three_times(
     assert!(left.is_empty(), "{left:?}");
     let mut cut_off = 0;
     for name in all.keys() {
-        let outcomes = outcomes(&small, name);
+        let outcomes = outcomes(small.dir.path(), name);
         assert_eq!(outcomes.iter().filter(|o| *o == "done").count(), 1, "{name}: {outcomes:?}");
         assert_eq!(outcomes.last().unwrap(), "done");
         cut_off += outcomes.len() - 1;
@@ -183,37 +131,11 @@ fn twenty_guests_are_converted_once_each_though_the_batch_is_killed_three_times(
         assert!(fs::read_to_string(small.path(&format!("out/{name}.xml"))).unwrap().contains("<source bridge=\"br7\"/>"));
     }
     assert!(cut_off >= 3, "the kills hit nothing");
-    let finished = Running::start(&small, &[]).end();
+    let finished = start(&small, &[]).end();
     assert_eq!((finished.0, finished.2.iter().filter(|e| e["event"] == "started").count()), (0, 0));
     let status: Value = serde_json::from_slice(&small.run(&["batch", "status", "plan.toml", "--json"]).stdout).unwrap();
     assert_eq!((&status["summary"]["done"], &status["guests"][19]["status"]), (&20.into(), &"done".into()));
-    page(&small, &[]);
-}
-
-/// Checks the page by parsers that know HTML: that it is well-formed, has nothing from elsewhere, and shows these texts.
-fn page(small: &Small, wanted: &[&str]) -> String {
-    let file = small.path("plan.html");
-    tool("xmllint", &["--noout", file.to_str().unwrap()]);
-    let script = "\
-import sys, html.parser
-class Page(html.parser.HTMLParser):
-    text = ''; open = []
-    def handle_starttag(self, tag, attributes):
-        assert tag not in ('script', 'img', 'link', 'iframe', 'object', 'form', 'base'), tag
-        for name, value in attributes:
-            assert not name.startswith('on') and (name != 'href' or value.startswith('#')), (name, value)
-        self.open.append(tag)
-    def handle_startendtag(self, tag, attributes): pass
-    def handle_endtag(self, tag): assert self.open.pop() == tag, tag
-    def handle_data(self, data): self.text += data
-page = Page(); page.feed(open(sys.argv[1], encoding='utf-8').read()); page.close()
-assert not page.open, page.open
-print(page.text)";
-    let text = tool("python3", &["-c", script, file.to_str().unwrap()]);
-    for wanted in wanted {
-        assert!(text.contains(wanted), "{wanted:?} is not in the report:\n{text}");
-    }
-    text
+    page(small.dir.path(), &[]);
 }
 
 /// A guest of its own whose system calls itself something nasty.
@@ -251,7 +173,7 @@ fn one_that_fails_stops_no_other_and_the_report_tells() {
     let text = format!("{}{}", &text[..other], text[other..].replacen("enabled = true", "enabled = false", 1));
     fs::write(small.path("plan.toml"), &text).unwrap();
 
-    let (status, said, events) = Running::start(&small, &[]).end();
+    let (status, said, events) = start(&small, &[]).end();
     assert_eq!(status, 1, "{said}");
     let of = |guest: &str| {
         events.iter().find(|e| e["event"] == "ended" && e["guest"] == guest).unwrap_or_else(|| panic!("{guest}: {events:#?}"))
@@ -272,22 +194,22 @@ fn one_that_fails_stops_no_other_and_the_report_tells() {
         "/etc/fstab",
         "Copying the disks",
     ];
-    page(&small, &shown);
+    page(small.dir.path(), &shown);
 
     // What is finished stays; what failed is tried again; the page comes from the state alone.
-    let (status, _, events) = Running::start(&small, &["-q"]).end();
+    let (status, _, events) = start(&small, &["-q"]).end();
     assert_eq!(status, 1);
     let started: BTreeSet<_> = events.iter().filter(|e| e["event"] == "started").map(|e| e["guest"].as_str().unwrap()).collect();
     assert_eq!(started, BTreeSet::from(["no-disk"]));
     fs::remove_file(small.path("plan.html")).unwrap();
     assert!(small.run(&["batch", "report", "plan.toml"]).status.success());
-    page(&small, &shown);
+    page(small.dir.path(), &shown);
     let status = small.run(&["batch", "status", "plan.toml"]);
     assert_eq!(status.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&status.stdout).contains("1 converted, 1 converted but not booting, 2 failed, 1 disabled"));
 
     let before = results(&small);
-    let (_, said, events) = Running::start(&small, &["--again", "g01"]).end();
+    let (_, said, events) = start(&small, &["--again", "g01"]).end();
     let again: Vec<_> = events.iter().filter(|e| e["event"] == "ended" && e["guest"] == "g01").map(|e| e["status"].clone()).collect();
     assert_eq!(again, ["done"], "{said}");
     let after = results(&small);
@@ -298,7 +220,7 @@ fn one_that_fails_stops_no_other_and_the_report_tells() {
 fn a_batch_is_stopped_and_only_one_works_on_a_plan() {
     let small = guests(3);
     plan(&small, &["-j", "2"]);
-    let mut batch = Running::start(&small, &[]);
+    let mut batch = start(&small, &[]);
     assert!(batch.until(|e| e["event"] == "stage" && e["what"] == "Copying the disks"));
     // However fast conversions are, nothing goes on meanwhile.
     batch.signal("-STOP");
@@ -319,8 +241,8 @@ fn a_batch_is_stopped_and_only_one_works_on_a_plan() {
     assert!(begun.len() <= 2);
     assert!(small.names("out").iter().all(|n| !n.starts_with('.')), "{:?}", small.names("out"));
     results(&small);
-    assert!(begun.iter().any(|g| outcomes(&small, g) == ["interrupted"]));
-    assert_eq!(Running::start(&small, &[]).end().0, 0);
+    assert!(begun.iter().any(|g| outcomes(small.dir.path(), g) == ["interrupted"]));
+    assert_eq!(start(&small, &[]).end().0, 0);
     assert_eq!(results(&small).len(), 3);
 }
 
@@ -403,7 +325,7 @@ fn results_go_to_libvirt_or_nowhere() {
     assert_eq!(after, ["rehearsal.json"]);
     fs::write(small.path("plan.toml"), "[[guest]]\nname = \"rehearsed\"\nsource = \"xen/g00.cfg\"\noutput = \"null\"\n").unwrap();
     assert_eq!(code(&run(&["batch", "plan.toml"])).0, 0);
-    assert_eq!(outcomes(&small, "rehearsed"), ["done"]);
+    assert_eq!(outcomes(small.dir.path(), "rehearsed"), ["done"]);
 }
 
 /// What libvirt's own parser says to a result: its test driver takes what it can parse.
@@ -445,10 +367,10 @@ fn the_tasks_of_a_cluster_do_the_same_work() {
         "{log}"
     );
     assert_eq!(results(&small).len(), 3);
-    assert!((0..3).all(|i| outcomes(&small, &format!("g{i:02}")) == ["done"]));
-    page(&small, &["3 converted"]);
+    assert!((0..3).all(|i| outcomes(small.dir.path(), &format!("g{i:02}")) == ["done"]));
+    page(small.dir.path(), &["3 converted"]);
     let output = small.v2v().env("PATH", &path).args(["batch", "plan.toml", "--runner", "slurm"]).output().unwrap();
-    assert!(code(&output).1.contains("All guests are converted"));
+    assert!(code(&output).1.contains("Nothing is left to do: 3 converted"));
 
     fs::remove_dir_all(small.path("plan.state")).unwrap();
     fs::remove_dir_all(small.path("out")).unwrap();
@@ -468,14 +390,64 @@ fn the_tasks_of_a_cluster_do_the_same_work() {
     assert_eq!(results(&small).keys().collect::<Vec<_>>(), ["g02"]);
 }
 
-/// By hand: `scripts/slurm-here start DIR`, then this test with `SLURM_CONF=DIR/slurm.conf`.
+/// A Slurm cluster of two nodes on this machine, while it lives.
+struct Cluster(tempfile::TempDir);
+
+impl Cluster {
+    fn start() -> Self {
+        let cluster = Cluster(tempfile::tempdir().unwrap());
+        cluster.script(&["start"]);
+        cluster
+    }
+
+    /// `scripts/slurm-here WHAT DIR …`. Its output goes to a file: the daemons that it leaves behind would hold a pipe open.
+    fn script(&self, arguments: &[&str]) {
+        let (what, more) = arguments.split_first().unwrap();
+        let log = fs::File::create(self.0.path().join("script.log")).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/slurm-here");
+        let mut command = Command::new(script);
+        command.arg(what).arg(self.0.path()).args(more).stdout(log.try_clone().unwrap()).stderr(log);
+        let said = || fs::read_to_string(self.0.path().join("script.log")).unwrap();
+        assert!(command.status().unwrap().success(), "slurm-here {arguments:?}: {}", said());
+    }
+
+    fn command(&self, mut command: Command) -> Command {
+        command.env("SLURM_CONF", self.0.path().join("slurm.conf"));
+        command
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.script(&["stop"]);
+    }
+}
+
+/// What a conversion has done to each guest, without what the time and the machine make of it.
+fn what_was_done(small: &Small) -> BTreeMap<String, (Value, String)> {
+    let guest = |name: &String| {
+        let mut report: Value = serde_json::from_slice(&fs::read(small.path(&format!("plan.state/{name}/report.json"))).unwrap()).unwrap();
+        let fields = report.as_object_mut().unwrap();
+        fields.remove("timings");
+        fields["ran"].as_array_mut().unwrap().iter_mut().for_each(|ran| ran["seconds"] = 0.into());
+        (name.clone(), (report, fs::read_to_string(small.path(&format!("out/{name}.xml"))).unwrap()))
+    };
+    results(small).keys().map(guest).collect()
+}
+
 #[test]
-#[ignore = "needs the daemons of a Slurm cluster, which scripts/slurm-here starts, and takes minutes"]
-fn a_real_slurm_finishes_a_plan_though_a_node_is_lost() {
-    let conf = std::env::var("SLURM_CONF").expect("SLURM_CONF names the cluster of scripts/slurm-here");
+#[ignore = "starts a Slurm cluster, which needs root and slurmctld, slurmd and munge; takes minutes"]
+fn a_real_slurm_does_the_same_as_one_machine_though_a_node_is_lost() {
     let small = guests(12);
     plan(&small, &["-j", "2"]);
-    let ran = small.run(&["batch", "plan.toml", "--runner", "slurm"]);
+    assert!(small.run(&["batch", "plan.toml", "-q"]).status.success());
+    let alone = what_was_done(&small);
+    for folder in ["out", "plan.state"] {
+        fs::remove_dir_all(small.path(folder)).unwrap();
+    }
+    let cluster = Cluster::start();
+    let mut command = cluster.command(small.v2v());
+    let ran = command.args(["batch", "plan.toml", "--runner", "slurm"]).output().unwrap();
     assert!(ran.status.success(), "{}", code(&ran).1);
     let start = Instant::now();
     let wait = |what: &str, reached: &dyn Fn(&Value) -> bool| {
@@ -488,13 +460,15 @@ fn a_real_slurm_finishes_a_plan_though_a_node_is_lost() {
             std::thread::sleep(Duration::from_millis(50));
         }
     };
-    let on_second = || !Command::new("squeue").args(["-h", "-w", "n2", "-t", "running"]).output().unwrap().stdout.is_empty();
+    let on_second =
+        || !cluster.command(Command::new("squeue")).args(["-h", "-w", "n2", "-t", "running"]).output().unwrap().stdout.is_empty();
     wait("no task ran on the second node", &|status| status["summary"]["running"].as_u64() >= Some(1) && on_second());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/slurm-here");
-    tool(script, &["lose", Path::new(&conf).parent().unwrap().to_str().unwrap(), "n2"]);
+    cluster.script(&["lose", "n2"]);
     wait("the plan was not finished", &|status| status["summary"]["done"] == 12);
-    assert_eq!(results(&small).len(), 12);
-    let all: Vec<_> = (0..12).map(|i| outcomes(&small, &format!("g{i:02}"))).collect();
+    let all: Vec<_> = (0..12).map(|i| outcomes(small.dir.path(), &format!("g{i:02}"))).collect();
     assert!(all.iter().all(|o| o.iter().filter(|o| *o == "done").count() == 1), "{all:?}");
     assert!(all.iter().any(|o| o.len() == 2), "the lost node had nothing to do: {all:?}");
+    let clustered = what_was_done(&small);
+    assert_eq!(clustered.len(), 12);
+    assert!(clustered == alone, "{alone:#?}\nis not\n{clustered:#?}");
 }

@@ -6,10 +6,9 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::small::{Small, tool};
-use common::xenserver::{Host, PASSWORD, WEB, disk, noise, vm};
+use common::xenserver::{Host, PASSWORD, WEB, disk, noise, vm, watched};
 use serde_json::{Value, json};
 
 const COPY: [&str; 6] = ["-os", "out", "-of", "raw", "--copy-only", "-q"];
@@ -46,28 +45,14 @@ fn a_guest_is_converted_while_it_comes_and_its_password_is_seen_nowhere() {
     let host = Host::with(small.dir.path(), vms, "host.pem");
     // Slower in all than the silence that is allowed, though never silent for so long.
     host.faults(json!({ "pause": 0.1 }));
-    let (done, seen) = (AtomicBool::new(false), AtomicBool::new(false));
-    let output = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                for process in fs::read_dir("/proc").unwrap().flatten() {
-                    let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-                    seen.fetch_or(line.windows(PASSWORD.len()).any(|w| w == PASSWORD.as_bytes()), Ordering::Relaxed);
-                }
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-        });
-        let output = host.run(&["small", "-os", "out", "--report", "report.json", "-v", "--timeout", "1"]);
-        done.store(true, Ordering::Relaxed);
-        output
-    });
+    let (output, seen) = watched(|| host.run(&["small", "-os", "out", "--report", "report.json", "-v", "--timeout", "1"]));
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{said}");
     assert_eq!(small.names("out"), ["small-run.sh", "small-vda.qcow2", "small.xml"]);
     let report = fs::read_to_string(small.path("report.json")).unwrap();
     let domain = fs::read_to_string(small.path("out/small.xml")).unwrap();
     assert!(domain.contains(WEB) && report.contains("small on https://127.0.0.1"), "{report}");
-    assert!(!seen.load(Ordering::Relaxed), "the password was in a process's arguments");
+    assert!(!seen, "the password was in a process's arguments");
     for text in [said, report, domain] {
         assert!(!text.contains(PASSWORD) && !text.contains("OpaqueRef"), "{text}");
     }

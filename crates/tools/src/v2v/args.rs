@@ -418,7 +418,7 @@ impl Args {
             guest: self.guest.clone(),
             input: self.input.clone(),
             machine: self.machine.clone().or(self.vm.clone()),
-            remote: self.server.remote(),
+            remote: self.server.remote.remote(),
             disks: self.disk.iter().map(|d| DiskFile::parse(d)).collect::<Result<_, _>>()?,
             vdis: self.vdi.clone(),
             memory_mib: self.memory,

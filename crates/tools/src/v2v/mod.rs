@@ -66,7 +66,7 @@ fn run(args: &Args, level: Level, screen: &Screen) -> Result<ExitCode, Failure> 
     let host = Host { formats: &formats, engine: &appliance, machines: &appliance, progress: screen, events: screen };
     if args.is_list() {
         check_url(&args.guest)?;
-        return server::list(&args.guest, &args.server.remote(), args.json);
+        return server::list(&args.guest, &args.server.remote.remote(), args.json);
     }
     let request = args.request()?;
     let guest = |e: v2v::Error| {
@@ -129,7 +129,7 @@ fn run(args: &Args, level: Level, screen: &Screen) -> Result<ExitCode, Failure> 
 fn first_phase(args: &Args, phase: Phase, request: &Request, host: &Host<'_>, level: Level) -> v2v::Result<ExitCode> {
     if phase == Phase::Forget {
         let folder = phases::forget(request, host)?;
-        if level > Level::Quiet {
+        if level > Level::Quiet && !args.events {
             println!("Removed {}", folder.display());
         }
         return Ok(ExitCode::SUCCESS);
@@ -138,7 +138,7 @@ fn first_phase(args: &Args, phase: Phase, request: &Request, host: &Host<'_>, le
     copied.warnings.iter().for_each(|warning| host.events.warning(warning));
     if args.json {
         json::print(&copied);
-    } else if level > Level::Quiet {
+    } else if level > Level::Quiet && !args.events {
         let what = if copied.again { "what has changed since the last copy" } else { "the disks" };
         println!(
             "Copied {what} to {}\nNext:\n  shut the guest down, then give the same command with '--phase finish'; '--phase copy' again makes that quicker",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use imgcore::size;
+use v2v::batch::plan::Setting;
 use v2v::input::remote::{Packing, Remote};
 use v2v::input::xenserver::{self, Vm};
 
@@ -20,6 +21,14 @@ pub(crate) struct ServerArgs {
     #[arg(long)]
     pub list: bool,
 
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+/// How a server is asked.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Guests on a XenServer or XCP-ng")]
+pub(crate) struct RemoteArgs {
     /// Who asks the host, where its address does not say it; root if not given
     #[arg(long, value_name = "NAME")]
     pub user: Option<String>,
@@ -32,13 +41,13 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 
-    /// Give a host up that says nothing for so long
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = clap::value_parser!(u64).range(1..=86400))]
-    pub timeout: u64,
+    /// Give a host up that says nothing for so long; 120 if not given
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub timeout: Option<u64>,
 
     /// Ask the host to pack what it sends: for networks slower than 1 Gbit/s
-    #[arg(long, value_name = "METHOD", default_value = "none")]
-    pub compress: Compress,
+    #[arg(long, value_name = "METHOD")]
+    pub compress: Option<Compress>,
 
     /// Convert a guest that runs: the host takes a snapshot, which is removed again
     #[arg(long)]
@@ -53,21 +62,38 @@ pub(crate) enum Compress {
     Zstd,
 }
 
-impl ServerArgs {
+impl RemoteArgs {
     /// The same in the library's words.
     pub fn remote(&self) -> Remote {
         Remote {
             user: self.user.clone(),
             password_file: self.password_file.clone(),
             ca: self.ca.clone(),
-            timeout: Duration::from_secs(self.timeout),
+            timeout: self.timeout.map_or(Remote::DEFAULT.timeout, Duration::from_secs),
             compression: match self.compress {
-                Compress::None => None,
-                Compress::Gzip => Some(Packing::Gzip),
-                Compress::Zstd => Some(Packing::Zstd),
+                None | Some(Compress::None) => None,
+                Some(Compress::Gzip) => Some(Packing::Gzip),
+                Some(Compress::Zstd) => Some(Packing::Zstd),
             },
             snapshot: self.snapshot,
         }
+    }
+
+    /// What was given, as a plan has it for all its guests: with paths that hold wherever it is read from.
+    pub fn settings(&self) -> Result<Vec<(&'static str, Setting)>, Failure> {
+        let mut settings = Vec::new();
+        for (name, file) in [("password-file", &self.password_file), ("ca", &self.ca)] {
+            let Some(file) = file else { continue };
+            let file = std::path::absolute(file)?;
+            let text = file.to_str().ok_or_else(|| Failure::new(format!("{}: a plan is UTF-8, and this is not", file.display())))?;
+            settings.push((name, Setting::Value(text.into())));
+        }
+        let compress = self.compress.and_then(|c| Some(c.to_possible_value()?.get_name().to_owned()));
+        for (name, value) in [("user", self.user.clone()), ("timeout", self.timeout.map(|t| t.to_string())), ("compress", compress)] {
+            settings.extend(value.map(|value| (name, Setting::Value(value))));
+        }
+        settings.extend(self.snapshot.then_some(("snapshot", Setting::Switch(true))));
+        Ok(settings)
     }
 }
 

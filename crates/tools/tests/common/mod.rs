@@ -2,6 +2,7 @@
 
 #![allow(dead_code, missing_docs)]
 
+pub mod batch;
 pub mod small;
 pub mod twin;
 pub mod xenserver;

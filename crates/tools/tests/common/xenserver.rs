@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -67,7 +70,8 @@ impl Host {
         Self::with(dir.path(), vms, "host.pem").keep(dir)
     }
 
-    fn keep(mut self, dir: tempfile::TempDir) -> Self {
+    /// Keeps its folder as long as itself.
+    pub fn keep(mut self, dir: tempfile::TempDir) -> Self {
         self._own = Some(dir);
         self
     }
@@ -163,6 +167,26 @@ impl Host {
     pub fn assert_same(&self, a: &str, b: &str) {
         tool("cmp", &[self.dir.join(a).to_str().unwrap(), self.dir.join(b).to_str().unwrap()]);
     }
+}
+
+/// Does something, and tells whether the password was in any process's arguments meanwhile.
+pub fn watched<T>(work: impl FnOnce() -> T) -> (T, bool) {
+    let (done, seen) = (AtomicBool::new(false), AtomicBool::new(false));
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for process in fs::read_dir("/proc").unwrap().flatten() {
+                    let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+                    seen.fetch_or(line.windows(PASSWORD.len()).any(|w| w == PASSWORD.as_bytes()), Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let outcome = catch_unwind(AssertUnwindSafe(work));
+        done.store(true, Ordering::Relaxed);
+        outcome
+    });
+    (outcome.unwrap_or_else(|panic| resume_unwind(panic)), seen.into_inner())
 }
 
 pub fn vm(name: &str, uuid: &str, power_state: &str, disks: &[(&str, &str)]) -> Value {

@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::child::{self, Program};
 use super::events::{Event, Watcher};
 use super::files;
+use super::phase::{self, Phase};
 use super::plan::{Guest, Plan};
-use super::state::{OpenGuest, Outcome, State, Status};
+use super::state::{GuestState, OpenGuest, Outcome, State, Status};
 use crate::output::virsh;
 use crate::{Error, Result};
 
@@ -33,40 +34,43 @@ pub struct Work<'a> {
     pub stop: &'a AtomicBool,
     /// Hears what happens.
     pub watcher: &'a dyn Watcher,
-    /// Guests that are converted again even where they are finished.
+    /// Guests that are worked on again even where that is done.
     pub again: &'a [String],
+    /// What is done of each guest; all at once when `None`.
+    pub phase: Option<Phase>,
 }
 
 impl Work<'_> {
     /// Whether there is something to do for a guest.
     pub fn is_due(&self, guest: &Guest) -> Result<bool> {
-        Ok(self.again.contains(&guest.name) || !self.state.read(&guest.name)?.is_finished())
+        self.is_due_in(guest, &self.state.read(&guest.name)?)
     }
 
-    /// Converts a guest, if nobody has yet, and writes down what became of it.
+    fn is_due_in(&self, guest: &Guest, state: &GuestState) -> Result<bool> {
+        Ok(self.again.contains(&guest.name) || phase::is_due(self.plan, guest, state, self.phase)?)
+    }
+
+    /// Does with a guest what this batch does, if nobody has yet, and writes down what became of it.
     pub fn convert(&self, guest: &Guest) -> Result<Status> {
         let mut open = self.state.open(&guest.name)?;
-        let again = self.again.contains(&guest.name);
-        if open.state().is_finished() && !again {
-            return Ok(if open.state().outcome() == Some(Outcome::NoBoot) { Status::NoBoot } else { Status::Done });
+        // A result that is there, and only was not handed over yet, is not copied once more.
+        let has_result = self.phase.is_some_and(Phase::is_copy) && !self.again.contains(&guest.name) && open.whole()?.is_some();
+        if has_result || !self.is_due_in(guest, open.state())? {
+            return Ok(open.state().status(false));
         }
         self.watcher.event(&Event::Started { guest: &guest.name });
         let start = std::time::Instant::now();
-        let ended = match open.whole()?.filter(|_| !again) {
-            Some(report) => Ended::converted(&report),
-            None => self.run(guest, &mut open)?,
+        let is_finished = open.state().is_finished();
+        let ended = match self.phase {
+            Some(Phase::Forget) => self.forget(guest, &mut open)?,
+            Some(phase @ (Phase::Copy | Phase::Update)) => self.copy(guest, &mut open, phase)?,
+            None | Some(Phase::Finish) => self.result(guest, &mut open)?,
         };
-        let ended = match ended.outcome {
-            Outcome::Done => self.hand_over(guest, &open, ended)?,
-            _ => ended,
-        };
-        open.end(ended.outcome, ended.message.clone(), ended.hint.clone())?;
-        let status = match ended.outcome {
-            Outcome::Done => Status::Done,
-            Outcome::NoBoot => Status::NoBoot,
-            Outcome::Failed => Status::Failed,
-            Outcome::Interrupted => Status::Interrupted,
-        };
+        // That the copy of a guest is gone makes its result no other.
+        if !(is_finished && self.phase == Some(Phase::Forget)) {
+            open.end(ended.outcome, ended.message.clone(), ended.hint.clone())?;
+        }
+        let status = open.state().status(false);
         self.watcher.event(&Event::Ended {
             guest: &guest.name,
             status,
@@ -80,31 +84,87 @@ impl Work<'_> {
     /// Writes down that a guest was not even begun.
     pub fn refuse(&self, guest: &Guest, why: String, hint: &str) -> Result<()> {
         let mut open = self.state.open(&guest.name)?;
-        open.begin()?;
+        open.begin(self.phase)?;
         open.end(Outcome::Failed, Some(why.clone()), Some(hint.into()))?;
         let (message, hint) = (Some(why.as_str()), Some(hint));
         self.watcher.event(&Event::Ended { guest: &guest.name, status: Status::Failed, seconds: 0, message, hint });
         Ok(())
     }
 
-    /// The conversion itself, in a process of its own.
-    fn run(&self, guest: &Guest, open: &mut OpenGuest) -> Result<Ended> {
+    /// Removes what was copied of a guest.
+    fn forget(&self, guest: &Guest, open: &mut OpenGuest) -> Result<Ended> {
+        if !open.state().is_finished() {
+            open.begin(Some(Phase::Forget))?;
+        }
+        let ran = self.run(guest, open, Some(Phase::Forget), Vec::new())?;
+        Ok(if phase::is_begun(self.plan, guest) { ran.failed } else { Ended::well(Outcome::Forgotten) })
+    }
+
+    /// Copies the disks of a guest, or what has changed of them.
+    fn copy(&self, guest: &Guest, open: &mut OpenGuest, phase: Phase) -> Result<Ended> {
+        open.begin(Some(phase))?;
+        let anew = phase == Phase::Copy && self.again.contains(&guest.name);
+        let ran = self.run(guest, open, Some(phase), if anew { vec!["--force".into()] } else { Vec::new() })?;
+        if ran.is_success && phase::kept(self.plan, guest)?.is_some() {
+            return Ok(Ended::well(Outcome::Copied));
+        }
+        let hint = || format!("where the copy fits no more, '--phase copy --again {}' begins anew", guest.name);
+        let hint = ran.failed.hint.or_else(|| (phase == Phase::Update).then(hint));
+        Ok(Ended { hint, ..ran.failed })
+    }
+
+    /// Sees to it that the guest's result is there, and handed over.
+    fn result(&self, guest: &Guest, open: &mut OpenGuest) -> Result<Ended> {
+        let again = self.again.contains(&guest.name);
+        let ended = match open.whole()?.filter(|_| !again) {
+            Some(report) => Ended::converted(&report),
+            None => self.whole(guest, open)?,
+        };
+        if !matches!(ended.outcome, Outcome::Done | Outcome::NoBoot) {
+            return Ok(ended);
+        }
+        // A conversion removes the copy that it was made of; one that was in its way before, or of no use, is here still.
+        if guest.options.value("output") != Some("null") && phase::is_begun(self.plan, guest) {
+            let ran = self.run(guest, open, Some(Phase::Forget), Vec::new())?;
+            if let Some(what) = ran.failed.message.filter(|_| phase::is_begun(self.plan, guest)) {
+                let what = format!("it is converted, but something of its copy is left ({what}): '--phase forget' removes it");
+                self.watcher.event(&Event::Warning { guest: Some(&guest.name), what: &what });
+            }
+        }
+        if ended.outcome == Outcome::Done { self.hand_over(guest, open, ended) } else { Ok(ended) }
+    }
+
+    /// The conversion itself: of the guest's copy, where there is one.
+    fn whole(&self, guest: &Guest, open: &mut OpenGuest) -> Result<Ended> {
         // Whoever asked for it again wants this batch's own result replaced, however often that is cut off.
         let replace = open.state().had_result() && !guest.options.is_given("force");
-        open.begin()?;
+        let is_copied = phase::kept(self.plan, guest)?.is_some();
+        open.begin(Some(Phase::Finish).filter(|_| is_copied || self.phase.is_some()))?;
+        if self.phase == Some(Phase::Finish) && !is_copied {
+            let what = "there is no copy of its disks that could be finished";
+            let hint = "--phase copy makes one; without --phase it is converted in one go, which takes longer";
+            return Ok(Ended { outcome: Outcome::Failed, message: Some(what.into()), hint: Some(hint.into()) });
+        }
+        let mut arguments = vec!["--report".into(), absolute(&open.report_file())?.into()];
+        arguments.extend(replace.then(|| "--replace".into()));
+        let ran = self.run(guest, open, Some(Phase::Finish).filter(|_| is_copied), arguments)?;
+        Ok(open.whole()?.map_or(ran.failed, |report| Ended::converted(&report)))
+    }
+
+    /// Runs the program on a guest, in a process of its own.
+    fn run(&self, guest: &Guest, open: &OpenGuest, phase: Option<Phase>, more: Vec<OsString>) -> Result<Ran> {
         let log_file = absolute(&open.log_file())?;
-        let log = File::create(&log_file).map_err(|e| files::io_error(&log_file, "create", e))?;
-        let mut arguments = guest.options.arguments(HANDING_OVER);
+        let log = File::options().append(true).create(true).open(&log_file).map_err(|e| files::io_error(&log_file, "create", e))?;
+        // To a copy, 'force' would say to begin anew.
+        let but = if phase.is_some_and(Phase::is_before_conversion) { &["force"][..] } else { &[] };
+        let mut arguments = guest.options.arguments(&[HANDING_OVER, but].concat());
+        arguments.extend(phase.map(|phase| format!("--phase={}", phase.argument()).into()));
         // Giving it to libvirt is left to this process, which can do that again.
         if let Some(output) = guest.options.value("output").filter(|output| *output != "libvirt") {
             arguments.push(format!("--output={output}").into());
         }
-        if replace {
-            arguments.push("--replace".into());
-        }
-        arguments.extend([format!("--name={}", guest.name).into(), "--events".into(), "--report".into()]);
-        arguments.push(absolute(&open.report_file())?.into());
-        arguments.extend([OsString::from("--"), guest.source.clone().into()]);
+        arguments.extend(more);
+        arguments.extend([format!("--name={}", guest.name).into(), "--events".into(), OsString::from("--"), guest.source.clone().into()]);
         let (mut failed, name) = (None, guest.name.as_str());
         let mut seen = |event| match event {
             child::Event::Stage { what } => self.watcher.event(&Event::Stage { guest: name, what: &what }),
@@ -115,14 +175,14 @@ impl Work<'_> {
         let status = self.program.run(&arguments, open.lock().shared()?, log, self.stop, &mut seen);
         let status = status.map_err(|e| files::io_error(&self.program.path, "run", e))?;
         let failure = |message: String, hint| Ended { outcome: Outcome::Failed, message: Some(message), hint };
-        Ok(match (open.whole()?, failed) {
-            (Some(report), _) => Ended::converted(&report),
+        let failed = match failed {
             _ if self.stop.load(Ordering::Relaxed) => {
                 Ended { outcome: Outcome::Interrupted, message: Some("stopped by the user".into()), hint: None }
             }
-            (None, Some((message, hint))) => failure(message, hint),
-            (None, None) => failure(child::ending(status, &log_file), None),
-        })
+            Some((message, hint)) => failure(message, hint),
+            None => failure(child::ending(status, &log_file), None),
+        };
+        Ok(Ran { is_success: status.success(), failed })
     }
 
     /// Gives a whole result to libvirt, where that was asked for.
@@ -146,6 +206,13 @@ impl Work<'_> {
     }
 }
 
+/// What the program did.
+struct Ran {
+    is_success: bool,
+    /// How the attempt ended, unless what it was made for is there.
+    failed: Ended,
+}
+
 /// How an attempt ended.
 struct Ended {
     outcome: Outcome,
@@ -154,11 +221,16 @@ struct Ended {
 }
 
 impl Ended {
+    /// With nothing more to say.
+    fn well(outcome: Outcome) -> Self {
+        Ended { outcome, message: None, hint: None }
+    }
+
     /// With a whole result, whose report this is.
     fn converted(report: &Value) -> Self {
         let check = &report["boot_check"];
         if check["booted"].as_bool() != Some(false) {
-            return Ended { outcome: Outcome::Done, message: None, hint: None };
+            return Ended::well(Outcome::Done);
         }
         let what = check["what"].as_str().unwrap_or_default();
         Ended {

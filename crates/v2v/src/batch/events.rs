@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::phase::Phase;
 use super::state::Status;
 
 /// Hears what happens. It is called from several threads.
@@ -75,6 +76,8 @@ pub struct Summary {
     pub done: usize,
     /// Converted, and they do not boot.
     pub no_boot: usize,
+    /// Copied, for another phase to convert.
+    pub copied: usize,
     /// Not converted.
     pub failed: usize,
     /// Being converted, by another process.
@@ -91,6 +94,7 @@ impl Summary {
         *match status {
             Status::Done => &mut self.done,
             Status::NoBoot => &mut self.no_boot,
+            Status::Copied => &mut self.copied,
             Status::Failed => &mut self.failed,
             Status::Running => &mut self.running,
             Status::Interrupted | Status::Waiting => &mut self.waiting,
@@ -98,9 +102,13 @@ impl Summary {
         } += 1;
     }
 
-    /// Whether every guest that was asked for is converted, and boots as far as anybody looked.
-    pub fn is_success(&self) -> bool {
-        self.no_boot + self.failed + self.running + self.waiting == 0
+    /// Whether every guest that was asked for is converted, and boots as far as anybody looked; or nothing failed of a phase before that.
+    pub fn is_success(&self, phase: Option<Phase>) -> bool {
+        let not_well = self.failed + self.running;
+        match phase {
+            Some(phase) if phase.is_before_conversion() => not_well == 0,
+            _ => not_well + self.no_boot + self.copied + self.waiting == 0,
+        }
     }
 
     /// In words: `18 converted, 2 failed`.
@@ -108,6 +116,7 @@ impl Summary {
         let all = [
             (self.done, "converted"),
             (self.no_boot, "converted but not booting"),
+            (self.copied, "copied"),
             (self.failed, "failed"),
             (self.running, "running"),
             (self.waiting, "not finished"),

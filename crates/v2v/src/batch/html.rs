@@ -8,6 +8,7 @@ use std::fmt::{self, Write};
 use serde_json::Value;
 
 use super::events::Summary;
+use super::phase::Phase;
 use super::plan::{Guest, Plan};
 use super::state::{GuestState, State, Status, now};
 use crate::Result;
@@ -18,11 +19,11 @@ h1{font-size:1.6em}h2{font-size:1.25em;margin-top:2.5em;border-top:1px solid #cc
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3em .8em .3em 0;border-bottom:1px solid #ddd;vertical-align:top}
 .n{text-align:right}pre{background:#f4f4f4;padding:.7em;overflow-x:auto;font-size:13px;line-height:1.35}
 pre.screen{background:#16181d;color:#e6e6e6}.s{padding:.1em .5em;border-radius:.3em;white-space:nowrap;font-weight:600}
-.done{background:#d7f0d9}.no-boot,.interrupted{background:#ffe9b8}.failed{background:#ffd3d0}.running,.waiting,.disabled{background:#e6e6e6}
+.done{background:#d7f0d9}.no-boot,.interrupted{background:#ffe9b8}.copied{background:#d5e6fb}.failed{background:#ffd3d0}.running,.waiting,.disabled{background:#e6e6e6}
 .box{border-left:4px solid #d97706;padding:.2em .8em;margin:.6em 0;background:#fff8e8}.bad{border-color:#c62828;background:#fff0ef}
 summary{cursor:pointer}del{background:#ffe3e1;text-decoration:none}ins{background:#e0f5e1;text-decoration:none}
 @media(prefers-color-scheme:dark){body{background:#16181d;color:#e2e2e2}th,td{border-color:#3a3d45}pre{background:#22252c}a{color:#8ab4f8}
-.done{background:#1e4d24}.no-boot,.interrupted{background:#5c4300}.failed{background:#6b1d1a}.running,.waiting,.disabled{background:#3a3d45}
+.done{background:#1e4d24}.no-boot,.interrupted{background:#5c4300}.copied{background:#1d3a5f}.failed{background:#6b1d1a}.running,.waiting,.disabled{background:#3a3d45}
 .box{background:#2b2515}.bad{background:#331a19}del{background:#4d2220}ins{background:#1d4022}}
 ";
 
@@ -96,6 +97,7 @@ impl Row<'_> {
         let class = match self.status {
             Status::Done => "done",
             Status::NoBoot => "no-boot",
+            Status::Copied => "copied",
             Status::Failed => "failed",
             Status::Interrupted => "interrupted",
             Status::Running => "running",
@@ -132,6 +134,9 @@ impl Row<'_> {
         let report = &self.report;
         writeln!(out, "<h2 id=\"g-{}\">{}. {} {}</h2>", text(&self.guest.name), index + 1, text(&self.guest.name), self.badge())?;
         writeln!(out, "<p>From {}.</p>", text(&self.guest.source.display().to_string()))?;
+        if self.status == Status::Copied {
+            writeln!(out, "<p>Its disks are copied. Shut it down, and '--phase finish' copies what has changed since, and converts it.</p>")?;
+        }
         if let Some(last) = self.state.attempts.last()
             && let Some(message) = &last.message
         {
@@ -151,15 +156,18 @@ impl Row<'_> {
                 let outcome = attempt.outcome.map_or("running, or cut off", |o| match o {
                     super::state::Outcome::Done => "converted",
                     super::state::Outcome::NoBoot => "converted, but does not boot",
+                    super::state::Outcome::Copied => "copied",
+                    super::state::Outcome::Forgotten => "copy removed",
                     super::state::Outcome::Failed => "failed",
                     super::state::Outcome::Interrupted => "cut off",
                 });
                 let took = attempt.ended.and_then(|e| e.checked_sub(attempt.started)).map(duration).unwrap_or_default();
                 writeln!(
                     out,
-                    "<tr><td>{}</td><td>{}</td><td>{outcome}</td><td>{took}</td></tr>",
+                    "<tr><td>{}</td><td>{}</td><td>{}</td><td>{outcome}</td><td>{took}</td></tr>",
                     time(attempt.started),
-                    text(&attempt.host)
+                    text(&attempt.host),
+                    attempt.phase.map_or("", Phase::name)
                 )?;
             }
             writeln!(out, "</table>")?;

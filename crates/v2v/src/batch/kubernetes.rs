@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::files;
 use super::limits::Need;
+use super::phase::Phase;
 use super::plan::{Guest, Plan};
-use super::slurm::{Tasks, quoted};
+use super::slurm::{Tasks, argument, quoted};
 use super::state::State;
 use crate::{Error, Result};
 
@@ -17,7 +18,7 @@ const JOBS: usize = 8;
 const RETRIES: u32 = 3;
 
 /// The manifest for these guests, and the list that its indexes count.
-pub fn manifest(plan: &Plan, state: &State, guests: &[&Guest]) -> Result<Value> {
+pub fn manifest(plan: &Plan, state: &State, guests: &[&Guest], phase: Option<Phase>) -> Result<Value> {
     let missing =
         |key: &str, what: &str| Error::Invalid(format!("{}: write [kubernetes] {key} = \"…\" in the plan: {what}", plan.file.display()));
     let settings = &plan.kubernetes;
@@ -30,12 +31,14 @@ pub fn manifest(plan: &Plan, state: &State, guests: &[&Guest]) -> Result<Value> 
     let mount = settings.mount.as_ref().map_or(folder, Path::new);
     let inside = |path: &Path| path.strip_prefix(folder).map_or_else(|_| path.to_owned(), |rest| mount.join(rest));
     let command = format!(
-        "exec v2v batch run-one {} --tasks {} --task \"$JOB_COMPLETION_INDEX\"",
+        "exec v2v batch run-one {} --tasks {} --task \"$JOB_COMPLETION_INDEX\"{}",
         quoted(&inside(&file)),
-        quoted(&inside(&tasks.file))
+        quoted(&inside(&tasks.file)),
+        argument(phase)
     );
-    let memory = guests.iter().map(|g| Need::of(plan, g, g.facts).memory).max().unwrap_or(0).div_ceil(1 << 20);
-    let name = job_name(&file);
+    let memory = guests.iter().map(|g| Need::of(plan, g, g.facts, phase).memory).max().unwrap_or(0).div_ceil(1 << 20);
+    // Each phase is a job of its own.
+    let name = phase.map_or_else(|| job_name(&file), |phase| format!("{}-{}", job_name(&file), phase.name()));
     let mut metadata = json!({ "name": name, "labels": { "app.kubernetes.io/name": "v2v-batch" } });
     if let Some(namespace) = &settings.namespace {
         metadata["namespace"] = json!(namespace);
@@ -94,19 +97,20 @@ mod tests {
         let (plan, state) = (parse(text), State::of(&file));
         std::fs::create_dir(state.dir()).unwrap();
         let guests: Vec<_> = plan.enabled().collect();
-        let manifest = manifest(&plan, &state, &guests).unwrap();
-        assert_eq!(manifest["metadata"]["name"], "v2v-plan-of-m-rz");
+        let manifest = manifest(&plan, &state, &guests, Some(Phase::Copy)).unwrap();
+        assert_eq!(manifest["metadata"]["name"], "v2v-plan-of-m-rz-copy");
         assert_eq!((&manifest["spec"]["completions"], &manifest["spec"]["parallelism"]), (&json!(2), &json!(2)));
         let command = manifest["spec"]["template"]["spec"]["containers"][0]["command"][2].as_str().unwrap();
         assert!(
             command.starts_with("exec v2v batch run-one '/data/Plan of März.toml' --tasks '/data/Plan of März.state/.tasks-"),
             "{command}"
         );
+        assert!(command.ends_with(" --phase copy"), "{command}");
         let list = std::fs::read_dir(state.dir()).unwrap().next().unwrap().unwrap().path();
         assert_eq!(Tasks::read(&list, 1).unwrap(), "db");
         assert!(Tasks::read(&list, 2).unwrap_err().to_string().contains("has no task 2"));
 
-        let error = super::manifest(&parse(&text.replace("claim", "namespace")), &state, &guests).unwrap_err().to_string();
+        let error = super::manifest(&parse(&text.replace("claim", "namespace")), &state, &guests, None).unwrap_err().to_string();
         assert!(error.contains("write [kubernetes] claim"), "{error}");
     }
 }

@@ -5,11 +5,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::phase::{self, Phase};
 use super::plan::{Facts, Guest, Plan};
+use crate::phases;
 
 const MIB: u64 = 1 << 20;
 /// The appliance's memory, and what the conversion takes beside it.
 const CONVERSION: u64 = 1280 * MIB;
+/// What a copy takes, for which no appliance is needed.
+const COPY: u64 = 256 * MIB;
 /// What QEMU takes beside the guest's own memory in a boot check.
 const QEMU: u64 = 192 * MIB;
 /// The boot check gives a guest that much, as `convert` does.
@@ -34,7 +38,15 @@ pub struct Need {
 
 impl Need {
     /// What a guest of the plan takes. One of which nothing is known takes no room: its conversion will say what is wrong.
-    pub fn of(plan: &Plan, guest: &Guest, facts: Option<Facts>) -> Need {
+    pub fn of(plan: &Plan, guest: &Guest, facts: Option<Facts>, phase: Option<Phase>) -> Need {
+        let out = phase::out(plan, guest);
+        // A copy that cannot be read is as none: its guest's turn will say what is wrong.
+        let kept = phase::kept(plan, guest).ok().flatten();
+        if phase.is_some_and(Phase::is_before_conversion) {
+            // What has changed since mostly lies where something lay before.
+            let data = if kept.is_some() { 0 } else { facts.map_or(0, |f| f.data) };
+            return Need { memory: COPY, disk: data.saturating_add(data / 512), work: phases::place(&out, &guest.name), out };
+        }
         let checked = guest.options.is_given("check-boot");
         let facts = facts.unwrap_or_default();
         let memory = if checked { CONVERSION.max(facts.memory.clamp(*CHECKED.start(), *CHECKED.end()) + QEMU) } else { CONVERSION };
@@ -44,10 +56,14 @@ impl Need {
         };
         // A stream lies there twice when its disks cannot be made of what was received.
         let twice = facts.stream && (guest.options.value("format") == Some("raw") || guest.options.value("allocation").is_some());
-        let copied = if twice { copied.saturating_add(facts.data) } else { copied };
+        let copied = match kept {
+            // The copy lies there already, and the largest disk is made of it where its format allows that.
+            Some(kept) if guest.options.value("format") != Some("raw") && !guest.options.is_given("allocation") => copied.min(kept.others),
+            Some(_) => copied,
+            None if twice => copied.saturating_add(facts.data),
+            None => copied,
+        };
         let disk = copied.saturating_add(copied / 512).saturating_add(NEW_FILES).saturating_add(if checked { BOOT_WRITES } else { 0 });
-        let temporary = std::env::temp_dir();
-        let out = guest.options.value("out").map_or(temporary, |o| plan.folder().join(o));
         let work = out.join(format!(".{}.v2v", guest.name));
         Need { memory, disk: if facts == Facts::default() { 0 } else { disk }, out, work }
     }
@@ -146,7 +162,7 @@ mod tests {
     fn needs_follow_from_the_facts_and_the_options() {
         let of = |options: &[(&str, &str)]| {
             let (plan, guest) = guest(options);
-            let need = Need::of(&plan, &guest, guest.facts);
+            let need = Need::of(&plan, &guest, guest.facts, None);
             (need.memory / MIB, need.disk / MIB)
         };
         assert_eq!(of(&[]), (1280, 1024 + 2 + 128));
@@ -154,8 +170,10 @@ mod tests {
         assert_eq!(of(&[("format", "raw")]), (1280, 2048 + 4 + 128));
         assert_eq!(of(&[("allocation", "preallocated")]), (1280, 5120 + 10 + 128));
         let (plan, guest) = guest(&[("out", "vm")]);
-        assert_eq!(Need::of(&plan, &guest, None).disk, 0);
-        assert_eq!(Need::of(&plan, &guest, None).out, Path::new("/x/vm"));
+        assert_eq!(Need::of(&plan, &guest, None, None).disk, 0);
+        let copy = Need::of(&plan, &guest, guest.facts, Some(Phase::Copy));
+        assert_eq!((copy.memory / MIB, copy.disk / MIB, copy.work.as_path()), (256, 1024 + 2, Path::new("/x/vm/web.copy")));
+        assert_eq!(copy.out, Path::new("/x/vm"));
     }
 
     #[test]

@@ -9,9 +9,10 @@ use imgcore::Formats;
 use serde_json::Value;
 
 use super::child::{self, Program};
-use super::plan::Facts;
+use super::plan::{Facts, Options};
 use crate::input;
 use crate::input::remote::is_url;
+use crate::input::xenserver::Vm;
 
 /// A plan is no longer: most of it are diffs of configuration files.
 const PLAN_LIMIT: u64 = 64 << 20;
@@ -42,8 +43,8 @@ pub fn look(program: &Program, source: &Path, options: &[OsString]) -> Seen {
     match program.output(&arguments, PLAN_LIMIT) {
         Err(e) => problem(format!("{}: cannot run: {e}", program.path.display())),
         Ok((status, output, _)) if status.success() => match serde_json::from_slice(&output) {
-            Ok(list) if is_url => listed(&list),
-            Ok(plan) => seen(&plan),
+            Ok(Answer::Guests(list)) => list.first().map(on_server).unwrap_or_default(),
+            Ok(Answer::Plan(plan)) => seen(&plan),
             Err(e) => problem(format!("its plan cannot be read: {e}")),
         },
         Ok((status, _, said)) => problem(match said.trim() {
@@ -72,18 +73,37 @@ pub fn look_at_packed(source: &Path, formats: &Formats) -> Seen {
     }
 }
 
-/// What a server says of a guest.
-fn listed(list: &Value) -> Seen {
-    let guest = &list[0];
-    let number = |value: &Value| value.as_u64().unwrap_or(0);
-    let size = guest["disks"].as_array().into_iter().flatten().map(|disk| number(&disk["size"])).fold(0, u64::saturating_add);
-    let (name, state) = (guest["name"].as_str().unwrap_or_default(), guest["power_state"].as_str().unwrap_or_default());
+/// What a look gives: `--list` of a server's guest, or `--plan` of another.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Guests(Vec<Vm>),
+    Plan(Value),
+}
+
+/// What a server says of a guest: what an export would hold is not looked into.
+pub fn on_server(vm: &Vm) -> Seen {
+    let size = vm.disks.iter().map(|disk| disk.size).fold(0, u64::saturating_add);
+    let disks = match vm.disks.len() {
+        1 => "a disk".to_owned(),
+        count => format!("{count} disks"),
+    };
+    let [memory, all] = [vm.memory, size].map(imgcore::size::human);
     Seen {
-        name: Some(name.to_owned()),
-        what: format!("a guest of a XenServer, {state}, disks of {}", imgcore::size::human(size)),
-        facts: Some(Facts { data: size, size, memory: number(&guest["memory"]), stream: true }),
+        name: Some(vm.name.clone()),
+        what: format!("{}, {memory} of memory, {disks} of {all}", vm.power_state.to_lowercase()),
+        facts: Some(Facts { data: size, size, memory: vm.memory, stream: true }),
+        problem: vm.disks.is_empty().then(|| "it has no disks".into()),
         ..Seen::default()
     }
+}
+
+/// The options of a look. With `in_use` it does not mind that a guest runs.
+pub fn options(options: &Options, in_use: bool) -> Vec<OsString> {
+    // Replacing a result is no matter of looking.
+    let mut arguments = options.arguments(&["force"]);
+    arguments.extend(in_use.then(|| "--force".into()));
+    arguments
 }
 
 fn seen(plan: &Value) -> Seen {

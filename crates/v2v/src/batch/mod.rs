@@ -14,6 +14,7 @@ pub mod html;
 pub mod kubernetes;
 mod limits;
 pub mod look;
+pub mod phase;
 pub mod plan;
 pub mod plan_text;
 pub mod scheduler;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::look::Seen;
 use super::plan::{Options, Setting};
@@ -12,8 +12,8 @@ use crate::output::names;
 pub struct Header<'a> {
     /// What was searched.
     pub places: Vec<String>,
-    /// Files that were passed over.
-    pub others: usize,
+    /// Files that were passed over, where folders were searched.
+    pub others: Option<usize>,
     /// What could not be read.
     pub warnings: &'a [String],
     /// The options of all guests.
@@ -23,14 +23,14 @@ pub struct Header<'a> {
 }
 
 /// The plan for these guests: their sources, and what a look at them showed.
-pub fn text(header: &Header<'_>, guests: &[(&Path, Seen)]) -> String {
+pub fn text(header: &Header<'_>, guests: &[(PathBuf, Seen)]) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = write(&mut out, header, guests);
     out
 }
 
-fn write(out: &mut String, header: &Header<'_>, guests: &[(&Path, Seen)]) -> std::fmt::Result {
+fn write(out: &mut String, header: &Header<'_>, guests: &[(PathBuf, Seen)]) -> std::fmt::Result {
     let can = guests.iter().filter(|(_, seen)| seen.problem.is_none()).count();
     writeln!(
         out,
@@ -40,13 +40,15 @@ fn write(out: &mut String, header: &Header<'_>, guests: &[(&Path, Seen)]) -> std
     for place in &header.places {
         writeln!(out, "#   {}", comment(place))?;
     }
-    writeln!(out, "# {can} of them can be converted as they are; {} other files were passed over.", header.others)?;
+    let others = header.others.map(|n| format!("; {n} other files were passed over")).unwrap_or_default();
+    writeln!(out, "# {can} of them can be converted as they are{others}.")?;
     for warning in header.warnings {
         writeln!(out, "# Warning: {}", comment(warning))?;
     }
     out.push_str(
         "#
 # Edit it, then run 'v2v batch' on it. What is finished is not done again when it is run again.
+# Guests that run can be copied before, with --phase copy: 'v2v batch --help'.
 # Paths that do not begin with '/' are meant from this file's folder.
 
 [batch]
@@ -178,17 +180,17 @@ mod tests {
             problem: Some("line one\nline two".into()),
         };
         let guests = [
-            (Path::new("/xen/web.cfg"), name("web")),
-            (Path::new("/xen/old/web.cfg"), name("web")),
-            (Path::new("/xen/web-2.cfg"), name("web-2")),
-            (Path::new("/xen/a \"b\\\u{1}.cfg"), hostile),
-            (Path::new("/xen/broken.cfg"), Seen { problem: Some("x".into()), ..Seen::default() }),
+            ("/xen/web.cfg".into(), name("web")),
+            ("/xen/old/web.cfg".into(), name("web")),
+            ("/xen/web-2.cfg".into(), name("web-2")),
+            ("/xen/a \"b\\\u{1}.cfg".into(), hostile),
+            ("/xen/broken.cfg".into(), Seen { problem: Some("x".into()), ..Seen::default() }),
         ];
         let mut defaults = Options::default();
         defaults.set("out", Setting::Value("/vm".into()));
         defaults.set("bridge", Setting::Values(vec!["a:b".into()]));
         let header =
-            Header { places: vec!["/xen\n[x]".into()], others: 3, warnings: &["y\n[z]".into()], defaults: &defaults, jobs: Some(2) };
+            Header { places: vec!["/xen\n[x]".into()], others: Some(3), warnings: &["y\n[z]".into()], defaults: &defaults, jobs: Some(2) };
         let text = text(&header, &guests);
         let options = ["out".to_owned(), "bridge".into()];
         let plan = Plan::parse(Path::new("p.toml"), &text, &Language { options: &options, check: &|_| Ok(()) });

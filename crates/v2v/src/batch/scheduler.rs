@@ -12,6 +12,7 @@ use super::events::{Event, Summary};
 use super::files::Hold;
 use super::limits::{self, Need, Short};
 use super::look;
+use super::phase::Phase;
 use super::plan::{Facts, Guest, Plan};
 use super::state::{State, Status};
 use crate::Result;
@@ -20,7 +21,7 @@ use crate::input::remote::is_url;
 /// What does not fit now is tried again so often: others free room as well.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Converts every guest of the plan that is enabled and not finished, and counts where all of them are then.
+/// Works on every guest of the plan that is enabled and for which there is something to do, and counts where all of them are then.
 ///
 /// That a guest fails is written down, and the others go on. An error is one of the batch itself.
 pub fn run(work: &Work<'_>, formats: &Formats) -> Result<Summary> {
@@ -53,19 +54,21 @@ pub fn count(plan: &Plan, state: &State) -> Result<Summary> {
 
 /// What each conversion takes; a guest about which the plan says nothing is looked at.
 fn needs(work: &Work<'_>, due: &[&Guest], jobs: usize, formats: &Formats) -> Vec<Need> {
-    let unknown: Vec<_> = (0..due.len()).filter(|i| due[*i].facts.is_none()).collect();
+    // What has changed since a copy is not told by a look.
+    let is_looked_at = !matches!(work.phase, Some(Phase::Update | Phase::Forget));
+    let unknown: Vec<_> = (0..due.len()).filter(|i| is_looked_at && due[*i].facts.is_none()).collect();
     let wanted: Vec<_> = unknown
         .iter()
         .map(|i| {
             let source = &due[*i].source;
             let path = if is_url(source) { source.clone() } else { work.plan.folder().join(source) };
             let is_packed = super::discover::is_packed(&path);
-            look::Wanted { source: path, is_packed, options: due[*i].options.arguments(&[]) }
+            look::Wanted { source: path, is_packed, options: look::options(&due[*i].options, work.phase.is_some() || due[*i].options.is_given("force")) }
         })
         .collect();
     let seen = look::look_at_all(work.program, &wanted, jobs, formats, work.stop, &mut |_| {});
     let mut found: BTreeMap<usize, Option<Facts>> = unknown.into_iter().zip(seen.into_iter().map(|s| s.facts)).collect();
-    due.iter().enumerate().map(|(i, guest)| Need::of(work.plan, guest, guest.facts.or(found.remove(&i).flatten()))).collect()
+    due.iter().enumerate().map(|(i, guest)| Need::of(work.plan, guest, guest.facts.or(found.remove(&i).flatten()), work.phase)).collect()
 }
 
 struct Running<'a> {

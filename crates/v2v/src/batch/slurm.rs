@@ -9,6 +9,7 @@ use std::process::Command;
 
 use super::files;
 use super::limits::{self, Need};
+use super::phase::{self, Phase};
 use super::plan::{Guest, Plan};
 use super::state::State;
 use crate::{Error, Result};
@@ -45,17 +46,18 @@ impl Tasks {
 }
 
 /// Submits an array for these guests, and a job that writes the report behind it. Gives the array's number.
-pub fn submit(plan: &Plan, state: &State, guests: &[&Guest], program: &Path) -> Result<String> {
+pub fn submit(plan: &Plan, state: &State, guests: &[&Guest], program: &Path, phase: Option<Phase>) -> Result<String> {
     let tasks = Tasks::write(state, guests)?;
     let file = std::path::absolute(&plan.file).map_err(|e| files::io_error(&plan.file, "find", e))?;
     let (jobs, last) = (plan.jobs.unwrap_or(JOBS), tasks.names.len().saturating_sub(1));
-    let memory = guests.iter().map(|g| Need::of(plan, g, g.facts).memory).max().unwrap_or(0).div_ceil(1 << 20);
+    let memory = guests.iter().map(|g| Need::of(plan, g, g.facts, phase).memory).max().unwrap_or(0).div_ceil(1 << 20);
     let out = state.dir().join(".slurm-%A_%a.out");
     let script = format!(
-        "#!/bin/sh\n# Converts one guest of a plan; can be repeated.\nexec {} batch run-one {} --tasks {} --task \"$SLURM_ARRAY_TASK_ID\"\n",
+        "#!/bin/sh\n# Converts one guest of a plan; can be repeated.\nexec {} batch run-one {} --tasks {} --task \"$SLURM_ARRAY_TASK_ID\"{}\n",
         quoted(program),
         quoted(&file),
-        quoted(&tasks.file)
+        quoted(&tasks.file),
+        argument(phase)
     );
     let mut arguments: Vec<OsString> = vec![
         "--parsable".into(),
@@ -114,11 +116,16 @@ pub(super) fn quoted(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', "'\\''"))
 }
 
-/// The guests that a job is to be made of: those that are asked for and not finished.
-pub fn due<'a>(plan: &'a Plan, state: &State) -> Result<Vec<&'a Guest>> {
+/// What a task is told of the phase.
+pub(super) fn argument(phase: Option<Phase>) -> String {
+    phase.map(|phase| format!(" --phase {}", phase.name())).unwrap_or_default()
+}
+
+/// The guests that a job is to be made of: those that are asked for, and for which there is something to do.
+pub fn due<'a>(plan: &'a Plan, state: &State, phase: Option<Phase>) -> Result<Vec<&'a Guest>> {
     let mut due = Vec::new();
     for guest in plan.enabled() {
-        if !state.read(&guest.name)?.is_finished() {
+        if phase::is_due(plan, guest, &state.read(&guest.name)?, phase)? {
             due.push(guest);
         }
     }
@@ -126,10 +133,10 @@ pub fn due<'a>(plan: &'a Plan, state: &State) -> Result<Vec<&'a Guest>> {
 }
 
 /// Says where there is no room for all results together: no task of an array knows of the others.
-pub fn warn_of_room(plan: &Plan, guests: &[&Guest]) -> Vec<String> {
+pub fn warn_of_room(plan: &Plan, guests: &[&Guest], phase: Option<Phase>) -> Vec<String> {
     let mut wanted = std::collections::BTreeMap::new();
     for guest in guests {
-        let need = Need::of(plan, guest, guest.facts);
+        let need = Need::of(plan, guest, guest.facts, phase);
         if let Some((filesystem, free)) = limits::free(&need.out) {
             let entry: &mut (u64, u64, PathBuf) = wanted.entry(filesystem).or_insert((0, free, need.out));
             entry.0 = entry.0.saturating_add(need.disk);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::files::{self, Hold, Lock};
+use super::phase::Phase;
 use crate::{Error, Result};
 
 /// Whoever was killed may take a moment to go.
@@ -27,11 +28,11 @@ pub struct State {
 /// What became of one guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestState {
-    /// Each time that its conversion was begun, in order.
+    /// Each time that work on it was begun, in order.
     pub attempts: Vec<Attempt>,
 }
 
-/// One time that a guest's conversion was begun.
+/// One time that work on a guest was begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Seconds since 1970.
@@ -40,6 +41,9 @@ pub struct Attempt {
     pub ended: Option<u64>,
     /// The machine that did it.
     pub host: String,
+    /// What was done; `None` for a conversion in one go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
     /// `None` while it runs, and when whoever did it was killed.
     pub outcome: Option<Outcome>,
     /// Why it ended so.
@@ -58,6 +62,10 @@ pub enum Outcome {
     Done,
     /// The result is there, whole, and does not boot.
     NoBoot,
+    /// The disks were copied, for another phase to finish.
+    Copied,
+    /// What was copied was removed.
+    Forgotten,
     /// There is no result.
     Failed,
     /// It was stopped before its end.
@@ -72,11 +80,13 @@ pub enum Status {
     Done,
     /// Converted, and does not boot.
     NoBoot,
-    /// Its conversion failed.
+    /// Its disks are copied, and it is converted when it is shut down.
+    Copied,
+    /// Its copy or its conversion failed.
     Failed,
-    /// It is being converted.
+    /// It is being copied or converted.
     Running,
-    /// Its conversion was cut off, and is begun anew next time.
+    /// Its copy or its conversion was cut off, and is begun anew next time.
     Interrupted,
     /// Its conversion has not begun.
     Waiting,
@@ -90,6 +100,7 @@ impl Status {
         match self {
             Status::Done => "converted",
             Status::NoBoot => "converted, but does not boot",
+            Status::Copied => "copied",
             Status::Failed => "failed",
             Status::Running => "running",
             Status::Interrupted => "cut off",
@@ -115,13 +126,15 @@ impl GuestState {
         self.attempts.iter().any(|a| matches!(a.outcome, Some(Outcome::Done | Outcome::NoBoot)))
     }
 
-    fn status(&self, is_held: bool) -> Status {
+    pub(super) fn status(&self, is_held: bool) -> Status {
         match (self.attempts.last(), self.outcome()) {
             (None, _) if is_held => Status::Running,
             (None, _) => Status::Waiting,
             (_, Some(Outcome::Done)) => Status::Done,
             (_, Some(Outcome::NoBoot)) => Status::NoBoot,
             (_, Some(_)) if is_held => Status::Running,
+            (_, Some(Outcome::Copied)) => Status::Copied,
+            (_, Some(Outcome::Forgotten)) => Status::Waiting,
             (_, Some(Outcome::Failed)) => Status::Failed,
             (_, Some(Outcome::Interrupted)) => Status::Interrupted,
             (_, None) if is_held => Status::Running,
@@ -229,18 +242,20 @@ impl OpenGuest {
         Ok(Some(report).filter(|_| there))
     }
 
-    /// Begins a conversion: what the one before left is forgotten.
-    pub fn begin(&mut self) -> Result<()> {
+    /// Begins a conversion, or a phase of one: what the attempt before left is forgotten.
+    pub fn begin(&mut self, phase: Option<Phase>) -> Result<()> {
         self.cut_off();
         self.state.attempts.push(Attempt {
             started: now(),
             ended: None,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            phase,
             outcome: None,
             message: None,
             hint: None,
         });
         self.save()?;
+        files::remove(&self.log_file())?;
         files::remove(&self.report_file())
     }
 
@@ -303,12 +318,12 @@ mod tests {
         let state = State::of(&dir.path().join("plan.toml"));
         assert_eq!(state.dir(), dir.path().join("plan.state"));
         let mut guest = state.open("web").unwrap();
-        guest.begin().unwrap();
+        guest.begin(None).unwrap();
         drop(guest);
         assert_eq!(state.read("web").unwrap().status(false), Status::Interrupted);
         assert_eq!(state.read("web").unwrap().status(true), Status::Running);
         let mut guest = state.open("web").unwrap();
-        guest.begin().unwrap();
+        guest.begin(None).unwrap();
         guest.end(Outcome::Done, None, None).unwrap();
         let outcomes: Vec<_> = state.read("web").unwrap().attempts.iter().map(|a| a.outcome).collect();
         assert_eq!(outcomes, [Some(Outcome::Interrupted), Some(Outcome::Done)]);
@@ -320,7 +335,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut guest = State::of(&dir.path().join("p.toml")).open("web").unwrap();
         let (disk, xml) = (dir.path().join("web-vda.qcow2"), dir.path().join("web.xml"));
-        guest.begin().unwrap();
+        guest.begin(None).unwrap();
         assert!(guest.whole().unwrap().is_none());
         fs::write(&disk, "").unwrap();
         let report = serde_json::json!({ "outputs": [disk, xml] });
@@ -328,7 +343,7 @@ mod tests {
         assert!(guest.whole().unwrap().is_none(), "a half result passed for a whole one");
         fs::write(&xml, "").unwrap();
         assert!(guest.whole().unwrap().is_some());
-        guest.begin().unwrap();
+        guest.begin(None).unwrap();
         assert!(guest.whole().unwrap().is_none(), "another attempt's report passed for this one's");
     }
 }

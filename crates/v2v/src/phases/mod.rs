@@ -44,6 +44,29 @@ pub struct Copied {
     pub warnings: Vec<String>,
 }
 
+/// A whole copy that waits to be finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Bytes of its disks but the largest, which the result's largest is made of.
+    pub others: u64,
+}
+
+/// What was copied of the guest of this name into this folder, where that came to its end.
+pub fn kept(out: &Path, name: &str) -> Result<Option<Kept>> {
+    let folder = place(out, name);
+    let state = State::read(&folder)?.filter(|state| is_there(state, &folder));
+    Ok(state.map(|state| {
+        let sizes = state.sizes();
+        let all = sizes.iter().fold(0_u64, |sum, size| sum.saturating_add(*size));
+        Kept { others: all - sizes.iter().max().unwrap_or(&0) }
+    }))
+}
+
+/// The copy of a guest, whether it is there or not, and whole or not.
+pub fn place(out: &Path, name: &str) -> PathBuf {
+    out.join(format!("{name}.copy"))
+}
+
 /// A copy that this process works on.
 pub(crate) struct Copy {
     folder: PathBuf,
@@ -102,10 +125,12 @@ pub fn copy(request: &Request, host: &Host<'_>) -> Result<Copied> {
 /// Removes a copy, and the snapshot that was kept for it.
 pub fn forget(request: &Request, host: &Host<'_>) -> Result<PathBuf> {
     let folder = folder(request, host)?;
-    let Some(state) = State::read(&folder)? else { return Err(Error::Invalid(format!("{}: no copy is there", folder.display()))) };
+    if !folder.exists() {
+        return Err(Error::Invalid(format!("{}: no copy is there", folder.display())));
+    }
     let _lock = state::lock(&folder)?;
-    if let Base::Xenserver(base) = &state.base {
-        xenserver::forget(&input_request(request, host), base)?;
+    if let Some(Base::Xenserver(base)) = State::read(&folder)?.map(|state| state.base) {
+        xenserver::forget(&input_request(request, host), &base)?;
     }
     state::remove(&folder)?;
     Ok(folder)
@@ -124,7 +149,12 @@ fn folder(request: &Request, host: &Host<'_>) -> Result<PathBuf> {
         None if is_server(request) => names::safe(&xenserver::name(&input)?),
         None => names::safe(&input::read(&request.input, &input)?.source.name),
     };
-    Ok(request.out.join(format!("{name}.copy")))
+    Ok(place(&request.out, &name))
+}
+
+/// Whether a state is that of a copy which can be finished.
+fn is_there(state: &State, folder: &Path) -> bool {
+    state.whole && folder.join(stream::FILE).exists()
 }
 
 impl Copy {
@@ -139,13 +169,12 @@ impl Copy {
     }
 
     fn open(folder: &Path) -> Result<Option<Self>> {
-        let is_there = |state: &State| state.whole && folder.join(stream::FILE).exists();
-        if !State::read(folder)?.as_ref().is_some_and(is_there) {
+        if !State::read(folder)?.is_some_and(|state| is_there(&state, folder)) {
             return Ok(None);
         }
         let lock = state::lock(folder)?;
         // What it was before it was locked does not count.
-        Ok(State::read(folder)?.filter(is_there).map(|state| Copy { folder: folder.to_owned(), state, _lock: lock }))
+        Ok(State::read(folder)?.filter(|state| is_there(state, folder)).map(|state| Copy { folder: folder.to_owned(), state, _lock: lock }))
     }
 
     /// Puts what has changed onto the copy, and gives the guest as it is now, with its disks in the copy's order and without content.

@@ -3,13 +3,22 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use v2v::batch::phase::Phase;
+
+use crate::v2v::server::RemoteArgs;
 
 const EXAMPLES: &str = "\
 Examples:
   v2v batch plan.toml --from-dir /etc/xen --from-dir /exports -os /var/lib/libvirt/images
       finds the guests in these folders, looks at each, and writes a plan to edit; converts nothing
+  v2v batch plan.toml --from-xenserver xen1 --ca xen1.pem --password-file pw -os /var/lib/libvirt/images
+      the same for the guests of a XenServer's or XCP-ng's pool; those that run are in the plan, and disabled
   v2v batch plan.toml
       converts the guests of the plan; run again after a crash, it goes on where it was
+  v2v batch plan.toml --phase copy
+      copies the disks of all guests while they run; later '--phase update' copies what has changed, as often as you like
+  v2v batch plan.toml --phase finish
+      converts those that were copied, when they are shut down: only what has changed since is copied
   v2v batch status plan.toml
       shows where each guest is
   v2v batch plan.toml --again web --again db
@@ -28,31 +37,41 @@ pub(crate) struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// The plan; with --from-dir it is written, else it is done
+    /// The plan; with --from-dir or --from-xenserver it is written, else it is done
     #[arg(value_name = "PLAN", required = true)]
     pub plan: Option<PathBuf>,
 
-    /// Find the guests of this folder (or file) and write the plan: xl and xm configurations, libvirt XML, XVAs
-    #[arg(long, value_name = "DIR")]
+    /// Find the guests of this folder (or file) and write the plan: xl and xm configurations, libvirt XML, XVAs, OVFs and OVAs
+    #[arg(long, value_name = "DIR", group = "from")]
     pub from_dir: Vec<PathBuf>,
 
-    /// Convert what was found at once, without a person's look at the plan
-    #[arg(long, requires = "from_dir")]
+    /// Find the guests of a XenServer's or XCP-ng's pool, by any of its hosts, and write the plan
+    #[arg(long, value_name = "[USER@]HOST", group = "from")]
+    pub from_xenserver: Vec<PathBuf>,
+
+    /// Work at once on what was found, without a person's look at the plan
+    #[arg(long, requires = "from")]
     pub run: bool,
 
     /// For a new plan: the folder of the results (also -os)
-    #[arg(long, value_name = "DIR", requires = "from_dir")]
+    #[arg(long, value_name = "DIR", requires = "from")]
     pub out: Option<PathBuf>,
 
     /// For a new plan: an option for all guests, as check-boot=300 or format=raw or force
-    #[arg(long, value_name = "NAME[=VALUE]", requires = "from_dir")]
+    #[arg(long, value_name = "NAME[=VALUE]", requires = "from")]
     pub option: Vec<String>,
 
-    /// Convert so many guests at a time
+    /// Do one phase of two: 'copy' copies the disks of guests that may run, 'update' what has changed of them since, and 'finish' converts those
+    /// that were copied, when they are shut down. 'forget' removes copies, and the snapshots that a XenServer keeps for them. Without it all is
+    /// done: guests that were copied are finished, the others converted in one go
+    #[arg(long, value_name = "PHASE", value_parser = phase)]
+    pub phase: Option<Phase>,
+
+    /// Work on so many guests at a time
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
 
-    /// Convert this guest anew though it is converted already, and replace its result
+    /// Convert this guest anew though it is converted already, and replace its result; with '--phase copy', copy it anew
     #[arg(long, value_name = "GUEST")]
     pub again: Vec<String>,
 
@@ -71,6 +90,16 @@ pub(crate) struct Args {
     /// Say nothing but errors
     #[arg(short, long)]
     pub quiet: bool,
+
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+/// One of the phases, by its name.
+fn phase(text: &str) -> Result<Phase, String> {
+    let known = [Phase::Copy, Phase::Update, Phase::Finish, Phase::Forget];
+    let names = || known.map(Phase::name).join(", ");
+    known.into_iter().find(|phase| phase.name() == text).ok_or_else(|| format!("phases are {}", names()))
 }
 
 /// What does the work of a plan.
@@ -115,6 +144,9 @@ pub(crate) enum Command {
         /// A list of guests
         #[arg(long, value_name = "FILE", requires = "task")]
         tasks: Option<PathBuf>,
+        /// The phase that is done of it
+        #[arg(long, value_name = "PHASE", value_parser = phase)]
+        phase: Option<Phase>,
         /// Print what happens as JSON lines on standard output
         #[arg(long)]
         json: bool,

@@ -15,6 +15,7 @@ use clap::{CommandFactory, Parser};
 use v2v::batch::attempt::{OURS, Work};
 use v2v::batch::child::Program;
 use v2v::batch::files::Hold;
+use v2v::batch::phase::Phase;
 use v2v::batch::plan::Language;
 use v2v::batch::state::Status;
 use v2v::batch::{Plan, State, files, html, kubernetes, scheduler, slurm};
@@ -54,14 +55,14 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
             println!("{}", file.display());
             Ok(ExitCode::SUCCESS)
         }
-        (Some(Command::RunOne { plan, guest, task, tasks, json }), _) => {
+        (Some(Command::RunOne { plan, guest, task, tasks, phase, json }), _) => {
             let (plan, state) = open(plan)?;
             let name = match (guest, task, tasks) {
                 (_, Some(task), Some(tasks)) => slurm::Tasks::read(tasks, *task).map_err(could_not_begin)?,
                 (Some(guest), ..) => guest.clone(),
                 _ => return Err(Failure::new("which guest?").code(COULD_NOT_BEGIN)),
             };
-            run_one(&plan, &state, &name, *json)
+            run_one(&plan, &state, &name, *phase, *json)
         }
         (None, Some(plan)) => whole(args, plan),
         (None, None) => Err(Failure::new("which plan?").code(COULD_NOT_BEGIN)),
@@ -71,12 +72,17 @@ fn run(args: &Args) -> Result<ExitCode, Failure> {
 /// Finds guests, or converts those of the plan.
 fn whole(args: &Args, file: &Path) -> Result<ExitCode, Failure> {
     let (program, stop) = (program()?, stop_on_signals()?);
-    if !args.from_dir.is_empty() {
+    if !args.remote.settings()?.is_empty() && args.from_xenserver.is_empty() {
+        let what = "how a server is reached is said with --from-xenserver, for a new plan";
+        return Err(Failure::new(what).hint("an old one has it in [defaults], as password-file = \"FILE\"").code(COULD_NOT_BEGIN));
+    }
+    if !(args.from_dir.is_empty() && args.from_xenserver.is_empty()) {
         let coded = |f: Failure| if f.exit_code() == STOPPED { f } else { f.code(COULD_NOT_BEGIN) };
         new_plan::write(args, file, &program, &stop).map_err(coded)?;
         if !args.run {
             if !args.quiet {
-                eprintln!("Next: look through it, then\n  v2v batch {}", file.display());
+                let phase = args.phase.map(|phase| format!(" --phase {}", phase.name())).unwrap_or_default();
+                eprintln!("Next: look through it, then\n  v2v batch {}{phase}", file.display());
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -91,12 +97,12 @@ fn whole(args: &Args, file: &Path) -> Result<ExitCode, Failure> {
     match args.runner {
         Runner::Local => local(args, &plan, &state, &program, &stop),
         Runner::Slurm => cluster(args, &plan, &state, |guests| {
-            let job = slurm::submit(&plan, &state, guests, &program)?;
+            let job = slurm::submit(&plan, &state, guests, &program, args.phase)?;
             eprintln!("Slurm's job {job} has {} tasks; 'v2v batch status {}' shows them", guests.len(), file.display());
             Ok(())
         }),
         Runner::Kubernetes => cluster(args, &plan, &state, |guests| {
-            json::print(&kubernetes::manifest(&plan, &state, guests)?);
+            json::print(&kubernetes::manifest(&plan, &state, guests, args.phase)?);
             eprintln!("{} guests; give this to 'kubectl create -f -'", guests.len());
             Ok(())
         }),
@@ -106,20 +112,29 @@ fn whole(args: &Args, file: &Path) -> Result<ExitCode, Failure> {
 fn local(args: &Args, plan: &Plan, state: &State, program: &Path, stop: &Arc<AtomicBool>) -> Result<ExitCode, Failure> {
     let table = Table::new(args.json, args.quiet);
     let program = Program { path: program.into(), folder: folder(plan)? };
-    let work = Work { plan, state, program: &program, stop, watcher: &table, again: &args.again };
+    let work = Work { plan, state, program: &program, stop, watcher: &table, again: &args.again, phase: args.phase };
     let summary = scheduler::run(&work, &formats()).map_err(could_not_begin)?;
     let html = write_html(plan, state, args.html.as_deref())?;
     if !args.quiet {
         eprintln!("Report: {}", html.display());
+        if let Some(next) = args.phase.and_then(next) {
+            eprintln!("Next: {next}, 'v2v batch {} --phase finish'", plan.file.display());
+        }
     }
     Ok(match () {
         () if stop.load(Ordering::Relaxed) => ExitCode::from(STOPPED),
-        () if summary.is_success() => ExitCode::SUCCESS,
+        () if summary.is_success(args.phase) => ExitCode::SUCCESS,
         () => ExitCode::from(SOME_FAILED),
     })
 }
 
-/// Hands the guests that are to be converted to a cluster.
+/// What comes after a phase.
+fn next(phase: Phase) -> Option<&'static str> {
+    let copied = "'--phase update' as often as you like, which makes the last step short; then, with the guests shut down";
+    matches!(phase, Phase::Copy | Phase::Update).then_some(copied)
+}
+
+/// Hands the guests that are to be worked on to a cluster.
 fn cluster(
     args: &Args,
     plan: &Plan,
@@ -133,26 +148,27 @@ fn cluster(
     }
     // Whoever submits does none of the work: tasks of an earlier submission may be at it.
     let _lock = state.lock(Hold::Together).map_err(could_not_begin)?;
-    let due = slurm::due(plan, state).map_err(could_not_begin)?;
+    let due = slurm::due(plan, state, args.phase).map_err(could_not_begin)?;
     if due.is_empty() {
-        eprintln!("All guests are converted.");
+        eprintln!("Nothing is left to do: {}.", scheduler::count(plan, state).map_err(could_not_begin)?.words());
         return Ok(ExitCode::SUCCESS);
     }
-    for warning in slurm::warn_of_room(plan, &due) {
+    for warning in slurm::warn_of_room(plan, &due, args.phase) {
         eprintln!("Warning: {warning}");
     }
     submit(&due).map_err(could_not_begin)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_one(plan: &Plan, state: &State, name: &str, json: bool) -> Result<ExitCode, Failure> {
+fn run_one(plan: &Plan, state: &State, name: &str, phase: Option<Phase>, json: bool) -> Result<ExitCode, Failure> {
     let guest = plan.guest(name).map_err(could_not_begin)?;
     let (program, stop) = (Program { path: program()?, folder: folder(plan)? }, stop_on_signals()?);
     let _lock = state.lock(Hold::Together).map_err(could_not_begin)?;
     let table = Table::new(json, false);
-    let work = Work { plan, state, program: &program, stop: &stop, watcher: &table, again: &[] };
+    let work = Work { plan, state, program: &program, stop: &stop, watcher: &table, again: &[], phase };
     Ok(match work.convert(guest).map_err(could_not_begin)? {
         Status::Done => ExitCode::SUCCESS,
+        Status::Copied | Status::Waiting if phase.is_some_and(Phase::is_before_conversion) => ExitCode::SUCCESS,
         Status::Interrupted => ExitCode::from(STOPPED),
         _ => ExitCode::from(SOME_FAILED),
     })

@@ -64,6 +64,17 @@ impl Address {
     }
 }
 
+impl Address {
+    /// The address of the export of a guest that is there.
+    pub fn export(&self, uuid: &str) -> String {
+        let url = self.server.url(&format!("/export?uuid={uuid}"));
+        match &self.user {
+            Some(user) => url.replacen("://", &format!("://{user}@"), 1),
+            None => url,
+        }
+    }
+}
+
 impl Server {
     /// Reads `HOST`, `HOST:PORT`, `[IPV6]:PORT`.
     pub fn parse(plain: bool, text: &str) -> Result<Self, String> {
@@ -125,6 +136,11 @@ mod tests {
         ] {
             let address = Address::parse(text).unwrap();
             assert_eq!((address.server, address.user.as_deref(), address.guest), (expected, user, guest), "{text}");
+        }
+        for text in ["https://root@xen1:8443/export?uuid=a-b", "http://xen1/export?uuid=1", "https://a@b@[fe80::1]/export?uuid=1"] {
+            let parsed = Address::parse(text).unwrap();
+            let Some(Named::Uuid(uuid)) = &parsed.guest else { panic!("{parsed:?}") };
+            assert_eq!(parsed.export(uuid), text);
         }
         let packed = Address::parse("https://xen1/export?uuid=a&use_compression=zstd").unwrap();
         assert_eq!(packed.compression, Some(Packing::Zstd));

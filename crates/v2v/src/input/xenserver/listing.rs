@@ -1,6 +1,6 @@
 //! The guests of a pool: listing them, and finding the one that is meant.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::address::{Named, is_word};
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 const LIKENESS: f32 = 0.6;
 
 /// One guest of a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
     /// Its name, which others may have too.
     pub name: String,
@@ -32,7 +32,7 @@ pub struct Vm {
 }
 
 /// One disk of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmDisk {
     /// Its position: `0`, or a name as `xvda`.
     pub device: String,

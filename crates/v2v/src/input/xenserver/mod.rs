@@ -90,6 +90,13 @@ pub fn list(guest: &Path, remote: &Remote) -> Result<Vec<Vm>> {
     Ok(listing::guests(&pool.all).cloned().collect())
 }
 
+/// The address of a guest's export, on the host as the user named it.
+pub fn address(host: &Path, vm: &Vm) -> Result<String> {
+    let text = host.to_string_lossy();
+    let address = Address::parse(&text).map_err(|what| Error::Invalid(format!("{text}: {what}")))?;
+    Ok(address.export(&vm.uuid))
+}
+
 /// The name of the guest that is meant.
 pub fn name(request: &Request<'_>) -> Result<String> {
     let pool = Pool::open(request.guest, request.remote)?;
