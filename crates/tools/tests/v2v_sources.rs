@@ -67,6 +67,29 @@ fn a_chain_of_a_file_repository_to_its_last_byte() {
     assert!(message.contains("has no VDI") && message.contains(LEAF), "{message}");
 }
 
+/// A snapshot is copied while its child is written to; then the child alone is read, and the sum is that of the whole chain.
+#[test]
+fn a_child_of_a_copied_vhd_makes_the_copy_what_the_chain_is() {
+    let small = Small::new();
+    let expected = chains(&small);
+    let phase = |vdi: &str, phase: &str| {
+        success(&small.run(&[
+            "-i", "sr", "file", "--vdi", vdi, "--copy-only", "-q", "-of", "raw", "-os", "out", "-on", "web", "--phase", phase,
+        ]));
+    };
+    phase(MIDDLE, "copy");
+    // What is read of the chain's base from now on is wrong.
+    let base = small.path(&format!("file/{BASE}.vhd"));
+    let mut bytes = fs::read(&base).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4096].iter_mut().for_each(|b| *b = !*b);
+    fs::write(&base, &bytes).unwrap();
+    phase(LEAF, "finish");
+    assert_eq!(sha256(&small.path("out/web-vda.raw")), expected);
+    assert!(!small.path("out/web.copy").exists());
+    assert_ne!(copied(&small, &["file", "--vdi", LEAF]), expected, "the base's change is not seen at all");
+}
+
 /// A physical volume with these files in volumes of a repository, made by LVM in an appliance. What lay in the volumes before is noise.
 fn repository(small: &Small, files: &[(String, PathBuf)]) -> PathBuf {
     const SLOT: u64 = 64;
@@ -96,7 +119,6 @@ fn repository(small: &Small, files: &[(String, PathBuf)]) -> PathBuf {
     // XenServer keeps 10 MiB for metadata.
     run("lvm pvcreate --config SETTINGS -q --metadatasize 10M /dev/vda");
     run(&format!("lvm vgcreate --config SETTINGS -q {GROUP} /dev/vda"));
-    run(&format!("lvm lvcreate --config SETTINGS -qq -y -Wn -Zn -L 4m -n MGT {GROUP}"));
     for (slot, (name, file)) in files.iter().enumerate() {
         let bytes = file.metadata().unwrap().len();
         let mib = bytes.div_ceil(4 << 20) * 4;
@@ -134,6 +156,14 @@ fn volumes_of_a_repository_that_nobody_has_activated() {
     files.push((format!("LV-{SWAP}"), small.path("swap.img")));
     files.push((format!("QCOW2-{QCOW_BASE}"), small.path("base.qcow2")));
     files.push((format!("QCOW2-{QCOW_LEAF}"), small.path("leaf.qcow2")));
+    // What the pool called them, as sm's srmetadata.py writes it.
+    let record = |uuid: &str, name: &str, snapshot: u8| {
+        let first = format!("<vdi><name_label>{name}</name_label><name_description></name_description>");
+        format!("{first:<512}{:<512}", format!("<deleted>0</deleted><uuid>{uuid}</uuid><is_a_snapshot>{snapshot}</is_a_snapshot></vdi>"))
+    };
+    let names = [record(ROOT, "web&apos;s root", 0), record(SWAP, "web swap", 0), record(QCOW_LEAF, "before", 1)].concat();
+    fs::write(small.path("MGT"), format!("{:<2048}{names}", format!("XSSM:{:<10}:1:2", 2048 + names.len()))).unwrap();
+    files.push(("MGT".to_owned(), small.path("MGT")));
     let pv = repository(&small, &files);
     let before = sha256(&pv);
     assert_eq!(copied(&small, &["pv.img", "--vdi", LEAF]), expected);
@@ -143,6 +173,7 @@ fn volumes_of_a_repository_that_nobody_has_activated() {
     for uuid in [LEAF, ROOT, SWAP, QCOW_LEAF] {
         assert!(message.contains(uuid), "{message}");
     }
+    assert!(message.contains("48 MiB  web's root\n") && message.contains("  before (a snapshot)"), "{message}");
     assert!(!message.contains(BASE) && !message.contains(QCOW_BASE) && message.contains("xe vm-disk-list"), "{message}");
 
     let (root, swap) = (format!("xvda2={ROOT}"), format!("xvda1={SWAP}"));

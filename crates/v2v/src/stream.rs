@@ -1,12 +1,16 @@
 //! Disks that can be read only once: spooled in one pass, each as it comes, and used from there.
 
+use std::fs::File;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imgcore::formats::{CreateOptions, OpenContext};
 use imgcore::qcow2::{Move, Qcow2};
 use imgcore::storage::FileStorage;
-use imgcore::{Image, ImageMut, NoGate, OpenOptions, Slice, copy};
+use imgcore::{Image, ImageMut, NoGate, OpenOptions, Progress, Slice, copy};
+use rustix::fs::{Advice, fadvise};
 
 use crate::disk_build;
 use crate::input::DiskStream;
@@ -17,6 +21,9 @@ use crate::{Error, Result};
 
 /// Disks lie this far apart in the spool: what one L2 table of qcow2 maps, so that none belongs to two disks.
 const ALIGNMENT: u64 = 512 << 20;
+
+/// The disk is told to write after so many bytes.
+const WRITE_BEHIND: u64 = 32 << 20;
 
 /// The spool's name in its folder.
 pub(crate) const FILE: &str = "stream.qcow2";
@@ -56,41 +63,92 @@ fn places(sizes: &[u64], name: &str) -> Result<(Vec<u64>, u64)> {
 
 /// Receives all disks.
 pub fn receive(stream: Box<dyn DiskStream>, source: &Source, place: &Place<'_>, host: &Host<'_>) -> Result<Spool> {
-    let spool = create(source, place, host)?;
-    stream.receive(&spool.disks(source)?, host.progress)?;
+    let (spool, file) = create(source, place, host)?;
+    stream.receive(&spool.disks(source)?, &WriteBehind::new(file, host.progress))?;
     spool.flush()?;
     Ok(spool)
 }
 
 /// Copies disks that can be read at any time, as [`receive`] does those of a stream.
 pub fn copy(source: &Source, folder: &Path, host: &Host<'_>) -> Result<()> {
-    let spool = create(source, &Place::Folder(folder), host)?;
+    let (spool, file) = create(source, &Place::Folder(folder), host)?;
+    let progress = WriteBehind::new(file, host.progress);
     host.progress.total(source.disks.iter().map(|d| d.size).fold(0, u64::saturating_add));
     for (disk, target) in source.disks.iter().zip(spool.disks(source)?) {
         let image = disk.image.as_ref().ok_or_else(|| Error::Invalid(format!("disk {} ({}) cannot be read", disk.target, disk.origin)))?;
         let options = copy::Options { target_is_zero: true, ..copy::Options::default() };
-        copy::copy(image.as_ref(), target.as_ref(), &options, &copy::Part(host.progress))?;
+        copy::copy(image.as_ref(), target.as_ref(), &options, &copy::Part(&progress))?;
     }
     spool.flush()
 }
 
-fn create(source: &Source, place: &Place<'_>, host: &Host<'_>) -> Result<Spool> {
+/// A new spool, and its file.
+fn create(source: &Source, place: &Place<'_>, host: &Host<'_>) -> Result<(Spool, File)> {
     let sizes: Vec<_> = source.disks.iter().map(|d| d.size).collect();
     let (starts, end) = places(&sizes, &source.name)?;
-    let storage = match place {
-        Place::Folder(folder) => FileStorage::create(folder.join(FILE))?,
-        Place::Nameless(folder) => {
-            let name = format!("{}/(stream)", folder.display());
-            let file = tempfile::tempfile_in(folder).map_err(|source| Error::Io { file: name.clone(), action: "create", source })?;
-            FileStorage::from_file(file, name)?
+    let (name, opened) = match place {
+        Place::Folder(folder) => {
+            let path = folder.join(FILE);
+            (path.display().to_string(), File::options().read(true).write(true).create(true).truncate(true).open(path))
         }
+        Place::Nameless(folder) => (format!("{}/(stream)", folder.display()), tempfile::tempfile_in(folder)),
     };
+    let opened = opened.and_then(|file| Ok((file.try_clone()?, file)));
+    let (own, file) = opened.map_err(|source| Error::Io { file: name.clone(), action: "create", source })?;
+    let storage = FileStorage::from_file(file, name)?;
     let image = host.formats.driver("qcow2")?.create(Arc::new(storage), end, &CreateOptions::new())?;
     let file = match place {
         Place::Folder(folder) => Some(folder.join(FILE)),
         Place::Nameless(_) => None,
     };
-    Ok(Spool { image, starts, file, may_take: true })
+    Ok((Spool { image, starts, file, may_take: true }, own))
+}
+
+/// Has the disk write what was appended to a file while more comes: else it would begin when all is there, and the flush wait for it.
+struct WriteBehind<'a> {
+    file: File,
+    progress: &'a dyn Progress,
+    /// Bytes that came since the last look.
+    pending: AtomicU64,
+    /// Up to where the disk was told to write, and how long the file was then: what came last is being written to still.
+    told: Mutex<(u64, u64)>,
+}
+
+impl<'a> WriteBehind<'a> {
+    fn new(file: File, progress: &'a dyn Progress) -> Self {
+        WriteBehind { file, progress, pending: AtomicU64::new(0), told: Mutex::default() }
+    }
+
+    fn tell(&self) -> std::io::Result<()> {
+        let len = self.file.metadata()?.len();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (begin, end) = *told;
+        *told = (end, len);
+        // For pages that are not written yet it means to begin with that; they are dropped by the next of such calls only.
+        match NonZeroU64::new(end.saturating_sub(begin)) {
+            Some(bytes) => Ok(fadvise(&self.file, begin, Some(bytes), Advice::DontNeed)?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Progress for WriteBehind<'_> {
+    fn total(&self, total: u64) {
+        self.progress.total(total);
+    }
+
+    fn advance(&self, done: u64) {
+        self.progress.advance(done);
+        if self.pending.fetch_add(done, Ordering::Relaxed).saturating_add(done) >= WRITE_BEHIND {
+            self.pending.store(0, Ordering::Relaxed);
+            // Where that cannot be asked for, the flush takes longer.
+            let _ = self.tell();
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled()
+    }
 }
 
 impl Spool {
@@ -124,7 +182,7 @@ impl Spool {
     fn hand_over(&self, path: &Path) -> std::io::Result<()> {
         let file = self.file.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
         let shared = || -> std::io::Result<()> {
-            let (from, to) = (std::fs::File::open(file)?, std::fs::File::create(path)?);
+            let (from, to) = (File::open(file)?, File::create(path)?);
             Ok(rustix::fs::ioctl_ficlone(&to, &from)?)
         };
         if shared().is_ok() { Ok(()) } else { std::fs::rename(file, path) }

@@ -102,8 +102,11 @@ impl Work<'_> {
 
     /// Copies the disks of a guest, or what has changed of them.
     fn copy(&self, guest: &Guest, open: &mut OpenGuest, phase: Phase) -> Result<Ended> {
-        open.begin(Some(phase))?;
         let anew = phase == Phase::Copy && self.again.contains(&guest.name);
+        if phase == Phase::Copy && !anew && phase::kept(self.plan, guest)?.is_some() {
+            return Ok(Ended::well(Outcome::Copied));
+        }
+        open.begin(Some(phase))?;
         let ran = self.run(guest, open, Some(phase), if anew { vec!["--force".into()] } else { Vec::new() })?;
         if ran.is_success && phase::kept(self.plan, guest)?.is_some() {
             return Ok(Ended::well(Outcome::Copied));
@@ -146,7 +149,7 @@ impl Work<'_> {
             return Ok(Ended { outcome: Outcome::Failed, message: Some(what.into()), hint: Some(hint.into()) });
         }
         let mut arguments = vec!["--report".into(), absolute(&open.report_file())?.into()];
-        arguments.extend(replace.then(|| "--replace".into()));
+        arguments.extend(replace.then(|| OsString::from("--replace")));
         let ran = self.run(guest, open, Some(Phase::Finish).filter(|_| is_copied), arguments)?;
         Ok(open.whole()?.map_or(ran.failed, |report| Ended::converted(&report)))
     }
@@ -158,7 +161,7 @@ impl Work<'_> {
         // To a copy, 'force' would say to begin anew.
         let but = if phase.is_some_and(Phase::is_before_conversion) { &["force"][..] } else { &[] };
         let mut arguments = guest.options.arguments(&[HANDING_OVER, but].concat());
-        arguments.extend(phase.map(|phase| format!("--phase={}", phase.argument()).into()));
+        arguments.extend(phase.map(|phase| OsString::from(format!("--phase={}", phase.argument()))));
         // Giving it to libvirt is left to this process, which can do that again.
         if let Some(output) = guest.options.value("output").filter(|output| *output != "libvirt") {
             arguments.push(format!("--output={output}").into());

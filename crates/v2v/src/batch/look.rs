@@ -102,7 +102,7 @@ pub fn on_server(vm: &Vm) -> Seen {
 pub fn options(options: &Options, in_use: bool) -> Vec<OsString> {
     // Replacing a result is no matter of looking.
     let mut arguments = options.arguments(&["force"]);
-    arguments.extend(in_use.then(|| "--force".into()));
+    arguments.extend(in_use.then(|| OsString::from("--force")));
     arguments
 }
 

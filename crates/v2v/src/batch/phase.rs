@@ -76,9 +76,14 @@ pub fn is_due(plan: &Plan, guest: &Guest, state: &GuestState, phase: Option<Phas
         Some(Phase::Forget) => is_begun(plan, guest),
         _ if state.is_finished() => false,
         None | Some(Phase::Finish) => true,
-        Some(Phase::Copy) => kept(plan, guest)?.is_none() && changes(plan, guest),
+        Some(Phase::Copy) => (kept(plan, guest)?.is_none() || is_cut_off(state)) && changes(plan, guest),
         Some(Phase::Update) => kept(plan, guest)?.is_some(),
     })
+}
+
+/// Whether whoever copied last did not live to write down how that ended.
+fn is_cut_off(state: &GuestState) -> bool {
+    state.attempts.last().is_some_and(|last| last.outcome.is_none() && last.phase == Some(Phase::Copy))
 }
 
 /// Whether a guest's source may become another: an export does not, and is converted in one go.

@@ -64,8 +64,10 @@ fn in_folders(
     let options = look::options(defaults, args.phase.is_some());
     // The plan may lie anywhere, and so may whoever runs it stand.
     let here = |path: &Path| std::path::absolute(path).map_err(Failure::from);
-    let wanted = found.sources.iter().map(|c| Ok(look::Wanted { source: here(&c.path)?, is_packed: c.is_packed, options: options.clone() }));
-    let wanted: Vec<_> = wanted.collect::<Result<_, Failure>>()?;
+    let wanted = |c: &discover::Candidate| -> Result<_, Failure> {
+        Ok(look::Wanted { source: here(&c.path)?, is_packed: c.is_packed, options: options.clone() })
+    };
+    let wanted = found.sources.iter().map(wanted).collect::<Result<Vec<_>, _>>()?;
     let folder = here(file)?.parent().map_or_else(|| "/".into(), Path::to_owned);
     let program = Program { path: program.into(), folder };
     let live = std::io::stderr().is_terminal() && !args.quiet;
@@ -100,7 +102,7 @@ fn on_servers(args: &Args) -> Result<Vec<(PathBuf, Seen)>, Failure> {
                     _ => seen.problem = Some(RUNS.into()),
                 }
             }
-            guests.push((xenserver::address(host, &vm)?.into(), seen));
+            guests.push((xenserver::export_address(host, &vm)?.into(), seen));
         }
     }
     Ok(guests)

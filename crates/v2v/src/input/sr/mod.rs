@@ -14,6 +14,7 @@ use crate::source::SourceDisk;
 use crate::{Error, Result};
 
 mod gate;
+mod metadata;
 mod name;
 mod repository;
 

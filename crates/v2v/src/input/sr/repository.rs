@@ -1,13 +1,15 @@
 //! What is in a repository: its VDIs, wherever they lie.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guestfs::{GuestDisk, Volumes};
+use imgcore::raw::Raw;
 use imgcore::storage::{FileStorage, ImageStorage};
 use imgcore::{Formats, Image, ImageInfo, NoGate, OpenOptions, Storage, size};
 
+use super::metadata::{self, Known};
 use super::name::{GROUP, Kind, VdiName};
 use crate::input::{Request, images};
 use crate::{Error, Result};
@@ -24,6 +26,8 @@ pub(super) struct Repository {
     /// The folder of its files; one that does not exist for volumes that we read.
     pub folder: PathBuf,
     vdis: Vec<Vdi>,
+    /// What the pool said of them, where it did.
+    known: BTreeMap<String, Known>,
     /// Its volumes are devices of this host, which appear when they are activated.
     on_devices: bool,
 }
@@ -94,7 +98,8 @@ impl Repository {
         }
         vdis.sort_by(|a, b| a.name.uuid.cmp(&b.name.uuid));
         let shown = folder.display().to_string();
-        Ok(Repository { on_devices: shown.starts_with("/dev/"), shown, folder: folder.to_owned(), vdis })
+        let known = metadata_at(&folder.join(metadata::VOLUME));
+        Ok(Repository { on_devices: shown.starts_with("/dev/"), shown, folder: folder.to_owned(), vdis, known })
     }
 
     fn of_volumes(request: &Request<'_>, warnings: &mut Vec<String>) -> Result<Self> {
@@ -125,7 +130,9 @@ impl Repository {
             }
         }
         vdis.sort_by(|a, b| a.name.uuid.cmp(&b.name.uuid));
-        Ok(Repository { shown, folder: PathBuf::new(), vdis, on_devices: false })
+        let names = group.volumes.iter().find(|v| v.name == metadata::VOLUME).and_then(|v| v.image.as_ref().ok());
+        let known = names.map(|volume| metadata::read(volume.as_ref())).unwrap_or_default();
+        Ok(Repository { shown, folder: PathBuf::new(), vdis, known, on_devices: false })
     }
 
     /// The VDI with this uuid. While a snapshot is merged, one may be there twice: as what it was, and as what it becomes.
@@ -175,11 +182,18 @@ impl Repository {
         self.vdis.iter().zip(&infos).filter(is_leaf).map(|(vdi, _)| vdi).collect()
     }
 
+    /// What the pool called a VDI.
+    fn called(&self, vdi: &Vdi) -> String {
+        let Some(known) = self.known.get(&vdi.name.uuid) else { return String::new() };
+        let snapshot = if known.is_snapshot { " (a snapshot)" } else { "" };
+        format!("  {}{snapshot}", known.name)
+    }
+
     /// The VDIs that may be disks of machines, a line for each.
     fn listing(&self, formats: &Formats) -> String {
         let leaves = self.leaves(formats);
         let line = |vdi: &&Vdi| match vdi.look(formats) {
-            Ok(image) => format!("  {}  {}", vdi.name.uuid, size::human(image.size())),
+            Ok(image) => format!("  {}  {}{}", vdi.name.uuid, size::human(image.size()), self.called(vdi)),
             Err(e) => format!("  {}  cannot be read: {e}", vdi.name.uuid),
         };
         let mut lines: Vec<String> = leaves.iter().take(LISTED).map(line).collect();
@@ -188,6 +202,12 @@ impl Repository {
         }
         if lines.is_empty() { "It holds no VDI.".into() } else { format!("It holds:\n{}", lines.join("\n")) }
     }
+}
+
+/// What a device or file that may be missing says of VDIs.
+fn metadata_at(path: &Path) -> BTreeMap<String, Known> {
+    let volume = FileStorage::open(path).and_then(|storage| Raw::open(Arc::new(storage)));
+    volume.map(|volume| metadata::read(&volume)).unwrap_or_default()
 }
 
 /// The VDI that an image names below it.

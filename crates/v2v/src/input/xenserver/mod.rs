@@ -91,7 +91,7 @@ pub fn list(guest: &Path, remote: &Remote) -> Result<Vec<Vm>> {
 }
 
 /// The address of a guest's export, on the host as the user named it.
-pub fn address(host: &Path, vm: &Vm) -> Result<String> {
+pub fn export_address(host: &Path, vm: &Vm) -> Result<String> {
     let text = host.to_string_lossy();
     let address = Address::parse(&text).map_err(|what| Error::Invalid(format!("{text}: {what}")))?;
     Ok(address.export(&vm.uuid))
