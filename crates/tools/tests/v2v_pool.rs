@@ -274,10 +274,9 @@ fn a_copy_is_used_by_a_batch_without_phases_and_forgotten_where_it_is_not_wanted
     assert_eq!(code(&run(&host, &["-q"])), (0, String::new()));
     assert_eq!(exports(&host), before, "the copies were not used");
     assert_same(&host, "web-vda", "a");
-    fs::write(host.dir.join("plan.toml"), &text).unwrap();
-    assert_eq!((statuses(&host), host.calls("VM.snapshot")), (vec!["done".into(), "copied".into(), "done".into()], host.calls("VM.destroy") + 1));
+    assert_eq!((statuses(&host), host.calls("VM.snapshot")), (["done", "disabled", "done"].map(String::from).into(), host.calls("VM.destroy") + 1));
     assert_eq!(code(&run(&host, &["--phase", "forget", "-q"])), (0, String::new()));
-    assert_eq!((statuses(&host), host.calls("VM.snapshot")), (vec!["done".into(), "waiting".into(), "done".into()], host.calls("VM.destroy")));
+    assert_eq!(host.calls("VM.snapshot"), host.calls("VM.destroy"));
     assert!(fs::read_dir(host.dir.join("out")).unwrap().flatten().all(|e| e.path().is_file()), "the copy is left");
     assert_eq!(fs::read_dir(&host.dir).unwrap().count(), files + 4);
 }

@@ -87,41 +87,41 @@ pub(crate) struct Args {
     pub from: String,
 
     /// Where it goes: kvm, or hvm for a fully virtual machine of Xen
-    #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm", "hvm"])]
+    #[arg(long, value_name = "HYPERVISOR", default_value = "kvm", value_parser = ["kvm", "hvm"], help_heading = "The result")]
     pub to: String,
 
     /// What GUEST is: auto (by its content), xenserver, xva, ovf, libvirtxml, xlcfg, sr (a storage repository of XenServer) or disk
-    #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto")]
+    #[arg(short = 'i', long = "input", value_name = "MODE", default_value = "auto", help_heading = "What is converted")]
     pub input: String,
 
     /// How the result is handed over: as files in a folder (local), defined in libvirt besides (libvirt), with a manifest for KubeVirt
     /// (kubevirt) or a script for Proxmox VE (proxmox) instead, with its disks on NBD servers (nbd), as one appliance for XenServer (xva,
     /// with --to hvm), or not at all: all is done, and thrown away (null)
-    #[arg(short = 'o', long = "output", value_name = "MODE", default_value = "local")]
+    #[arg(short = 'o', long = "output", value_name = "MODE", default_value = "local", help_heading = "The result")]
     pub output: OutputMode,
 
     /// A server's disk for a disk of '-o nbd', nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH; once for each, in order
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", help_heading = "The result")]
     pub nbd: Vec<String>,
 
     /// The libvirt of '-o libvirt' (also -oc), as qemu:///system
-    #[arg(long, value_name = "URI")]
+    #[arg(long, value_name = "URI", help_heading = "The result")]
     pub connect: Option<String>,
 
     /// The folder of the result (also -os)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "The result")]
     pub out: Option<PathBuf>,
 
     /// The format of its disks (also -of)
-    #[arg(long, value_name = "FORMAT", default_value = "qcow2")]
+    #[arg(long, value_name = "FORMAT", default_value = "qcow2", help_heading = "The result")]
     pub format: Format,
 
     /// How room for its disks is taken (also -oa)
-    #[arg(long, value_name = "MODE", default_value = "sparse")]
+    #[arg(long, value_name = "MODE", default_value = "sparse", help_heading = "The result")]
     pub allocation: Allocation,
 
     /// Its name (also -on); the source's if not given
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "The result")]
     pub name: Option<String>,
 
     /// Replace a result of that name, and take a guest that runs here or a disk that is in use
@@ -134,88 +134,88 @@ pub(crate) struct Args {
 
     /// Convert in two phases: 'copy' copies the disks while the guest runs, and again what has changed since; when it is shut down, 'finish'
     /// copies the rest and converts. 'forget' removes the copy, and the snapshot that a XenServer keeps for it
-    #[arg(long, value_name = "PHASE", conflicts_with = "plan")]
+    #[arg(long, value_name = "PHASE", conflicts_with = "plan", help_heading = "What is converted")]
     pub phase: Option<PhaseArg>,
 
     /// The machine that is meant, by name or UUID, where an appliance holds several
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "What is converted")]
     pub machine: Option<String>,
 
     /// A disk that the source does not name, or names wrongly: xvda2=FILE, with ',format=raw' behind it if need be
-    #[arg(long, value_name = "[TARGET=]FILE")]
+    #[arg(long, value_name = "[TARGET=]FILE", help_heading = "What is converted")]
     pub disk: Vec<String>,
 
     /// A VDI of a storage repository, by its uuid, with the guest's name of the disk before it where that is known (may be repeated)
-    #[arg(long, value_name = "[TARGET=]UUID")]
+    #[arg(long, value_name = "[TARGET=]UUID", help_heading = "What is converted")]
     pub vdi: Vec<String>,
 
     /// Memory of the result in MiB, as 2048, or with a unit, as 2G; the source's if not given
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    #[arg(long, value_name = "SIZE", value_parser = memory, help_heading = "The new machine")]
     pub memory: Option<u64>,
 
     /// Processors of the result; the source's if not given
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "The new machine")]
     pub vcpus: Option<u32>,
 
     /// The root filesystem, where there are several systems: /dev/xvda2, UUID=…
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", help_heading = "What is converted")]
     pub root: Option<String>,
 
     /// Whether volumes become partitions of one bootable disk, or every disk stays as it is
-    #[arg(long, value_name = "LAYOUT", default_value = "merge")]
+    #[arg(long, value_name = "LAYOUT", default_value = "merge", help_heading = "The new machine")]
     pub layout: LayoutArg,
 
     /// Make the root larger by so much: its partition, its logical volume and its filesystem
-    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size::parse(text.strip_prefix('+').unwrap_or(text)))]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| size::parse(text.strip_prefix('+').unwrap_or(text)), help_heading = "The new machine")]
     pub grow: Option<u64>,
 
     /// Where partitions start: at multiples of so many bytes, from 64K to 1G. New ones do so at 1M if it is not given; those of a
     /// disk that has a partition table move if they have to
-    #[arg(long, value_name = "SIZE", value_parser = alignment)]
+    #[arg(long, value_name = "SIZE", value_parser = alignment, help_heading = "The new machine")]
     pub alignment: Option<u64>,
 
     /// A key of an encrypted volume: ID:key:PASSPHRASE or ID:file:FILE, where ID is its device, its UUID or 'all' (may be repeated)
-    #[arg(long, value_name = "SELECTOR")]
+    #[arg(long, value_name = "SELECTOR", help_heading = "What is converted")]
     pub key: Vec<String>,
 
     /// The Xen host's kernel, for a guest without one of its own
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Changes in the guest")]
     pub kernel: Option<PathBuf>,
 
     /// The ramdisk that belongs to --kernel
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "Changes in the guest")]
     pub ramdisk: Option<PathBuf>,
 
     /// A kernel package of the guest's distribution (.deb, .rpm, .apk, .pkg.tar.zst) to install in it, offline; what it depends on as well
-    #[arg(long, value_name = "PACKAGE")]
+    #[arg(long, value_name = "PACKAGE", help_heading = "Changes in the guest")]
     pub kernel_package: Vec<PathBuf>,
 
     /// Another guest of that distribution (a configuration or a disk image) whose kernel and modules are put into this one
-    #[arg(long, value_name = "GUEST", conflicts_with = "kernel_package")]
+    #[arg(long, value_name = "GUEST", conflicts_with = "kernel_package", help_heading = "Changes in the guest")]
     pub kernel_from: Option<PathBuf>,
 
     /// A package of QEMU's guest agent (.deb, .rpm, .apk, .pkg.tar.zst) to install in the guest, offline; what it depends on as well
-    #[arg(long, value_name = "PACKAGE", conflicts_with = "copy_only")]
+    #[arg(long, value_name = "PACKAGE", conflicts_with = "copy_only", help_heading = "Changes in the guest")]
     pub install_agent: Vec<PathBuf>,
 
     /// What starts the result; as the source if not given. 'uefi' gives a guest that a BIOS or Xen itself started an ESP with a loader
-    #[arg(long, value_name = "FIRMWARE", conflicts_with = "copy_only")]
+    #[arg(long, value_name = "FIRMWARE", conflicts_with = "copy_only", help_heading = "The new machine")]
     pub firmware: Option<FirmwareArg>,
 
     /// Copy the disks and describe the machine, and change nothing in the guest: for Windows, BSD, and whatever is not converted
-    #[arg(long, conflicts_with_all = ["kernel", "kernel_package", "root"])]
+    #[arg(long, conflicts_with_all = ["kernel", "kernel_package", "root"], help_heading = "Changes in the guest")]
     pub copy_only: bool,
 
     /// Another MAC address for a NIC, by its old one or its number from 0; the guest's configuration follows (may be repeated)
-    #[arg(long, value_name = "OLD=NEW|INDEX=NEW")]
+    #[arg(long, value_name = "OLD=NEW|INDEX=NEW", help_heading = "The new machine")]
     pub mac: Vec<String>,
 
     /// Where NICs are plugged in: a bridge, or OLD:NEW for those of one bridge or network
-    #[arg(long, value_name = "[OLD:]BRIDGE")]
+    #[arg(long, value_name = "[OLD:]BRIDGE", help_heading = "The new machine")]
     pub bridge: Vec<String>,
 
     /// Where NICs are plugged in: a network of libvirt, or OLD:NEW
-    #[arg(long, value_name = "[OLD:]NETWORK")]
+    #[arg(long, value_name = "[OLD:]NETWORK", help_heading = "The new machine")]
     pub network: Vec<String>,
 
     /// What runs the appliance: kvm, tcg (QEMU's translator) or auto; the environment's GUESTLIFT_ACCEL says so, too
@@ -223,7 +223,7 @@ pub(crate) struct Args {
     pub accel: Option<Accel>,
 
     /// Let images name files in this folder too, not only in their own
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "What is converted")]
     pub allow_path: Vec<PathBuf>,
 
     /// Show every change as a diff, and change nothing

@@ -55,6 +55,11 @@ impl Phase {
     }
 }
 
+/// The guests that a batch is about. Also what was copied of one that is not wanted any more can be forgotten.
+pub(super) fn guests(plan: &Plan, phase: Option<Phase>) -> impl Iterator<Item = &Guest> {
+    plan.guests.iter().filter(move |guest| guest.enabled || phase == Some(Phase::Forget))
+}
+
 /// The folder that a guest's result goes to.
 pub(super) fn out(plan: &Plan, guest: &Guest) -> PathBuf {
     guest.options.value("out").map_or_else(std::env::temp_dir, |out| plan.folder().join(out))

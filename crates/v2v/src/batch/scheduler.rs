@@ -12,7 +12,7 @@ use super::events::{Event, Summary};
 use super::files::Hold;
 use super::limits::{self, Need, Short};
 use super::look;
-use super::phase::Phase;
+use super::phase::{self, Phase};
 use super::plan::{Facts, Guest, Plan};
 use super::state::{State, Status};
 use crate::Result;
@@ -27,14 +27,14 @@ const RETRY: Duration = Duration::from_millis(500);
 pub fn run(work: &Work<'_>, formats: &Formats) -> Result<Summary> {
     let _lock = work.state.lock(Hold::Alone)?;
     let mut due = Vec::new();
-    for guest in work.plan.enabled() {
+    for guest in phase::guests(work.plan, work.phase) {
         if work.is_due(guest)? {
             due.push(guest);
         }
     }
     let jobs = work.plan.jobs.unwrap_or_else(limits::default_jobs);
     let memory = work.plan.memory.unwrap_or_else(limits::available_memory);
-    let guests = work.plan.enabled().count();
+    let guests = phase::guests(work.plan, work.phase).count();
     work.watcher.event(&Event::Begun { guests, finished: guests - due.len(), jobs, memory });
     let needs = needs(work, &due, jobs, formats);
     Running { work, memory, jobs, due, needs }.all();

@@ -124,7 +124,7 @@ pub(super) fn argument(phase: Option<Phase>) -> String {
 /// The guests that a job is to be made of: those that are asked for, and for which there is something to do.
 pub fn due<'a>(plan: &'a Plan, state: &State, phase: Option<Phase>) -> Result<Vec<&'a Guest>> {
     let mut due = Vec::new();
-    for guest in plan.enabled() {
+    for guest in phase::guests(plan, phase) {
         if phase::is_due(plan, guest, &state.read(&guest.name)?, phase)? {
             due.push(guest);
         }

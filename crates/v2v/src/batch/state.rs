@@ -187,7 +187,7 @@ impl State {
         // A finished guest's lock is left alone: asking whether it is held means to hold it for a moment.
         let is_held = !state.is_finished() && lock.exists() && Lock::take(&lock, Hold::Together, Duration::ZERO)?.is_none();
         Ok(match state.status(is_held) {
-            Status::Waiting if !guest.enabled => Status::Disabled,
+            Status::Waiting | Status::Copied if !guest.enabled => Status::Disabled,
             status => status,
         })
     }
