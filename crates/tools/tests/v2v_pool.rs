@@ -89,7 +89,10 @@ fn a_plan_of_running_guests_takes_snapshots_where_it_says_so() {
     let host = Host::usual();
     let files = fs::read_dir(&host.dir).unwrap().count();
     let text = plan(&host, &["--option", "format=raw", "--snapshot"]);
-    assert!(text.contains("snapshot = true\n") && part(&text, "live").contains("# Warning: it runs: converted is a snapshot of it"), "{text}");
+    assert!(
+        text.contains("snapshot = true\n") && part(&text, "live").contains("# Warning: it runs: converted is a snapshot of it"),
+        "{text}"
+    );
     assert_eq!(code(&run(&host, &["-q"])), (0, String::new()));
     host.assert_same("out/live-vda.raw", "c.img");
     assert_eq!((host.calls("VM.snapshot"), host.calls("VM.destroy")), (1, 1));
@@ -274,7 +277,10 @@ fn a_copy_is_used_by_a_batch_without_phases_and_forgotten_where_it_is_not_wanted
     assert_eq!(code(&run(&host, &["-q"])), (0, String::new()));
     assert_eq!(exports(&host), before, "the copies were not used");
     assert_same(&host, "web-vda", "a");
-    assert_eq!((statuses(&host), host.calls("VM.snapshot")), (["done", "disabled", "done"].map(String::from).into(), host.calls("VM.destroy") + 1));
+    assert_eq!(
+        (statuses(&host), host.calls("VM.snapshot")),
+        (["done", "disabled", "done"].map(String::from).into(), host.calls("VM.destroy") + 1)
+    );
     assert_eq!(code(&run(&host, &["--phase", "forget", "-q"])), (0, String::new()));
     assert_eq!(host.calls("VM.snapshot"), host.calls("VM.destroy"));
     assert!(fs::read_dir(host.dir.join("out")).unwrap().flatten().all(|e| e.path().is_file()), "the copy is left");

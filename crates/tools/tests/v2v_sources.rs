@@ -74,7 +74,21 @@ fn a_child_of_a_copied_vhd_makes_the_copy_what_the_chain_is() {
     let expected = chains(&small);
     let phase = |vdi: &str, phase: &str| {
         success(&small.run(&[
-            "-i", "sr", "file", "--vdi", vdi, "--copy-only", "-q", "-of", "raw", "-os", "out", "-on", "web", "--phase", phase,
+            "-i",
+            "sr",
+            "file",
+            "--vdi",
+            vdi,
+            "--copy-only",
+            "-q",
+            "-of",
+            "raw",
+            "-os",
+            "out",
+            "-on",
+            "web",
+            "--phase",
+            phase,
         ]));
     };
     phase(MIDDLE, "copy");

@@ -135,7 +135,10 @@ impl Row<'_> {
         writeln!(out, "<h2 id=\"g-{}\">{}. {} {}</h2>", text(&self.guest.name), index + 1, text(&self.guest.name), self.badge())?;
         writeln!(out, "<p>From {}.</p>", text(&self.guest.source.display().to_string()))?;
         if self.status == Status::Copied {
-            writeln!(out, "<p>Its disks are copied. Shut it down, and '--phase finish' copies what has changed since, and converts it.</p>")?;
+            writeln!(
+                out,
+                "<p>Its disks are copied. Shut it down, and '--phase finish' copies what has changed since, and converts it.</p>"
+            )?;
         }
         if let Some(last) = self.state.attempts.last()
             && let Some(message) = &last.message

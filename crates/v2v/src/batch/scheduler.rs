@@ -63,7 +63,11 @@ fn needs(work: &Work<'_>, due: &[&Guest], jobs: usize, formats: &Formats) -> Vec
             let source = &due[*i].source;
             let path = if is_url(source) { source.clone() } else { work.plan.folder().join(source) };
             let is_packed = super::discover::is_packed(&path);
-            look::Wanted { source: path, is_packed, options: look::options(&due[*i].options, work.phase.is_some() || due[*i].options.is_given("force")) }
+            look::Wanted {
+                source: path,
+                is_packed,
+                options: look::options(&due[*i].options, work.phase.is_some() || due[*i].options.is_given("force")),
+            }
         })
         .collect();
     let seen = look::look_at_all(work.program, &wanted, jobs, formats, work.stop, &mut |_| {});
