@@ -109,6 +109,8 @@ struct Watch {
     /// Up to here the text was shown.
     shown: usize,
     escape: Escape,
+    /// The beginning of a letter whose other bytes are still to come.
+    letter: Vec<u8>,
     stage: Stage,
     booted: bool,
 }
@@ -163,7 +165,11 @@ const PASSPHRASE: &[&str] = &["Please unlock disk ", "Please enter passphrase fo
 
 impl Watch {
     fn feed(&mut self, bytes: &[u8]) {
-        for c in String::from_utf8_lossy(bytes).chars() {
+        self.letter.extend_from_slice(bytes);
+        let bytes = std::mem::take(&mut self.letter);
+        let (whole, begun) = bytes.split_at(whole_letters(&bytes));
+        self.letter = begun.to_vec();
+        for c in String::from_utf8_lossy(whole).chars() {
             self.escape = match (self.escape, c) {
                 (Escape::None, '\x1b') => Escape::Started,
                 (Escape::None, '\n') => {
@@ -223,7 +229,7 @@ impl Watch {
                 None => return,
             };
             let line = rest[..len].trim_end();
-            if line.contains(|c: char| !c.is_whitespace() && !"+-|\u{2500}\u{2502}\u{250c}\u{2510}\u{2514}\u{2518}".contains(c)) {
+            if says_something(line) {
                 seen(line.as_bytes());
                 seen(b"\n");
             }
@@ -274,10 +280,26 @@ impl Watch {
                 failed_units.push(unit.trim().trim_end_matches('.').to_owned());
             }
         }
-        let lines: Vec<&str> = self.text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        let lines: Vec<&str> = self.text.lines().map(str::trim_end).filter(|l| says_something(l)).collect();
         let screen = lines.iter().skip(lines.len().saturating_sub(SCREEN_LINES)).map(|l| (*l).to_owned()).collect();
         BootReport { booted: self.booted, stage: self.stage, seconds: start.elapsed().as_secs(), what, failed_units, screen }
     }
+}
+
+/// Up to where bytes are whole letters of UTF-8, or none at all: one that may go on is not among them.
+fn whole_letters(bytes: &[u8]) -> usize {
+    match bytes.utf8_chunks().last() {
+        Some(last) if !last.invalid().is_empty() => match std::str::from_utf8(last.invalid()) {
+            Err(e) if e.error_len().is_none() => bytes.len() - last.invalid().len(),
+            _ => bytes.len(),
+        },
+        _ => bytes.len(),
+    }
+}
+
+/// Whether there is more in a line than a menu's frame.
+fn says_something(line: &str) -> bool {
+    line.contains(|c: char| !c.is_whitespace() && !"+-|\u{2500}\u{2502}\u{250c}\u{2510}\u{2514}\u{2518}".contains(c))
 }
 
 /// `host login:`, alone or with a kernel message that fell into the same line. Not `Last login: …`.
@@ -368,6 +390,12 @@ mod tests {
         assert!(!r.booted);
         assert_eq!(r.stage, Stage::Firmware);
         assert!(r.what.contains("Booting from Hard Disk"), "{}", r.what);
+    }
+
+    #[test]
+    fn the_last_screen_has_whole_letters_and_no_frames() {
+        let r = run(&[b"\xe2\x94\x82  \xe2\x94\x82\r\nUse the \xe2", b"\x86", b"\x91 key\r\n\xff\xe2", b"\xe2\x94\x94\r\n"], false);
+        assert_eq!(r.screen, ["Use the \u{2191} key", "\u{fffd}\u{fffd}\u{2514}"]);
     }
 
     #[test]

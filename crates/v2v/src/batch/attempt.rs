@@ -142,11 +142,15 @@ impl Work<'_> {
         // Whoever asked for it again wants this batch's own result replaced, however often that is cut off.
         let replace = open.state().had_result() && !guest.options.is_given("force");
         let is_copied = phase::kept(self.plan, guest)?.is_some();
+        let last = open.state().attempts.last().and_then(|last| last.message.clone());
         open.begin(Some(Phase::Finish).filter(|_| is_copied || self.phase.is_some()))?;
         if self.phase == Some(Phase::Finish) && !is_copied {
-            let what = "there is no copy of its disks that could be finished";
+            const WHAT: &str = "there is no copy of its disks that could be finished";
             let hint = "--phase copy makes one; without --phase it is converted in one go, which takes longer";
-            return Ok(Ended { outcome: Outcome::Failed, message: Some(what.into()), hint: Some(hint.into()) });
+            // Why there is none; and not that once more.
+            let why = last.filter(|last| !last.starts_with(WHAT)).map(|last| format!("; what was tried last said: {last}"));
+            let what = format!("{WHAT}{}", why.unwrap_or_default());
+            return Ok(Ended { outcome: Outcome::Failed, message: Some(what), hint: Some(hint.into()) });
         }
         let mut arguments = vec!["--report".into(), absolute(&open.report_file())?.into()];
         arguments.extend(replace.then(|| OsString::from("--replace")));

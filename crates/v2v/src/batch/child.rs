@@ -162,14 +162,14 @@ pub fn ending(status: ExitStatus, log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
     use std::time::{Duration, Instant};
 
     fn run(script: &str, stop: &AtomicBool) -> (ExitStatus, Vec<Event>, Duration) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Written by another process: one that this one starts meanwhile would hold it open for writing, and it could not be run.
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+        assert!(Command::new("sh").args(["-c", write, "sh", script]).arg(&path).status().unwrap().success());
         let program = Program { path, folder: dir.path().into() };
         let mut events = Vec::new();
         let start = Instant::now();

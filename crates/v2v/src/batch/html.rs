@@ -61,7 +61,7 @@ fn page(out: &mut String, plan: &Plan, summary: &Summary, rows: &[Row<'_>]) -> f
     let ended = attempts().filter_map(|a| a.ended).max();
     write!(out, "<p>Plan: {}. ", text(&plan.file.display().to_string()))?;
     if let Some((begun, ended)) = begun.zip(ended) {
-        write!(out, "First conversion begun {}, last one ended {}. ", time(begun), time(ended))?;
+        write!(out, "Work on guests begun {}, ended {}. ", time(begun), time(ended))?;
     }
     writeln!(out, "This page was written {}.</p>", time(now()))?;
     let attention: Vec<_> = rows.iter().filter(|r| matches!(r.status, Status::Failed | Status::NoBoot | Status::Interrupted)).collect();
@@ -154,7 +154,7 @@ impl Row<'_> {
             self.conversion(out)?;
         }
         if !self.state.attempts.is_empty() {
-            writeln!(out, "<h3>Attempts</h3>\n<table>")?;
+            writeln!(out, "<h3>Attempts</h3>\n<table>\n<tr><th>When</th><th>Machine</th><th>Phase</th><th>Outcome</th><th>Time</th></tr>")?;
             for attempt in &self.state.attempts {
                 let outcome = attempt.outcome.map_or("running, or cut off", |o| match o {
                     super::state::Outcome::Done => "converted",
