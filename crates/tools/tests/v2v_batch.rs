@@ -423,14 +423,12 @@ impl Drop for Cluster {
     }
 }
 
-/// What a conversion has done to each guest, without what the time and the machine make of it.
-fn what_was_done(small: &Small) -> BTreeMap<String, (Value, String)> {
+/// What the conversions have done to each guest, and the domains that came of it.
+fn what_was_done(small: &Small) -> BTreeMap<String, (Vec<Value>, String)> {
     let guest = |name: &String| {
-        let mut report: Value = serde_json::from_slice(&fs::read(small.path(&format!("plan.state/{name}/report.json"))).unwrap()).unwrap();
-        let fields = report.as_object_mut().unwrap();
-        fields.remove("timings");
-        fields["ran"].as_array_mut().unwrap().iter_mut().for_each(|ran| ran["seconds"] = 0.into());
-        (name.clone(), (report, fs::read_to_string(small.path(&format!("out/{name}.xml"))).unwrap()))
+        let report: Value = serde_json::from_slice(&fs::read(small.path(&format!("plan.state/{name}/report.json"))).unwrap()).unwrap();
+        let parts = ["disks", "boot_loader", "steps", "files", "commands", "outputs", "warnings"].map(|part| report[part].clone());
+        (name.clone(), (parts.into(), fs::read_to_string(small.path(&format!("out/{name}.xml"))).unwrap()))
     };
     results(small).keys().map(guest).collect()
 }
@@ -470,5 +468,7 @@ fn a_real_slurm_does_the_same_as_one_machine_though_a_node_is_lost() {
     assert!(all.iter().any(|o| o.len() == 2), "the lost node had nothing to do: {all:?}");
     let clustered = what_was_done(&small);
     assert_eq!(clustered.len(), 12);
-    assert!(clustered == alone, "{alone:#?}\nis not\n{clustered:#?}");
+    for (name, done) in &alone {
+        assert_eq!(clustered.get(name), Some(done), "{name}");
+    }
 }

@@ -45,8 +45,11 @@ pub(super) fn write(args: &Args, file: &Path, program: &Path, stop: &AtomicBool)
     };
     files::write_whole(file, plan_text::text(&header, &guests).as_bytes())?;
     if !args.quiet {
-        let cannot =
-            if problems > 0 { format!("; {problems} of them disabled there, with the reason: they cannot be converted as they are") } else { String::new() };
+        let cannot = if problems > 0 {
+            format!("; {problems} of them disabled there, with the reason: they cannot be converted as they are")
+        } else {
+            String::new()
+        };
         eprintln!("{}: a plan for {} guests{cannot}", file.display(), guests.len());
     }
     Ok(())
