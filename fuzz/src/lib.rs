@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ntfs", run: |data| filesystem::run("ntfs", data), mend: |_| {} },
     Target { name: "iso9660", run: |data| filesystem::run("iso9660", data), mend: |_| {} },
     Target { name: "squashfs", run: |data| filesystem::run("squashfs", data), mend: |_| {} },
+    Target { name: "ufs", run: |data| filesystem::run("ufs", data), mend: |_| {} },
 ];
 
 /// The target called `name`.

@@ -36,6 +36,7 @@ pub mod space;
 mod squashfs;
 mod stripes;
 mod tree;
+mod ufs;
 mod unpack;
 pub mod volume;
 mod window;

@@ -3,6 +3,7 @@
 use imgcore::Image;
 
 use crate::bytes::{be16, be32, cut, le16, le32, le64, text, uuid};
+use crate::ufs;
 
 /// What a volume is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,8 +285,7 @@ fn erofs(w: &Window<'_>) -> Option<Content> {
 
 /// The BSDs', in their order of bytes: version 2, then 1.
 fn ufs(w: &Window<'_>) -> Option<Content> {
-    const PLACES: [(u64, u32); 3] = [(65536, 0x1954_0119), (8192, 0x0001_1954), (8192, 0x1954_0119)];
-    let b = PLACES.iter().find_map(|(at, magic)| w.read(*at, 1376).filter(|b| le32(b, 1372) == *magic))?;
+    let b = ufs::PLACES.iter().find_map(|(at, magic)| w.read(*at, ufs::SIZE).filter(|b| le32(b, ufs::MAGIC_AT) == *magic))?;
     let mut content = Content::new("ufs", Usage::Filesystem).label(cut(&b, 680, 32));
     content.uuid = Some(format!("{:08x}{:08x}", le32(&b, 144), le32(&b, 148))).filter(|_| le64(&b, 144) != 0);
     Some(content)

@@ -47,6 +47,7 @@ pub const READERS: &[(&str, Open)] = &[
     ("ntfs", |image, start, len, _| crate::ntfs::open(image, start, len)),
     ("iso9660", |image, start, len, _| crate::iso9660::open(image, start, len)),
     ("squashfs", |image, start, len, _| crate::squashfs::open(image, start, len)),
+    ("ufs", |image, start, len, _| crate::ufs::open(image, start, len)),
 ];
 
 /// Opens a filesystem of this kind, if there is a reader for it.

@@ -62,6 +62,7 @@ fn by_type(kind: PartitionType) -> Option<&'static str> {
     match kind {
         PartitionType::Mbr(kind) => MBR_TYPES.iter().find(|(k, _)| *k == kind).map(|(_, name)| *name),
         PartitionType::Gpt(kind) => GPT_TYPES.iter().find(|(k, _)| Guid::from_printed(*k) == kind).map(|(_, name)| *name),
+        PartitionType::Nested(_) => None,
     }
 }
 

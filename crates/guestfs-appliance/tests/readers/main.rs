@@ -12,6 +12,7 @@ mod iso9660;
 mod ntfs;
 mod squashfs;
 mod subvolumes;
+mod ufs;
 mod xfs;
 
 /// Kinds, labels, UUIDs and the sizes of what has no reader are told as blkid tells them.

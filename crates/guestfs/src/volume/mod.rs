@@ -5,7 +5,7 @@ mod stack;
 
 use std::sync::Arc;
 
-use imgcore::partition::{Partition, Table};
+use imgcore::partition::{Partition, PartitionType, Table};
 use imgcore::{Image, ImageMut, Slice};
 
 use crate::keys::KeyRing;
@@ -182,6 +182,14 @@ impl Volumes {
         all.add_disks()?;
         all.stack(keys);
         Ok(all)
+    }
+
+    /// The partitions of a disk: its table's, and those that labels in them tell of.
+    pub fn partitions(&self, disk: usize) -> impl Iterator<Item = &Partition> {
+        let own = self.tables.get(disk).into_iter().flatten().flat_map(|table| &table.partitions);
+        let of_disk = self.volumes.iter().filter(move |volume| volume.disk() == Some(disk));
+        let nested = of_disk.filter_map(|volume| volume.partition.as_ref()).filter(|p| matches!(p.kind, PartitionType::Nested(_)));
+        own.chain(nested)
     }
 
     /// A volume's bytes as an image.

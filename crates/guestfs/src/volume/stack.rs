@@ -56,10 +56,17 @@ impl Volumes {
         };
         match table {
             None => self.volumes.push(volume(name, 0, image.size(), whole)),
-            Some(table) => self.volumes.extend(table.partitions.iter().filter(|p| !p.kind.is_extended()).map(|p| Volume {
-                partition: Some(p.clone()),
-                ..volume(&partition_name(name, p.number), p.start, p.len, probe(image.as_ref(), p.start, p.len))
-            })),
+            Some(table) => {
+                // A label that cannot be read leaves its partition as it is.
+                let nested = partition::read_nested(image.as_ref(), table).unwrap_or_default();
+                let partitions = table.partitions.iter().filter(|p| !p.kind.is_extended()).chain(nested.iter().map(|(_, p)| p));
+                self.volumes.extend(partitions.map(|p| {
+                    // What begins where its label's first partition does is that one's.
+                    let holds_others = nested.iter().any(|(outer, _)| *outer == p.number);
+                    let content = if holds_others { None } else { probe(image.as_ref(), p.start, p.len) };
+                    Volume { partition: Some(p.clone()), ..volume(&partition_name(name, p.number), p.start, p.len, content) }
+                }));
+            }
         }
     }
 

@@ -265,7 +265,9 @@ impl Record<'_> {
 fn type_of(p: &Partition) -> Result<u8> {
     match p.kind {
         PartitionType::Mbr(kind) => Ok(kind),
-        PartitionType::Gpt(_) => Err(Error::Invalid(format!("partition {} has a type that is none of an MBR", p.number))),
+        PartitionType::Gpt(_) | PartitionType::Nested(_) => {
+            Err(Error::Invalid(format!("partition {} has a type that is none of an MBR", p.number)))
+        }
     }
 }
 

@@ -9,12 +9,14 @@ use std::ops::Range;
 mod gpt;
 mod guid;
 mod mbr;
+mod nested;
 
 #[cfg(test)]
 mod tests;
 
 pub use gpt::BIOS_GRUB;
 pub use guid::Guid;
+pub use nested::read as read_nested;
 
 use crate::{Error, Image, ImageMut, Result};
 
@@ -72,6 +74,8 @@ pub enum PartitionType {
     Mbr(u8),
     /// A GPT's type.
     Gpt(Guid),
+    /// What a label in a partition of an MBR calls it: BSD's filesystem type, Solaris's tag. No table that is written has it.
+    Nested(u8),
 }
 
 impl Table {

@@ -198,10 +198,11 @@ fn usable(volumes: &Volumes, volume: &Volume) -> Option<u64> {
 
 /// All partitions, of disks and of arrays.
 fn partitions(volumes: &Volumes) -> Vec<Row> {
-    let of_disks = volumes.disks.iter().zip(&volumes.tables).flat_map(|(disk, table)| {
-        let partitions = table.iter().flat_map(|table| &table.partitions);
-        partitions.map(|p| partition(&format!("/dev/{}", disk.name), p))
-    });
+    let of_disks = volumes
+        .disks
+        .iter()
+        .enumerate()
+        .flat_map(|(position, disk)| volumes.partitions(position).map(|p| partition(&format!("/dev/{}", disk.name), p)));
     let of_arrays = volumes.volumes.iter().filter_map(|volume| {
         let Place::Array { array, .. } = volume.place else { return None };
         Some(partition(&volumes.arrays.get(array)?.device(), volume.partition.as_ref()?))
@@ -215,7 +216,7 @@ fn partition(device: &str, partition: &Partition) -> Row {
         kind: "partition",
         mbr: match partition.kind {
             PartitionType::Mbr(byte) => Some(format!("{byte:02x}")),
-            PartitionType::Gpt(_) => None,
+            PartitionType::Gpt(_) | PartitionType::Nested(_) => None,
         },
         // Of one that only holds others, Linux shows the two sectors of their table.
         size: if partition.kind.is_extended() { partition.len.min(1024) } else { partition.len },

@@ -52,6 +52,7 @@ pub fn make(kind: &str, folder: &Path) -> bool {
             &["-comp", "lzo", "-b", "8192", "-noI"],
             &["-comp", "gzip", "-always-use-fragments"],
         ],
+        "ufs" => &[&["makefs", "-s", "4m", "-t", "ffs", "-o", "version=1"], &["makefs", "-s", "4m", "-t", "ffs", "-o", "version=2"]],
         other => panic!("no seeds for {other}"),
     };
     for (i, words) in variants.iter().enumerate() {
@@ -64,7 +65,7 @@ pub fn make(kind: &str, folder: &Path) -> bool {
         };
         std::fs::File::create(&image).unwrap().set_len(if words.contains(&"12") { 2 << 20 } else { mib << 20 }).unwrap();
         let command: Vec<&str> = match kind {
-            "iso9660" => [words, &[name, "content"][..]].concat(),
+            "iso9660" | "ufs" => [words, &[name, "content"][..]].concat(),
             "squashfs" => [&["mksquashfs", "content", name, "-quiet", "-no-progress", "-noappend"], *words].concat(),
             _ => [words, &[name][..]].concat(),
         };

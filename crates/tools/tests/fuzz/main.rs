@@ -163,6 +163,7 @@ targets! {
     ntfs "ntfs",
     iso9660 "iso9660",
     squashfs "squashfs",
+    ufs "ufs",
 }
 
 #[test]
