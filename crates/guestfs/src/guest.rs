@@ -6,6 +6,7 @@ use std::sync::Arc;
 use imgcore::ImageMut;
 use imgcore::overlay::{self, Overlay};
 use imgcore::size::human;
+use imgcore::storage::Undo;
 
 use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, Mount};
@@ -77,6 +78,8 @@ pub struct Guest {
     access: Access,
     /// Changes that are not on its disks yet.
     pending: Vec<Pending>,
+    /// What the disks are changed in.
+    undo: Undo,
 }
 
 /// Changes of one disk, beside it.
@@ -105,7 +108,13 @@ impl Guest {
             match outcome {
                 Ok((tree, inspection)) => {
                     (options.log)("The guest is read in this process.");
-                    return Ok(Guest { volumes, inspection: Some(inspection), access: Access::Direct(tree), pending: Vec::new() });
+                    return Ok(Guest {
+                        volumes,
+                        inspection: Some(inspection),
+                        access: Access::Direct(tree),
+                        pending: Vec::new(),
+                        undo: Undo::default(),
+                    });
                 }
                 Err(e) if needs_appliance(&e, &roots) => explain(&e, options)?,
                 Err(e) => return Err(e),
@@ -113,7 +122,7 @@ impl Guest {
         }
         let disks = read_only(&volumes);
         let (session, inspection) = mount_in_appliance(&volumes, disks, options, "ro")?;
-        Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session), pending: Vec::new() })
+        Ok(Guest { volumes, inspection: Some(inspection), access: Access::Appliance(session), pending: Vec::new(), undo: Undo::default() })
     }
 
     /// Mounts what the caller asks for, without inspection, for reading.
@@ -121,21 +130,29 @@ impl Guest {
         let volumes = open_volumes(disks, options)?;
         if options.engine != EngineChoice::Appliance {
             match requested_tree(&volumes, mounts) {
-                Ok(tree) => return Ok(Guest { volumes, inspection: None, access: Access::Direct(tree), pending: Vec::new() }),
+                Ok(tree) => {
+                    return Ok(Guest {
+                        volumes,
+                        inspection: None,
+                        access: Access::Direct(tree),
+                        pending: Vec::new(),
+                        undo: Undo::default(),
+                    });
+                }
                 Err(e @ Error::Unsupported { .. }) => explain(&e, options)?,
                 Err(e) => return Err(e),
             }
         }
         let session = mount_requests(&volumes, read_only(&volumes), mounts, options, "ro")?;
-        Ok(Guest { volumes, inspection: None, access: Access::Appliance(session), pending: Vec::new() })
+        Ok(Guest { volumes, inspection: None, access: Access::Appliance(session), pending: Vec::new(), undo: Undo::default() })
     }
 
-    /// Opens the guest in an appliance that changes it; `mounts` as in
+    /// Opens the guest in an appliance that changes it; the disks' files belong to `undo`, `mounts` is as in
     /// [`open_with_mounts`](Guest::open_with_mounts), or what inspection finds if there are none.
     ///
     /// The disks stay as they are until [`shutdown`](Guest::shutdown): so long all changes lie in overlays, and dropping
     /// the guest forgets them.
-    pub fn open_writable(disks: Vec<GuestDiskMut>, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
+    pub fn open_writable(disks: Vec<GuestDiskMut>, undo: Undo, mounts: &[MountRequest], options: &OpenOptions<'_>) -> Result<Self> {
         if options.engine == EngineChoice::Direct {
             return Err(Error::Invalid("a guest is changed in the appliance only: leave --engine direct away".into()));
         }
@@ -155,7 +172,7 @@ impl Guest {
         } else {
             (mount_requests(&volumes, disks, mounts, options, "rw")?, None)
         };
-        Ok(Guest { volumes, inspection, access: Access::Appliance(session), pending })
+        Ok(Guest { volumes, inspection, access: Access::Appliance(session), pending, undo })
     }
 
     /// The guest's tree.
@@ -184,15 +201,12 @@ impl Guest {
         matches!(self.access, Access::Appliance(_))
     }
 
-    /// Ends the work; what was written is on the disks afterwards. Up to an error before that they are as they were.
+    /// Ends the work; what was written is on the disks afterwards. With an error they are as they were.
     pub fn shutdown(self) -> Result<()> {
         if let Access::Appliance(session) = self.access {
             session.shutdown()?;
         }
-        for Pending { overlay, image } in self.pending {
-            overlay.commit(image.as_ref())?;
-        }
-        Ok(())
+        Ok(overlay::commit_all(self.pending.iter().map(|p| (p.overlay.as_ref(), p.image.as_ref())), &self.undo)?)
     }
 }
 
@@ -238,7 +252,9 @@ pub(crate) fn mount(volumes: &Volumes, index: usize, session: &mut dyn Session, 
     // The kernel knows of no device that it was not told of.
     let others = devices_of(volumes, index).filter_map(|i| volumes.volumes.get(i));
     let others: Vec<String> = others.map(|v| format!("device={}", v.appliance_device())).collect();
-    let all = options.iter().copied().chain(others.iter().map(String::as_str)).filter(|o| !o.is_empty());
+    // Nor does it tell a UFS's versions apart.
+    let version = (volume.kind() == "ufs").then(|| volumes.image(volume).ok().map_or("", |image| crate::ufs::mount_option(image.as_ref())));
+    let all = options.iter().copied().chain(others.iter().map(String::as_str)).chain(version).filter(|o| !o.is_empty());
     session.mount(&volume.appliance_device(), path, volume.kind(), &all.collect::<Vec<_>>().join(","))
 }
 

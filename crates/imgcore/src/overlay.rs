@@ -1,4 +1,4 @@
-//! A copy-on-write layer: writes stay here, and the image below is changed by [`commit`](Overlay::commit) only.
+//! A copy-on-write layer: writes stay here, and the image below is changed by [`commit_all`] only.
 
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
@@ -9,7 +9,7 @@ use crate::cursor::Cursor;
 use crate::difference::Work;
 use crate::image::check_range;
 use crate::size::human;
-use crate::storage::{FileStorage, MemStorage};
+use crate::storage::{FileStorage, MemStorage, Undo};
 use crate::{Error, Extent, ExtentKind, Image, ImageInfo, ImageMut, Result, Storage};
 
 /// Bytes that are copied up together.
@@ -35,6 +35,24 @@ static COMMITTING: Mutex<()> = Mutex::new(());
 /// to end the program.
 pub fn between_commits() -> MutexGuard<'static, ()> {
     COMMITTING.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Commits the layers of a guest's disks, each to the image below it that `undo` was opened with: all of them, or none.
+///
+/// # Errors
+/// When a filesystem has too little room, that is said before anything is written. The images are what they were, unless the message says that they could not be made so.
+pub fn commit_all<'a>(layers: impl IntoIterator<Item = (&'a Overlay, &'a dyn ImageMut)>, undo: &Undo) -> Result<()> {
+    let layers: Vec<_> = layers.into_iter().collect();
+    let _committing = between_commits();
+    layers.iter().try_for_each(|(layer, target)| layer.check_room(*target))?;
+    let write = |(layer, target): &(&Overlay, &dyn ImageMut)| {
+        layer.keep_old(*target, undo)?;
+        layer.write_into(*target)
+    };
+    layers.iter().try_for_each(write).and_then(|()| undo.settle()).map_err(|e| match undo.roll_back() {
+        Ok(()) => e,
+        Err(again) => Error::Invalid(format!("{e}; and what was written before could not be taken back: {again}")),
+    })
 }
 
 /// Where layers that may grow large belong: `$TMPDIR`, or else a folder that is on a disk.
@@ -88,12 +106,7 @@ impl Overlay {
     }
 
     /// Makes `target`, the image below opened for writing, read as this layer does: writes what differs and makes it durable.
-    ///
-    /// # Errors
-    /// When the target's filesystem has too little room, that is said before anything is written.
-    pub fn commit(&self, target: &dyn ImageMut) -> Result<()> {
-        let _committing = between_commits();
-        self.check_room(target)?;
+    fn write_into(&self, target: &dyn ImageMut) -> Result<()> {
         let mut work = Work::new(target, self, target);
         self.own(&mut |state, run| {
             if state == State::Zero {
@@ -108,6 +121,20 @@ impl Overlay {
             Ok(())
         })?;
         target.flush()
+    }
+
+    /// Has all be kept that the target has in the places that are about to be written.
+    fn keep_old(&self, target: &dyn ImageMut, undo: &Undo) -> Result<()> {
+        let mut places: HashMap<Arc<str>, Vec<Range<u64>>> = HashMap::new();
+        self.own(&mut |_, run| {
+            target.extents(run, &mut |extent| {
+                if let (0, Some(host), Some(file)) = (extent.depth, extent.host_offset, extent.file) {
+                    places.entry(file).or_default().push(host..host.saturating_add(extent.len));
+                }
+                ControlFlow::Continue(())
+            })
+        })?;
+        places.iter().try_for_each(|(file, ranges)| undo.keep(file, ranges))
     }
 
     /// Whether the target's filesystem has room for all that the target has no place for yet.
@@ -375,7 +402,7 @@ mod tests {
         bytes[CLUSTER as usize - 2..CLUSTER as usize + 3].fill(9);
         bytes[2 * CLUSTER as usize..3 * CLUSTER as usize].fill(0);
         bytes[3 * CLUSTER as usize + 1000..].fill(8);
-        overlay.commit(&target).unwrap();
+        commit_all([(&overlay, &target as &dyn ImageMut)], &Undo::default()).unwrap();
         assert!(storage.to_vec() == bytes);
     }
 

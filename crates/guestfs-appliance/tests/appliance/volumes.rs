@@ -7,6 +7,7 @@ use guestfs::engine::{Command, Engine, Session};
 use guestfs::{Attributes, EngineChoice, Ext, Guest, GuestDisk, GuestDiskMut, Keys, MountRequest, OpenOptions, Volumes};
 use guestfs_appliance::Appliance;
 use imgcore::formats::{Formats, OpenOptions as ImageOptions};
+use imgcore::storage::Undo;
 
 use crate::common::*;
 
@@ -156,7 +157,7 @@ fn arrays_are_read_in_process_and_in_the_appliance() {
     // What is written goes to both halves, and leaves the array as a guest that was shut down does: nothing to be rebuilt.
     let (appliance, keys) = (Appliance::new(), keys());
     let options = OpenOptions { appliance: Some(&appliance), keys: Some(&keys), ..OpenOptions::default() };
-    let mut guest = Guest::open_writable(writable_disks(&paths), &mount("/dev/md2"), &options).unwrap();
+    let mut guest = Guest::open_writable(writable_disks(&paths), Undo::default(), &mount("/dev/md2"), &options).unwrap();
     guest.session().unwrap().write(b"/new", &mut &b"written"[..], None).unwrap();
     guest.shutdown().unwrap();
     for half in [&paths[..1], &paths[1..2]] {
@@ -209,7 +210,7 @@ fn encrypted_volumes_open_with_their_keys() {
     let (appliance, keys) = (Appliance::new(), keys());
     let options = OpenOptions { appliance: Some(&appliance), keys: Some(&keys), ..OpenOptions::default() };
     let device = format!("/dev/mapper/luks-{}", uuid(2));
-    let mut guest = Guest::open_writable(writable_disks(&paths), &mount(&device), &options).unwrap();
+    let mut guest = Guest::open_writable(writable_disks(&paths), Undo::default(), &mount(&device), &options).unwrap();
     guest.session().unwrap().write(b"/new", &mut &b"written"[..], None).unwrap();
     guest.shutdown().unwrap();
     let direct = OpenOptions { engine: EngineChoice::Direct, keys: Some(&keys), ..OpenOptions::default() };

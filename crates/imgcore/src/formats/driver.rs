@@ -275,7 +275,7 @@ impl<'a> OpenContext<'a> {
     pub(super) fn lock(&self, storage: &dyn Storage, driver: &dyn FormatDriver, purpose: Purpose) -> Result<()> {
         let shared = !driver.has_metadata() && !self.options.exclusive;
         match purpose {
-            Purpose::Read if self.options.force_share => Ok(()),
+            Purpose::Read if self.options.force_share => storage.lock(&Lock::NONE),
             Purpose::Read if shared => storage.lock(&Lock::READ_SHARED),
             Purpose::Read => storage.lock(&Lock::READ),
             _ if self.options.force_share => {
@@ -289,15 +289,17 @@ impl<'a> OpenContext<'a> {
     /// Opens the file that `reference` names for reading, as a part of this image without metadata of its own: a data file, a flat extent.
     pub fn open_part(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
         let storage = self.options.gate.open(reference)?;
-        if !self.options.force_share {
-            storage.lock(if self.options.exclusive { &Lock::READ } else { &Lock::READ_PART })?;
-        }
+        storage.lock(match self.options {
+            OpenOptions { force_share: true, .. } => &Lock::NONE,
+            OpenOptions { exclusive: true, .. } => &Lock::READ,
+            _ => &Lock::READ_PART,
+        })?;
         Ok(storage)
     }
 
     /// The same for reading and writing.
     pub fn open_part_mut(&self, reference: &Reference<'_>) -> Result<Arc<dyn Storage>> {
-        let storage = self.options.gate.open_writable(reference)?;
+        let storage = self.options.kept(self.options.gate.open_writable(reference)?);
         storage.lock(if self.options.exclusive { &Lock::WRITE } else { &Lock::WRITE_PART })?;
         Ok(storage)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::qcow2::Qcow2Driver;
 use crate::raw::RawDriver;
-use crate::storage::{FileStorage, read_padded};
+use crate::storage::{FileStorage, Undo, read_padded};
 use crate::vdi::VdiDriver;
 use crate::vhd::VhdDriver;
 use crate::vhdx::VhdxDriver;
@@ -49,12 +49,23 @@ pub struct OpenOptions<'a> {
     pub force_share: bool,
     /// Whether nobody else may write the image meanwhile, even if it is raw. Other formats never let that happen.
     pub exclusive: bool,
+    /// What the files are changed in, if they can be put back; see [`Undo`].
+    pub undo: Option<&'a Undo>,
 }
 
 impl<'a> OpenOptions<'a> {
     /// Format probed, backing images opened through `gate`.
     pub fn new(gate: &'a dyn Gate) -> Self {
-        OpenOptions { format: None, gate, backing: true, snapshot: None, caches: Caches::default(), force_share: false, exclusive: false }
+        OpenOptions {
+            format: None,
+            gate,
+            backing: true,
+            snapshot: None,
+            caches: Caches::default(),
+            force_share: false,
+            exclusive: false,
+            undo: None,
+        }
     }
 
     /// Says the format instead of probing it.
@@ -80,6 +91,16 @@ impl<'a> OpenOptions<'a> {
     /// Has nobody else write the image meanwhile, even if it is raw: for copies, and where a change would do harm.
     pub fn exclusive(self) -> Self {
         OpenOptions { exclusive: true, ..self }
+    }
+
+    /// Makes what is written a part of this change.
+    pub fn undo(self, undo: &'a Undo) -> Self {
+        OpenOptions { undo: Some(undo), ..self }
+    }
+
+    /// Has what is written to `storage` be a part of the change, if there is one.
+    fn kept(&self, storage: Arc<dyn Storage>) -> Arc<dyn Storage> {
+        self.undo.map_or(storage.clone(), |undo| undo.storage(storage))
     }
 
     /// Leaves backing images closed: for looking at this image's own metadata.
@@ -198,7 +219,7 @@ impl Formats {
             Located::File(path) => path,
             Located::Disk(path, _) => return Err(Error::Invalid(format!("{}: disks in it can only be read", path.display()))),
         };
-        self.open_storage_mut(Arc::new(FileStorage::open_writable(path)?), options)
+        self.open_storage_mut(options.kept(Arc::new(FileStorage::open_writable(path)?)), options)
     }
 
     /// Opens the image in `storage` for reading.

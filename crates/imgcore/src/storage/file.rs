@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::{Lock, Storage, lock};
+use super::{Lock, Storage, lock, undo};
 use crate::{Error, Result};
 
 /// A file or block device, read and written by position.
@@ -144,7 +144,8 @@ impl Storage for FileStorage {
     }
 
     fn lock(&self, lock: &Lock) -> Result<()> {
-        lock::take(&self.file, &self.name, lock)
+        lock::take(&self.file, &self.name, lock)?;
+        undo::refuse(&self.name)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

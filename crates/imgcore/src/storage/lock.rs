@@ -46,6 +46,8 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// Reads, whatever others do, and tells nobody.
+    pub const NONE: Lock = Lock { used: &[], denied: &[] };
     /// Reads, whatever others do: images without metadata may change below a reader.
     pub const READ_SHARED: Lock = Lock { used: &[ConsistentRead], denied: &[] };
     /// Reads a part of an image that others may write, but must not cut.

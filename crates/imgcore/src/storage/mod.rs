@@ -11,6 +11,7 @@ mod image;
 mod lock;
 mod mem;
 mod new_file;
+pub mod undo;
 
 pub use append::Appender;
 pub use fault::{FaultStorage, Operation};
@@ -19,6 +20,7 @@ pub use image::ImageStorage;
 pub use lock::Lock;
 pub use mem::MemStorage;
 pub use new_file::{NewFile, remove_unfinished};
+pub use undo::Undo;
 
 /// A row of bytes on the host, readable and writable at any offset from any thread.
 pub trait Storage: Send + Sync {

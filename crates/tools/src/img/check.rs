@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, FromArgMatches, ValueEnum};
 use imgcore::Error;
 use imgcore::formats::{CheckReport, Repair};
+use imgcore::storage::{FileStorage, undo};
 use serde_json::Value;
 
 use super::Entry;
@@ -57,6 +58,12 @@ fn run(args: Check) -> Result<ExitCode, Failure> {
     CacheMode::parse(args.cache.as_deref(), "Invalid source cache option")?;
     let formats = common::formats();
     let image = args.image.image(name)?.force_share(args.force_share);
+    if args.repair.is_some() && !args.force_share && undo::recover(&image.path)? {
+        eprintln!("{}: a change to it had been cut short; it was made what it was before that.", image.name);
+        if formats.probe_storage(&FileStorage::open(&image.path)?)?.name() == "raw" {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
     let (storage, repair) = match args.repair {
         Some(_) if args.force_share => {
             let why = "force-share=on can only be used with read-only images";

@@ -33,7 +33,7 @@ struct Edit {
     #[arg(short, long, value_name = "EXTENSION")]
     backup: Option<OsString>,
     /// Change every line by this instead of in an editor: s/REGEX/TEXT/gi, tr/a/b/, /REGEX/d
-    #[arg(short, long, value_name = "EXPRESSION")]
+    #[arg(short, long, alias = "edit", value_name = "EXPRESSION")]
     expr: Option<String>,
     /// Absolute paths in the guest; of a Windows also C:\\…
     #[arg(required = true, value_name = "FILE")]
@@ -52,6 +52,7 @@ struct Change {
 fn run(args: &Edit) -> Result<ExitCode, Failure> {
     let program = args.expr.as_deref().map(Program::parse).transpose()?;
     // Reading and editing come first: without a change, nothing is started and nothing written.
+    args.guest.sources.put_back()?;
     let reader = args.guest.open()?;
     let mut changes = Vec::new();
     for file in &args.files {

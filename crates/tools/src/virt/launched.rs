@@ -6,6 +6,7 @@ use guestfs::engine::{Command, Disk, Engine, Output, Session};
 use guestfs::volume::Place;
 use guestfs::{EngineChoice, Error, GuestDisk, GuestFs, Inspection, MountRequest, Roots, Tree, Volumes, reader};
 use imgcore::overlay::{self, Overlay};
+use imgcore::storage::Undo;
 use imgcore::{Image, ImageMut};
 
 use super::options::{GuestArgs, Ring};
@@ -40,6 +41,8 @@ pub(super) struct Launched<'a> {
     keys: Ring,
     disks: Vec<ShellDisk>,
     pending: Vec<Pending>,
+    /// What the disks' files are changed in.
+    undo: Undo,
     volumes: Volumes,
     /// Whether a command may have changed partitions or superblocks since `volumes` were read.
     stale: bool,
@@ -50,7 +53,7 @@ pub(super) struct Launched<'a> {
 }
 
 impl<'a> Launched<'a> {
-    pub(super) fn new(program: &'static str, args: &'a GuestArgs, disks: Vec<ShellDisk>) -> Result<Self, Failure> {
+    pub(super) fn new(program: &'static str, args: &'a GuestArgs, disks: Vec<ShellDisk>, undo: Undo) -> Result<Self, Failure> {
         let keys = args.asked_keys()?;
         let volumes = args.volumes(
             named(disks.iter().map(|disk| match disk {
@@ -60,7 +63,8 @@ impl<'a> Launched<'a> {
             &keys,
         )?;
         let (pending, mounts, roots) = (Vec::new(), Vec::new(), Vec::new());
-        let mut launched = Launched { program, args, keys, disks, pending, volumes, stale: false, mounts, work: Work::Direct(None), roots };
+        let mut launched =
+            Launched { program, args, keys, disks, pending, undo, volumes, stale: false, mounts, work: Work::Direct(None), roots };
         if args.engine() == EngineChoice::Appliance {
             launched.start("--engine asks for it")?;
         }
@@ -276,10 +280,7 @@ impl<'a> Launched<'a> {
         if let Work::Appliance(session) = self.work {
             session.shutdown()?;
         }
-        for Pending { overlay, image } in self.pending {
-            overlay.commit(image.as_ref())?;
-        }
-        Ok(())
+        Ok(overlay::commit_all(self.pending.iter().map(|p| (p.overlay.as_ref(), p.image.as_ref())), &self.undo)?)
     }
 }
 

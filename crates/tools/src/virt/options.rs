@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use guestfs::engine::{Disk, Engine, Session};
 use guestfs::{EngineChoice, Guest, GuestDisk, GuestDiskMut, MountRequest, StatFs, Volumes};
 use guestfs_appliance::{Accel, Appliance};
+use imgcore::storage::Undo;
 
 use self::keys::KeyArgs;
 pub(super) use self::keys::Ring;
@@ -85,8 +86,8 @@ impl GuestArgs {
     }
 
     /// The same, opened for writing.
-    pub(super) fn disks_mut(&self) -> Result<Vec<GuestDiskMut>, Failure> {
-        self.sources.disks_mut()
+    pub(super) fn disks_mut(&self, undo: &Undo) -> Result<Vec<GuestDiskMut>, Failure> {
+        self.sources.disks_mut(undo)
     }
 
     /// Whether the user says what to mount.
@@ -184,7 +185,8 @@ impl GuestArgs {
         let (appliance, log) = (self.appliance(), |line: &str| self.say(line));
         let keys = self.keys.ring(true)?;
         let options = self.options(&appliance, &keys, &log);
-        let guest = Guest::open_writable(self.sources.disks_mut()?, &self.mounts()?, &options)?;
+        let undo = Undo::default();
+        let guest = Guest::open_writable(self.sources.disks_mut(&undo)?, undo, &self.mounts()?, &options)?;
         warn(&guest.volumes);
         Ok(guest)
     }

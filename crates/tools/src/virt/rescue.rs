@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches};
 use guestfs::engine;
+use imgcore::storage::Undo;
 
 use self::terminal::{EscapeKey, Screen};
 use super::Entry;
@@ -158,12 +159,13 @@ struct Ignored {
 
 fn run(args: &Rescue) -> Result<ExitCode, Failure> {
     let ro = args.guest.sources.only_reads() || args.suggest;
+    let undo = Undo::default();
     let disks = if ro {
         args.guest.disks()?.into_iter().map(|disk| ShellDisk::ReadOnly(disk.image)).collect()
     } else {
-        args.guest.disks_mut()?.into_iter().map(|disk| ShellDisk::Writable(disk.image)).collect()
+        args.guest.disks_mut(&undo)?.into_iter().map(|disk| ShellDisk::Writable(disk.image)).collect()
     };
-    let mut guest = Launched::new("virt-rescue", &args.guest, disks)?;
+    let mut guest = Launched::new("virt-rescue", &args.guest, disks, undo)?;
     let options = if ro { "ro" } else { "" };
     for mut mount in args.guest.mounts()? {
         if mount.options.is_empty() {

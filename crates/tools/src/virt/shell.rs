@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use clap::{Args, FromArgMatches};
+use imgcore::storage::Undo;
 
 use self::commands::Arguments;
 use self::line::Line;
@@ -145,15 +146,15 @@ impl<'a> Shell<'a> {
         if self.guest.is_some() {
             return Err(Failure::new("the guest is launched already"));
         }
-        let mut disks = Vec::new();
+        let (mut disks, undo) = (Vec::new(), Undo::default());
         let named = &self.args.guest.sources;
         if !named.is_empty() || self.added.is_empty() {
-            open(named, self.args.guest.sources.only_reads(), &mut disks)?;
+            open(named, self.args.guest.sources.only_reads(), &undo, &mut disks)?;
         }
         for (path, format, read_only) in &self.added {
-            open(&named.with_disk(path.clone(), format.clone()), *read_only, &mut disks)?;
+            open(&named.with_disk(path.clone(), format.clone()), *read_only, &undo, &mut disks)?;
         }
-        let mut guest = Launched::new("virt-shell", &self.args.guest, disks)?;
+        let mut guest = Launched::new("virt-shell", &self.args.guest, disks, undo)?;
         let options = if self.args.guest.sources.only_reads() { "ro" } else { "" };
         for mut mount in self.args.guest.mounts()? {
             mount.device = commands::device(mount.device.as_bytes())?;
@@ -278,11 +279,11 @@ impl<'a> Shell<'a> {
 }
 
 /// Opens the disks that are named.
-fn open(sources: &Sources, read_only: bool, disks: &mut Vec<ShellDisk>) -> Result<(), Failure> {
+fn open(sources: &Sources, read_only: bool, undo: &Undo, disks: &mut Vec<ShellDisk>) -> Result<(), Failure> {
     if read_only {
         disks.extend(sources.disks()?.into_iter().map(|disk| ShellDisk::ReadOnly(disk.image)));
     } else {
-        disks.extend(sources.disks_mut()?.into_iter().map(|disk| ShellDisk::Writable(disk.image)));
+        disks.extend(sources.disks_mut(undo)?.into_iter().map(|disk| ShellDisk::Writable(disk.image)));
     }
     Ok(())
 }

@@ -70,6 +70,42 @@ fn whoever_is_killed_leaves_the_image_as_it_was() {
 }
 
 #[test]
+fn whoever_is_killed_while_the_disk_is_written_leaves_a_way_back() {
+    if !appliance() {
+        return;
+    }
+    for guest in [Guest::new(old_file), Guest::new(old_file).qcow2()] {
+        let before = guest.sum();
+        let journal = guest.path(&format!("{}.guestlift-undo", guest.image().file_name().unwrap().display()));
+        let cut = (0..8).any(|_| {
+            let mut child = guest.command("customize", &["-q", "--run-command", "cat /srv/old /srv/old > /srv/new"]).spawn().unwrap();
+            // A journal without its head belongs to a change that had not begun.
+            let begun = || journal.metadata().is_ok_and(|journal| journal.len() > 1000);
+            while !begun() && child.try_wait().unwrap().is_none() {
+                std::hint::spin_loop();
+            }
+            let _ = kill_process(Pid::from_child(&child), Signal::KILL);
+            !child.wait().unwrap().success() && journal.exists()
+        });
+        assert!(cut, "not once in eight times it was killed in time");
+        let message = guest.failure("cat", &["/etc/motd"]);
+        assert!(message.contains("half done") && message.contains("img check -r all"), "{message}");
+        // Whoever changes it next begins with what it was; here that is all that happens.
+        let message = guest.failure("customize", &["-q", "--edit", "/etc/none:s/a/b/"]);
+        assert!(message.contains("had been cut short"), "{message}");
+        assert_eq!(guest.sum(), before);
+        assert!(!journal.exists());
+        guest.is_clean();
+    }
+}
+
+const OLD: usize = 12 << 20;
+
+fn old_file(root: &std::path::Path) {
+    std::fs::write(root.join("srv/old"), vec![7; OLD]).unwrap();
+}
+
+#[test]
 fn an_image_in_use_is_read_only_if_asked_and_never_changed() {
     let guest = Guest::new(|_| {});
     let formats = imgcore::Formats::new();

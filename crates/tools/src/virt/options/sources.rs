@@ -9,6 +9,7 @@ use guestfs::volume::letters;
 use guestfs::{GuestDisk, GuestDiskMut};
 use imgcore::formats::Located;
 use imgcore::nbd::uri::Uri;
+use imgcore::storage::{Undo, undo};
 use imgcore::{Image, ImageMut, OpenOptions, TreeGate};
 
 use super::confine::Confinement;
@@ -180,16 +181,27 @@ impl Sources {
         guest.disks.iter().map(open).collect()
     }
 
-    /// The guest's disks, opened for writing, too.
-    pub(in crate::virt) fn disks_mut(&self) -> Result<Vec<GuestDiskMut>, Failure> {
+    /// The guest's disks, opened for writing, too: as one change.
+    pub(in crate::virt) fn disks_mut(&self, undo: &Undo) -> Result<Vec<GuestDiskMut>, Failure> {
+        self.put_back()?;
         let open = |disk: &DiskArg| {
             let image: Arc<dyn ImageMut> = match &disk.place {
                 Place::Nbd(server) => Arc::new(server.connect_writable(disk.format.as_deref())?),
-                Place::File(path) => formats().open_mut(path, &self.options(&self.gate(path), disk))?,
+                Place::File(path) => formats().open_mut(path, &self.options(&self.gate(path), disk).undo(undo))?,
             };
             Ok(GuestDiskMut { name: disk.name.clone(), image })
         };
         self.guest()?.disks.iter().map(open).collect()
+    }
+
+    /// Puts disks back that a change left half done, for programs that change them again.
+    pub(in crate::virt) fn put_back(&self) -> Result<(), Failure> {
+        for file in self.guest()?.files().flatten() {
+            if undo::recover(&file)? {
+                eprintln!("warning: {}: a change to it had been cut short; it was made what it was before that", file.display());
+            }
+        }
+        Ok(())
     }
 
     /// What a program needs that only reads these guests.
