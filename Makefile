@@ -40,6 +40,7 @@ test-guests: setup
 	scripts/build-agent
 	$(CARGO) test --workspace --no-fail-fast --test v2v_batch -- --ignored
 	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --no-fail-fast --test e2e -- --include-ignored mechanisms::
+	GUESTLIFT_ACCEL=tcg $(CARGO) test --workspace --test virt_hostile -- --include-ignored
 
 # A Xen 4.17 host, emulated, starts guests as they were and as `--to hvm` makes them: minutes each.
 xen-host: setup

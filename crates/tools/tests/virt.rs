@@ -240,3 +240,30 @@ fn edits_and_copies_go_through_the_appliance() {
     assert_eq!(guest.text("cat", &["--engine", "appliance", "/srv/in/sub/file"]), "copied");
     e2fs("e2fsck", &["-fn", guest.path("disk.img").to_str().unwrap()]);
 }
+
+#[test]
+fn libguestfs_s_flags_are_taken_or_refused_with_a_reason() {
+    let guest = Guest::new();
+    assert_eq!(guest.text("ls", &["--time-t", "--uid", "-lR", "--checksums=md5", "/etc/motd"]).lines().count(), 1);
+    assert!(guest.text("df", &["-P", "4", "--csv"]).starts_with("VirtualMachine,"));
+    std::fs::create_dir(guest.path("out")).unwrap();
+    guest.text("copy-out", &["--no-progress-bars", "-n", "/etc/motd", "out"]);
+    for (command, args, why) in [
+        ("customize", &["--attach", "x.iso", "--touch", "/x"][..], "--copy-in"),
+        ("customize", &["--sm-register"], "subscription-manager"),
+        ("sysprep", &["--script", "x.sh"], "--run"),
+        ("shell", &["--listen"], "written at its end"),
+        ("shell", &["-N", "fs"], "virt-format"),
+        ("rescue", &["--network"], "no network"),
+        ("mount", &["-w", "out"], "virt-copy-in"),
+    ] {
+        let message = guest.failure(command, args);
+        assert!(message.contains("is not there: ") && message.contains(why), "{command}: {message}");
+    }
+    for (command, what) in
+        [("aug-init", "virt-edit"), ("hivex-open", "hivexsh"), ("mount-local", "virt-mount"), ("nonsense", "unknown command")]
+    {
+        let message = guest.failure("shell", &[command]);
+        assert!(message.contains(what), "{message}");
+    }
+}

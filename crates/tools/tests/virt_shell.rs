@@ -1,6 +1,6 @@
 //! `virt shell` beside guestfish: the same commands, and what guestfish 1.48 printed.
 //!
-//! shell/look.expected and shell/change.expected were recorded on a disk of shell/make-disk:
+//! shell/look.expected, shell/change.expected and shell/rare.expected were recorded on a disk of shell/make-disk:
 //! `guestfish --ro -a disk.img -f look.fish > look.expected` (and so with more.fish), `guestfish --rw -a disk.img -f change.fish > change.expected`.
 
 use std::io::Write;
@@ -91,6 +91,13 @@ fn what_is_changed_looks_as_in_guestfish_and_is_on_the_disk_at_the_end() {
     let table = Command::new("sfdisk").arg("-d").arg(disk.path("disk.img")).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output().unwrap();
     let table = text(&table.stdout);
     assert!(table.contains("start=       40960") && table.contains("bootable") && !table.contains("start=          64"), "{table}");
+}
+
+#[test]
+fn what_is_rarer_looks_as_in_guestfish_too() {
+    let disk = Disk::new();
+    let out = disk.ok(&["-a", "disk.img", "-f", &format!("{SCRIPTS}/rare.fish")], "");
+    assert_same(&out, &recorded("rare.expected"));
 }
 
 #[test]

@@ -18,10 +18,10 @@ pub(super) struct Columns {
     #[arg(long)]
     pub(super) csv: bool,
     /// Checksums of files (crc, md5, sha1, sha224, sha256, sha384, sha512)
-    #[arg(long, value_name = "ALGORITHM", num_args = 0..=1, require_equals = true, default_missing_value = "md5")]
+    #[arg(long, alias = "checksums", value_name = "ALGORITHM", num_args = 0..=1, require_equals = true, default_missing_value = "md5")]
     pub(super) checksum: Option<checksum::Algorithm>,
     /// Device, inode, links, device number and blocks
-    #[arg(long)]
+    #[arg(long, alias = "extra-stat")]
     extra_stats: bool,
     /// Owner and group
     #[arg(long, alias = "uid")]

@@ -52,13 +52,13 @@ struct Diff {
     #[arg(long)]
     atime: bool,
     /// Compare the number of directories' links, too
-    #[arg(long)]
+    #[arg(long, aliases = ["dir-link", "dir-nlink", "dir-nlinks"])]
     dir_links: bool,
     /// Compare directories' times, too
-    #[arg(long)]
+    #[arg(long, alias = "dir-time")]
     dir_times: bool,
     /// Show extended attributes
-    #[arg(long)]
+    #[arg(long, alias = "xattr")]
     xattrs: bool,
 }
 

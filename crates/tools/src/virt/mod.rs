@@ -24,6 +24,7 @@ mod drives;
 mod edit;
 mod expression;
 mod filesystems;
+mod foreign;
 mod format;
 mod get_kernel;
 mod host;
@@ -105,7 +106,7 @@ pub fn command() -> Command {
 }
 
 fn subcommand(entry: &Entry) -> Command {
-    (entry.arguments)(Command::new(entry.name))
+    foreign::add(entry.name, (entry.arguments)(Command::new(entry.name)))
         .version(env!("CARGO_PKG_VERSION"))
         .disable_version_flag(true)
         .arg(clap::Arg::new("version").short('V').long("version").action(clap::ArgAction::Version).help("Print version"))
@@ -138,7 +139,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let Some((name, matches)) = matches.subcommand() else { return ExitCode::FAILURE };
     let Some(entry) = COMMANDS.iter().find(|c| c.name == name) else { return ExitCode::FAILURE };
-    (entry.run)(matches).unwrap_or_else(|failure| failure.report(&format!("virt-{name}")))
+    foreign::check(name, matches).and_then(|()| (entry.run)(matches)).unwrap_or_else(|failure| failure.report(&format!("virt-{name}")))
 }
 
 #[cfg(test)]
@@ -169,6 +170,7 @@ mod tests {
                     "long",
                     "checksum",
                     "expression",
+                    "foreign",
                     "disks",
                     "archive",
                     "host",

@@ -24,7 +24,7 @@ mod nodes;
 /// This command's line in the table.
 pub(super) const ENTRY: Entry = Entry {
     name: "mount",
-    arguments: |command| Mount::augment_args(command).mut_arg("ro", |ro| ro.short('r')),
+    arguments: |command| Mount::augment_args(command).mut_arg("ro", |ro| ro.short('r')).mut_arg("trace", |trace| trace.alias("trace")),
     run: |matches| run(&Mount::from_arg_matches(matches)?),
 };
 

@@ -158,6 +158,46 @@ fn people_and_uuids_are_taken_away_if_asked() {
     assert!(guest.text("ls", &["/"]).contains("srv"), "a folder of the system's is nobody's home");
 }
 
+#[test]
+fn lvm_gets_other_uuids_and_keeps_its_names() {
+    if !appliance() {
+        return;
+    }
+    // The same system on a logical volume, whose group fills the disk.
+    let donor = Guest::new(|_| {});
+    donor.text("tar-out", &["/", "root.tar"]);
+    let disk = donor.at("lvm.img");
+    std::fs::File::create(&disk).unwrap().set_len(112 << 20).unwrap();
+    let virt = |command: &str, args: &[&str]| run(&[&[env!("CARGO_BIN_EXE_virt"), command, "-a", &disk], args].concat());
+    let script = donor.at("script");
+    let tar = donor.at("root.tar");
+    let lines = format!(
+        "run\npvcreate /dev/sda\nvgcreate vg /dev/sda\nlvcreate root vg 80\nmkfs ext4 /dev/vg/root\nmount /dev/vg/root /\ntar-in {tar} /\n\
+         write /etc/fstab '/dev/vg/root / ext4 defaults 0 1'\n"
+    );
+    std::fs::write(&script, lines).unwrap();
+    virt("shell", &["-f", &script]);
+    // LVM's own reading of the disk, before and after.
+    let ids = || {
+        let (head, text) = (run(&["pvck", "--dump", "headers", &disk]), run(&["pvck", "--dump", "metadata", &disk]));
+        let pv = head.lines().find_map(|l| l.trim().strip_prefix("pv_header.pv_uuid")).unwrap().trim().to_string();
+        let id = text.lines().find_map(|l| l.trim().strip_prefix("id = ")).unwrap().to_string();
+        assert!(text.contains("vg {") && text.contains("root {"), "{text}");
+        (pv, id)
+    };
+    let before = ids();
+    virt("sysprep", &["-q", "--enable", "lvm-uuids,fs-uuids"]);
+    let after = ids();
+    assert!(before.0 != after.0 && before.1 != after.1, "{before:?} {after:?}");
+    assert_eq!(virt("cat", &["/etc/motd"]), "hello\n");
+    // Where GRUB finds /boot by them they stay, even if the filesystems' change.
+    virt("customize", &["-q", "--mkdir", "/boot/grub", "--write", "/boot/grub/grub.cfg:set root='lvmid/a/b'"]);
+    let uuid = virt("filesystems", &["--long", "--uuid", "--csv", "--no-title"]);
+    virt("sysprep", &["-q", "--enable", "lvm-uuids,fs-uuids"]);
+    assert_eq!(ids(), after);
+    assert_ne!(virt("filesystems", &["--long", "--uuid", "--csv", "--no-title"]), uuid);
+}
+
 /// A Debian guest of scripts/make-guest behind an overlay, and its root filesystem's file.
 fn debian(dir: &Path) -> Option<PathBuf> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -30,6 +30,8 @@ pub(in super::super) struct Context<'s> {
     pub began: Instant,
     /// The way to the guest's package mirrors, where it is open.
     pub proxy: Option<Arc<Proxy>>,
+    /// Whether GRUB's settings name volume groups by their UUIDs, once it was looked.
+    pub grub_names_groups: Option<bool>,
 }
 
 impl Context<'_> {

@@ -232,6 +232,7 @@ pub(super) fn perform(common: &Common, actions: &[Action]) -> Result<(), Failure
         verbose: common.guest.talks(),
         began,
         proxy: None,
+        grub_names_groups: None,
     };
     context.proxy = common.proxy(&context)?;
     for action in actions {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{Output, Shell, line};
 use crate::common::Failure;
 
+mod absent;
 mod changing;
 mod contents;
 mod copying;
@@ -13,6 +14,7 @@ mod inspecting;
 mod looking;
 mod own;
 mod patterns;
+mod rarer;
 mod running;
 mod settings;
 mod volumes;
@@ -40,6 +42,7 @@ pub(super) const COMMANDS: &[&[Command]] = &[
     inspecting::COMMANDS,
     running::COMMANDS,
     settings::COMMANDS,
+    rarer::COMMANDS,
 ];
 
 impl Command {
@@ -62,8 +65,10 @@ impl Command {
 pub(super) fn find(name: &[u8]) -> Result<&'static Command, Failure> {
     let wanted = String::from_utf8_lossy(name).replace('_', "-");
     let mut all = COMMANDS.iter().flat_map(|group| group.iter());
-    all.find(|c| c.names.contains(&wanted.as_str()))
-        .ok_or_else(|| Failure::new(format!("{}: unknown command", guestfs::show(name))).hint("'help' lists the commands"))
+    all.find(|c| c.names.contains(&wanted.as_str())).ok_or_else(|| match absent::hint(&wanted) {
+        Some(hint) => Failure::new(format!("{wanted}: guestfish has this command, this shell does not")).hint(hint),
+        None => Failure::new(format!("{}: unknown command", guestfs::show(name))).hint("'help' lists the commands"),
+    })
 }
 
 /// Lists the commands, or explains one.
@@ -233,7 +238,8 @@ mod tests {
         let here = include_str!("commands.rs");
         for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/virt/shell/commands")).unwrap() {
             let name = file.unwrap().file_name().into_string().unwrap();
-            assert!(here.contains(&format!("{}::COMMANDS", name.trim_end_matches(".rs"))), "{name}");
+            let none_of_its_own = name == "absent.rs";
+            assert!(none_of_its_own || here.contains(&format!("{}::COMMANDS", name.trim_end_matches(".rs"))), "{name}");
         }
     }
 

@@ -65,6 +65,7 @@ pub(super) fn new_filesystem_uuids(c: &mut Context<'_>) -> Result<(), Failure> {
             }
         }
     }
+    grub_names_groups(c)?;
     c.session.unmount_all()?;
     for (_, volume, setter, uuid) in changes {
         let device = c.session.name_inside(&volume.appliance_device());
@@ -88,17 +89,28 @@ pub(super) fn new_lvm_uuids(c: &mut Context<'_>) -> Result<(), Failure> {
     if c.volumes.groups.is_empty() {
         return Ok(());
     }
-    for file in ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg"] {
-        if c.read_or_empty(file.as_bytes())?.windows(GRUBS_NAME.len()).any(|word| word == GRUBS_NAME) {
-            c.say("  left as they are: the boot loader finds /boot by them");
-            return Ok(());
-        }
+    if grub_names_groups(c)? {
+        c.say("  left as they are: the boot loader finds /boot by them");
+        return Ok(());
     }
     c.session.unmount_all()?;
     for words in [&["vgchange", "-an"][..], &["pvchange", "--uuid", "--all"], &["vgchange", "--uuid"], &["vgchange", "-ay"]] {
         c.tool(&lvm::command(words.iter().copied()).argv)?;
     }
     Ok(())
+}
+
+/// Whether GRUB knows volumes by the UUIDs of their groups. It is looked for while files can still be read.
+fn grub_names_groups(c: &mut Context<'_>) -> Result<bool, Failure> {
+    if let Some(known) = c.grub_names_groups {
+        return Ok(known);
+    }
+    let mut names = false;
+    for file in ["/boot/grub/grub.cfg", "/boot/grub2/grub.cfg"] {
+        names |= c.read_or_empty(file.as_bytes())?.windows(GRUBS_NAME.len()).any(|word| word == GRUBS_NAME);
+    }
+    c.grub_names_groups = Some(names);
+    Ok(names)
 }
 
 fn random_uuid() -> Result<String, Failure> {

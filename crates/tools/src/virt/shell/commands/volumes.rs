@@ -73,9 +73,8 @@ pub(super) const COMMANDS: &[Command] = &[
         help: "list the partitions",
         run: |shell, _| {
             list(shell, |volumes| {
-                let names = volumes.disks.iter().zip(&volumes.tables).flat_map(|(disk, table)| {
-                    let partitions = table.iter().flat_map(|t| &t.partitions);
-                    partitions.map(|p| format!("/dev/{}", guestfs::volume::partition_name(&disk.name, p.number))).collect::<Vec<_>>()
+                let names = volumes.disks.iter().enumerate().flat_map(|(position, disk)| {
+                    volumes.partitions(position).map(|p| format!("/dev/{}", guestfs::volume::partition_name(&disk.name, p.number)))
                 });
                 names.collect()
             })
@@ -245,6 +244,17 @@ pub(super) const COMMANDS: &[Command] = &[
         _ => None,
     }),
     partition!(&["part-get-gpt-guid"], "print the UUID of a GPT's partition", |p| Some(p.uuid.to_uppercase())),
+    partition!(&["part-get-gpt-attributes"], "print the attributes of a GPT's partition", |p| Some(p.attributes.to_string())),
+    partition!(&["part-get-mbr-part-type"], "tell whether a partition is primary, extended or logical", |p| Some(
+        if p.kind.is_extended() {
+            "extended"
+        } else if p.is_logical() {
+            "logical"
+        } else {
+            "primary"
+        }
+        .to_string()
+    )),
     partition!(&["part-get-name"], "print the name of a GPT's partition", |p| Some(p.name.clone())),
     Command {
         names: &["part-to-dev"],
