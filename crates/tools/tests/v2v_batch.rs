@@ -356,12 +356,19 @@ fn the_tasks_of_a_cluster_do_the_same_work() {
     let path = stand_in(
         &small,
         "sbatch",
-        "echo \"$@\" >> sbatch.log; cat > job.sh\ncase \"$*\" in *--array=0-2%*) for i in 0 1 2 0; do SLURM_ARRAY_TASK_ID=$i sh job.sh >&2; done ;; *) sh job.sh >&2 ;; esac\necho 77",
+        "echo \"$@\" >> sbatch.log; env >> sbatch.log; cat > job.sh\ncase \"$*\" in *--array=0-2%*) for i in 0 1 2 0; do SLURM_ARRAY_TASK_ID=$i sh job.sh >&2; done ;; *) sh job.sh >&2 ;; esac\necho 77",
     );
-    let output = small.v2v().env("PATH", &path).args(["batch", "plan.toml", "--runner", "slurm"]).output().unwrap();
+    let output = small
+        .v2v()
+        .env("PATH", &path)
+        .env("GUESTLIFT_PASSWORD", "geheim")
+        .args(["batch", "plan.toml", "--runner", "slurm"])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", code(&output).1);
     assert!(code(&output).1.contains("Slurm's job 77 has 3 tasks"), "{}", code(&output).1);
     let log = fs::read_to_string(small.path("sbatch.log")).unwrap();
+    assert!(!log.contains("geheim"), "Slurm was told the password");
     assert!(
         log.contains("--requeue") && log.contains("--dependency=afterany:77") && log.matches("--partition=short").count() == 2,
         "{log}"

@@ -12,6 +12,7 @@ use super::limits::{self, Need};
 use super::phase::{self, Phase};
 use super::plan::{Guest, Plan};
 use super::state::State;
+use crate::input::remote::PASSWORD_VARIABLE;
 use crate::{Error, Result};
 
 /// Tasks of an array that begin at the same time, where the plan does not say.
@@ -91,7 +92,8 @@ fn sbatch(arguments: &[OsString], script: &str) -> Result<String> {
     let mut input = tempfile::tempfile().map_err(|e| files::io_error(Path::new("a temporary file"), "create", e))?;
     let written = input.write_all(script.as_bytes()).and_then(|()| input.rewind());
     written.map_err(|e| files::io_error(Path::new("a temporary file"), "write", e))?;
-    let ran = Command::new("sbatch").args(arguments).stdin(input).output();
+    // Slurm keeps the environment of a job in its state, on all machines.
+    let ran = Command::new("sbatch").args(arguments).env_remove(PASSWORD_VARIABLE).stdin(input).output();
     let ran = ran.map_err(|e| files::io_error(Path::new("sbatch"), "run", e))?;
     if !ran.status.success() {
         return Err(Error::Invalid(format!("sbatch refuses the job: {}", String::from_utf8_lossy(&ran.stderr).trim())));
