@@ -262,6 +262,9 @@ fn a_copy_is_used_by_a_batch_without_phases_and_forgotten_where_it_is_not_wanted
     assert!(status == 1 && said.contains("mail: failed (0 s): there is no copy of its disks that could be finished"), "{said}");
     assert!(said.contains("without --phase it is converted in one go"), "{said}");
     assert_eq!(statuses(&host), ["done", "failed", "done"]);
+    let (status, said) = code(&run(&host, &["--phase", "finish", "--again", "web"]));
+    assert!(status == 1 && said.contains("web: it is converted already, and there is no copy"), "{said}");
+    assert_eq!(statuses(&host), ["done", "failed", "done"]);
     let before = exports(&host);
     assert_eq!(code(&run(&host, &["-q"])), (0, String::new()));
     assert_eq!((statuses(&host), exports(&host)), (vec!["done".to_owned(); 3], before + 1));

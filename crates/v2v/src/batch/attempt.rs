@@ -22,6 +22,9 @@ pub const OURS: &[&str] =
 /// What hands a result over; done here, so that it can be repeated without the conversion.
 const HANDING_OVER: &[&str] = &["output", "connect"];
 
+/// Why a guest is not finished.
+const NO_COPY: &str = "there is no copy of its disks that could be finished";
+
 /// What one guest is converted with.
 pub struct Work<'a> {
     /// The plan.
@@ -142,14 +145,18 @@ impl Work<'_> {
         // Whoever asked for it again wants this batch's own result replaced, however often that is cut off.
         let replace = open.state().had_result() && !guest.options.is_given("force");
         let is_copied = phase::kept(self.plan, guest)?.is_some();
+        let has_none = self.phase == Some(Phase::Finish) && !is_copied;
+        if has_none && open.state().is_finished() {
+            // Its result stays what it is.
+            return Err(Error::Invalid(format!("{}: it is converted already, and {NO_COPY}", guest.name)));
+        }
         let last = open.state().attempts.last().and_then(|last| last.message.clone());
-        open.begin(Some(Phase::Finish).filter(|_| is_copied || self.phase.is_some()))?;
-        if self.phase == Some(Phase::Finish) && !is_copied {
-            const WHAT: &str = "there is no copy of its disks that could be finished";
+        open.begin(Some(Phase::Finish).filter(|_| is_copied || has_none))?;
+        if has_none {
             let hint = "--phase copy makes one; without --phase it is converted in one go, which takes longer";
             // Why there is none; and not that once more.
-            let why = last.filter(|last| !last.starts_with(WHAT)).map(|last| format!("; what was tried last said: {last}"));
-            let what = format!("{WHAT}{}", why.unwrap_or_default());
+            let why = last.filter(|last| !last.starts_with(NO_COPY)).map(|last| format!("; what was tried last said: {last}"));
+            let what = format!("{NO_COPY}{}", why.unwrap_or_default());
             return Ok(Ended { outcome: Outcome::Failed, message: Some(what), hint: Some(hint.into()) });
         }
         let mut arguments = vec!["--report".into(), absolute(&open.report_file())?.into()];
