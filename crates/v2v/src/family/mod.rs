@@ -191,9 +191,16 @@ impl<'a> PackageSet<'a> {
             let is_named = places.last().is_some_and(|last| last.ends_with('/') && file.starts_with(last.as_str()));
             if !is_named {
                 let mut folders = file.match_indices('/').skip(1).map(|(at, _)| &file[..at]);
-                let new = folders.find(|folder| !cx.fs.exists(folder.as_bytes()));
-                places.push(new.map_or_else(|| file.clone(), |folder| format!("{folder}/")));
+                match folders.find(|folder| !cx.fs.exists(folder.as_bytes())) {
+                    Some(new) => places.push(format!("{new}/")),
+                    None if file.ends_with('/') => {}
+                    None => places.push(file.clone()),
+                }
             }
+        }
+        if self.files().flat_map(|file| &file.files).any(|file| is_library(file)) {
+            let caches = ["/etc/ld.so.cache", "/var/cache/ldconfig/"].into_iter();
+            places.extend(caches.filter(|path| cx.fs.exists(path.trim_end_matches('/').as_bytes())).map(String::from));
         }
         places
     }
@@ -226,6 +233,15 @@ impl<'a> PackageSet<'a> {
             cx.family.ending
         )))
     }
+}
+
+/// Whether the loader's cache has it: a shared library in one of the folders that are searched.
+fn is_library(file: &str) -> bool {
+    let Some((folder, name)) = file.rsplit_once('/') else { return false };
+    let lib = folder.strip_prefix("/usr").unwrap_or(folder);
+    let searched =
+        matches!(lib, "/lib" | "/lib64") || lib.strip_prefix("/lib/").is_some_and(|l| l.contains("-linux-gnu") && !l.contains('/'));
+    searched && (name.ends_with(".so") || name.contains(".so."))
 }
 
 #[cfg(test)]
@@ -361,6 +377,20 @@ mod tests {
             let error = PackageSet::read(cx, "--kernel-package", &packages).err().unwrap().to_string();
             assert!(error.contains("packages cannot be installed in the guest's unknown system"), "{error}");
         });
+    }
+
+    #[test]
+    fn libraries_are_what_the_loader_finds() {
+        for (file, is) in [
+            ("/usr/lib/x86_64-linux-gnu/libglib-2.0.so.0.7400.6", true),
+            ("/lib64/libnuma.so", true),
+            ("/usr/lib/x86_64-linux-gnu/gio/modules/x.so", false),
+            ("/lib/modules/6.1/vdso/vdso64.so", false),
+            ("/usr/lib/x86_64-linux-gnu/", false),
+            ("/usr/lib/x.sources", false),
+        ] {
+            assert_eq!(is_library(file), is, "{file}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
     let list = |name: &str| field(name).map_or(Vec::new(), |f| relations(&f));
     // A kernel's other files are those of its checksums: it has many.
     let kernel = find(package, b"data.tar", |path, _| {
-        let path = String::from_utf8_lossy(path.strip_prefix(b".").filter(|p| !p.ends_with(b"/"))?).into_owned();
+        let path = String::from_utf8_lossy(path.strip_prefix(b".").filter(|p| *p != b"/")?).into_owned();
         let release = path.strip_prefix("/boot/vmlinuz-").map(String::from);
         files.insert(path.clone());
         Some(BroughtKernel { release: release?, image: path })
@@ -129,10 +129,10 @@ pub(crate) mod tests {
     #[test]
     fn a_package_tells_what_it_needs() {
         let text = "Package: linux-image\nVersion: 6.1\nPre-Depends: base (>= 1)\nDepends: kmod, linux-base (>= 4.3~),\n initramfs-tools | linux-initramfs-tool, python3:any\nProvides: wireguard-modules (= 1.0.0)\nDescription: x\n Depends: nothing\n";
-        let file = read(&package(&["./usr/bin/cpio"], text)).unwrap();
+        let file = read(&package(&["./", "./usr/bin/", "./usr/bin/cpio"], text)).unwrap();
         assert_eq!((file.name.as_str(), &file.provides[..], file.kernel), ("linux-image", &["wireguard-modules".to_string()][..], None));
         let rows: Vec<_> = file.depends.iter().map(|r| r.join("|")).collect();
-        assert_eq!(file.files, ["/usr/bin/cpio", "/usr/share/doc/x/copyright"]);
+        assert_eq!(file.files, ["/usr/bin/", "/usr/bin/cpio", "/usr/share/doc/x/copyright"]);
         assert_eq!(rows, ["base", "kmod", "linux-base", "initramfs-tools|linux-initramfs-tool", "python3"]);
         assert!(read(&package(&[], "Version: 1\n")).unwrap_err().contains("names no package"));
     }

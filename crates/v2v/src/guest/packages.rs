@@ -80,7 +80,7 @@ pub struct PackageFile {
     pub name: String,
     /// Other names that it stands for.
     pub provides: Vec<String>,
-    /// The files that it brings.
+    /// The files that it brings, and folders, which end with `/`.
     pub files: Vec<String>,
     /// What it needs: one of each row. Versions are left to the tool that installs it.
     pub depends: Vec<Vec<String>>,

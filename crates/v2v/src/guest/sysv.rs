@@ -15,11 +15,15 @@ pub fn is_ordered(cx: &Context<'_>) -> bool {
 /// Has `update-rc.d` change a service's links in these runlevels.
 pub fn update_rc(cx: &mut Context<'_>, why: &str, service: &str, action: &str, levels: &[&str]) {
     cx.fs.command(why, Command::new(["update-rc.d", service, action]));
-    cx.fs.makes(levels.iter().map(|level| format!("/etc/rc{level}.d/")));
-    if is_ordered(cx) {
-        // The order of what starts at boot, in a runlevel, and of what stops.
-        const ORDERS: [(&str, &[&str]); 3] = [("boot", &["S"]), ("start", &["2", "3", "4", "5"]), ("stop", &["0", "1", "6"])];
-        let touched = ORDERS.iter().filter(|(_, of)| of.iter().any(|level| levels.contains(level)));
-        cx.fs.makes(touched.map(|(order, _)| format!("/etc/init.d/.depend.{order}")));
-    }
+    let places = places(cx, levels);
+    cx.fs.makes(places);
+}
+
+/// What `update-rc.d` changes when it changes these runlevels.
+pub fn places(cx: &Context<'_>, levels: &[&str]) -> Vec<String> {
+    // The order of what starts at boot, in a runlevel, and of what stops.
+    const ORDERS: [(&str, &[&str]); 3] = [("boot", &["S"]), ("start", &["2", "3", "4", "5"]), ("stop", &["0", "1", "6"])];
+    let touched = ORDERS.iter().filter(|(_, of)| is_ordered(cx) && of.iter().any(|level| levels.contains(level)));
+    let orders = touched.map(|(order, _)| format!("/etc/init.d/.depend.{order}"));
+    levels.iter().map(|level| format!("/etc/rc{level}.d/")).chain(orders).collect()
 }

@@ -82,12 +82,8 @@ fn an_agent_is_installed() {
         let deb = run(Command::new(top().join("scripts/fetch-deb")).args(["bookworm", package]), None, CONVERSION);
         options.push(String::from_utf8(deb.stdout).expect("a path").trim().to_owned());
     }
-    run(v2v().args(&options).arg("-os").arg(dir.path()).arg(&guest.cfg), None, CONVERSION);
-    let disks = outputs(dir.path(), &guest.name);
-    let hardware = Hardware { disks, extra: None, agent: Some(agent_of(dir.path())), macs: vec![&guest.mac], writes: Writes::Discarded };
-    let mut console = Console::start(&hardware);
-    console.login(&guest.name, &guest.password);
-    healthy(&mut console, &guest);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let (_console, _) = started(&guest, &options, dir.path());
     let answer = ask_agent(dir.path(), "guest-get-host-name");
     assert!(answer.contains("\"raid\""), "{answer}");
 }

@@ -11,6 +11,9 @@ use crate::step::Context;
 /// The option that gives them.
 const OPTION: &str = "--install-agent";
 
+/// Those in which an init script starts or stops a service.
+const RUNLEVELS: [&str; 7] = ["0", "1", "2", "3", "4", "5", "6"];
+
 /// Has the packages installed, and the agent switched on, if there are any.
 pub(super) fn install(cx: &mut Context<'_>) -> Result<()> {
     let options = cx.options;
@@ -29,6 +32,14 @@ pub(super) fn install(cx: &mut Context<'_>) -> Result<()> {
         )));
     };
     packages.install(cx, "installs QEMU's guest agent")?;
+    // Debian's packages switch on what they bring, for each init that may be there.
+    if unit(service) && has_program(&cx.fs, "deb-systemd-helper") {
+        cx.fs.makes(["/var/lib/systemd/deb-systemd-helper-enabled/".to_string()]);
+    }
+    if script(service) && has_program(&cx.fs, "update-rc.d") {
+        let places = sysv::places(cx, &RUNLEVELS);
+        cx.fs.makes(places);
+    }
     switch_on(cx, service, unit(service), script(service));
     Ok(())
 }
@@ -46,7 +57,7 @@ fn switch_on(cx: &mut Context<'_>, service: &str, has_unit: bool, has_script: bo
         cx.fs.command(WHY, Command::new(["rc-update", "add", service, "default"]));
         cx.fs.makes([format!("/etc/runlevels/default/{service}")]);
     } else if has_script && program("update-rc.d") {
-        sysv::update_rc(cx, WHY, service, "defaults", &["0", "1", "2", "3", "4", "5", "6"]);
+        sysv::update_rc(cx, WHY, service, "defaults", &RUNLEVELS);
     } else if has_script && program("chkconfig") {
         // What chkconfig does not know is not switched on by it.
         cx.fs.command(WHY, Command::new(["/bin/sh", "-c", "chkconfig --add \"$1\" && chkconfig \"$1\" on", "sh", service]));
