@@ -155,8 +155,12 @@ impl Work<'_> {
         if has_none {
             let hint = "--phase copy makes one; without --phase it is converted in one go, which takes longer";
             // Why there is none; and not that once more.
-            let why = last.filter(|last| !last.starts_with(NO_COPY)).map(|last| format!("; what was tried last said: {last}"));
-            let what = format!("{NO_COPY}{}", why.unwrap_or_default());
+            let why = match last.filter(|last| !last.starts_with(NO_COPY)) {
+                Some(last) => format!("; what was tried last said: {last}"),
+                None if phase::is_begun(self.plan, guest) => "; a conversion that was cut off has used it up".into(),
+                None => String::new(),
+            };
+            let what = format!("{NO_COPY}{why}");
             return Ok(Ended { outcome: Outcome::Failed, message: Some(what), hint: Some(hint.into()) });
         }
         let mut arguments = vec!["--report".into(), absolute(&open.report_file())?.into()];
