@@ -311,7 +311,14 @@ impl Reader<'_> {
                 "enabled" => enabled = self.switch(entry)?,
                 "data" => facts[0] = Some(self.size(entry)?),
                 "size" => facts[1] = Some(self.size(entry)?),
-                "memory" => facts[2] = Some(self.size(entry)?),
+                "memory" => {
+                    let bytes = self.memory(entry)?;
+                    facts[2] = Some(bytes);
+                    // The look writes 0 where a source does not tell.
+                    if bytes > 0 {
+                        options.set("memory", Setting::Value(format!("{}M", bytes >> 20)));
+                    }
+                }
                 "stream" => stream = self.switch(entry)?,
                 _ => self.option(key, entry, &mut options)?,
             }
@@ -386,6 +393,15 @@ impl Reader<'_> {
         number.ok_or_else(|| self.error(entry.span(), "write a number"))
     }
 
+    /// Whole MiB in bytes: a number of MiB, as in configurations of Xen, or a text as `1.5G`.
+    fn memory(&self, entry: &Entry<'_>) -> Result<u64> {
+        let bytes = match self.scalar(entry)?.parse::<u64>() {
+            Ok(mib) => mib.checked_mul(1 << 20).ok_or_else(|| self.error(entry.span(), "that is too much memory"))?,
+            Err(_) => self.size(entry)?,
+        };
+        Ok(bytes >> 20 << 20)
+    }
+
     /// Bytes: a number, or a text as `1.5G`.
     fn size(&self, entry: &Entry<'_>) -> Result<u64> {
         size::parse(&self.scalar(entry)?).map_err(|e| self.error(entry.span(), e.to_string()))
@@ -417,9 +433,9 @@ mod tests {
         .unwrap();
         assert_eq!((plan.jobs, plan.memory, plan.folder()), (Some(3), Some(4 << 30), Path::new("/x")));
         let text = |g: &Guest| g.options.arguments(&["force"]).iter().map(|a| a.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ");
-        assert_eq!(text(&plan.guests[0]), "--bridge=a:b --bridge=c:d --check-boot=60 --out=/vm");
+        assert_eq!(text(&plan.guests[0]), "--bridge=a:b --bridge=c:d --check-boot=60 --memory=1024M --out=/vm");
         assert!(plan.guests[0].options.is_given("force"));
-        assert_eq!(plan.guests[0].facts, Some(Facts { data: 3 << 29, size: 3 << 29, memory: 1024, stream: false }));
+        assert_eq!(plan.guests[0].facts, Some(Facts { data: 3 << 29, size: 3 << 29, memory: 1 << 30, stream: false }));
         assert_eq!(text(&plan.guests[1]), "--check-boot=60 --out=/other");
         assert!(!plan.guests[1].options.is_given("force") && !plan.guests[1].enabled);
         assert_eq!((plan.guests[0].line, plan.guests[1].line), (9, 14));

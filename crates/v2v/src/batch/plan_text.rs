@@ -76,8 +76,8 @@ keep-free = \"1G\"     # room that stays free where results go
         "# bridge = [\"xenbr0:br0\"]
 # output = \"libvirt\"  # define each guest in libvirt; \"kubevirt\" and \"proxmox\" write for those; \"null\" only rehearses
 
-# A guest: its name and source, whether it is converted, and any options of its own. 'data' and 'memory' say what its conversion
-# is reckoned with: bytes on its disks, which its result takes at most, and memory for the boot check.
+# A guest: its name and source, whether it is converted, and any options of its own, as 'memory', which is the result's. 'data' says what
+# its conversion is reckoned with: bytes on its disks, which its result takes at most.
 ",
     );
     let mut taken = BTreeSet::new();
