@@ -44,7 +44,7 @@ pub fn between_commits() -> MutexGuard<'static, ()> {
 pub fn commit_all<'a>(layers: impl IntoIterator<Item = (&'a Overlay, &'a dyn ImageMut)>, undo: &Undo) -> Result<()> {
     let layers: Vec<_> = layers.into_iter().collect();
     let _committing = between_commits();
-    layers.iter().try_for_each(|(layer, target)| layer.check_room(*target))?;
+    layers.iter().try_for_each(|(layer, target)| layer.check_room(*target, undo))?;
     let write = |(layer, target): &(&Overlay, &dyn ImageMut)| {
         layer.keep_old(*target, undo)?;
         layer.write_into(*target)
@@ -137,19 +137,20 @@ impl Overlay {
         places.iter().try_for_each(|(file, ranges)| undo.keep(file, ranges))
     }
 
-    /// Whether the target's filesystem has room for all that the target has no place for yet.
-    fn check_room(&self, target: &dyn ImageMut) -> Result<()> {
+    /// Whether the target's filesystem has room for all that the target has no place for yet, and for what is kept of the rest.
+    fn check_room(&self, target: &dyn ImageMut, undo: &Undo) -> Result<()> {
         let info = target.info();
+        let kept = undo.has(&info.file);
         // What a snapshot shares is copied before it is written.
         let shared = !info.snapshots.is_empty();
         let mut cursor = Cursor::new(target);
         let (mut at, mut needed) = (0, 0u64);
         self.own(&mut |state, run| {
-            while state == State::Stored && at < run.end {
+            while (state == State::Stored || kept) && at < run.end {
                 let extent = cursor.peek()?;
                 let len = extent.len.min(if at < run.start { run.start } else { run.end } - at);
                 let there = extent.kind == ExtentKind::Data && extent.depth == 0 && !shared;
-                if at >= run.start && !there {
+                if at >= run.start && if there { kept } else { state == State::Stored } {
                     needed = needed.saturating_add(len);
                 }
                 cursor.advance(len);

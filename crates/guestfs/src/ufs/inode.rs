@@ -67,7 +67,7 @@ impl Inode {
         let own = self.raw.get(self.addresses()..).unwrap_or_default();
         if logical < DIRECT {
             let address = self.address(own, logical);
-            let place = if address == 0 { None } else { Some(bytes(address)? + skip) };
+            let place = if address == 0 { None } else { Some(bytes(address)?.saturating_add(skip)) };
             return Ok(Run { place, len: block_size - skip });
         }
         let per_block = block_size / if self.version2 { 8 } else { 4 };
@@ -82,17 +82,22 @@ impl Inode {
             }
         }
         let mut address = self.address(own, DIRECT + u64::from(layer));
-        let mut hole = covered;
+        // What an address at this place of the tree stands for, and how many like it there are in a row.
+        let (mut hole, mut row) = (covered, 1);
         while address != 0 {
             if hole == 1 {
                 return Ok(Run { place: Some(bytes(address)?.saturating_add(skip)), len: block_size - skip });
             }
             let table = window.cached(bytes(address)?, block_size as usize)?;
             hole /= per_block;
-            address = self.address(&table, index / hole % per_block);
+            let place = index / hole % per_block;
+            address = self.address(&table, place);
+            if address == 0 {
+                row += (place + 1..per_block).take_while(|next| self.address(&table, *next) == 0).count() as u64;
+            }
         }
-        // Nothing below this place of the tree.
-        let left = hole - index % hole;
+        // Nothing below these places of the tree.
+        let left = hole.saturating_mul(row) - index % hole;
         Ok(Run { place: None, len: left.saturating_mul(block_size) - skip })
     }
 

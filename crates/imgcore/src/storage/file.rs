@@ -145,7 +145,7 @@ impl Storage for FileStorage {
 
     fn lock(&self, lock: &Lock) -> Result<()> {
         lock::take(&self.file, &self.name, lock)?;
-        undo::refuse(&self.name)
+        undo::refuse(&self.file, &self.name)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

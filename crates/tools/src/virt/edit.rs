@@ -52,7 +52,9 @@ struct Change {
 fn run(args: &Edit) -> Result<ExitCode, Failure> {
     let program = args.expr.as_deref().map(Program::parse).transpose()?;
     // Reading and editing come first: without a change, nothing is started and nothing written.
-    args.guest.sources.put_back()?;
+    if !args.guest.sources.only_reads() {
+        args.guest.sources.put_back()?;
+    }
     let reader = args.guest.open()?;
     let mut changes = Vec::new();
     for file in &args.files {

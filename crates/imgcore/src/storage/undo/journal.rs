@@ -1,23 +1,26 @@
 //! The file beside an image that holds what the image was, for as long as it is being changed.
 //!
-//! `IMAGE.guestlift-undo`, little endian: a header (magic, whether the change is done, the image's size before it, and, if other files are
-//! changed together with it, the journal that decides for all of them; CRC-32C of all but the first two) and records (kind, offset,
-//! length, content, CRC-32C). A record is durable before the image is written at its place: of one that was cut off nothing was needed.
+//! `IMAGE.guestlift-undo`, little endian: a header (magic, whether the change is done, which file the image is, its time and size before the
+//! change, and, if other files are changed together with it, the journal that decides for all of them; CRC-32C of all but the first two) and
+//! records (kind, offset, length, content, CRC-32C). A record is durable before the image is written at its place: of one that was cut off
+//! nothing was needed.
 //!
-//! Whoever changes the image holds the journal (flock); one that nobody holds was left by a program that did not come to its end.
+//! Whoever changes the image holds the journal (flock); one that nobody holds was left by a program that did not come to its end. A journal is
+//! believed only if it is a file of root's, of the user's or of the image's owner.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
+use rustix::fs::{FlockOperation, OFlags, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::{Error, Result, Storage};
 
@@ -35,17 +38,50 @@ const MEMBER: u8 = 2;
 /// How often a journal's own time is set while its image is written.
 const BEAT: Duration = Duration::from_secs(1);
 /// An image that is younger than its journal by more was written by somebody else since.
-const SLACK: Duration = Duration::from_secs(60);
+const SLACK: Duration = Duration::from_secs(10);
+/// What a folder's entry may have for a name.
+const MAX_NAME: usize = 255;
 
 /// Where the journal of the image that is called `name` belongs; nowhere if that is not a file.
 pub(super) fn place(name: &str) -> Option<PathBuf> {
     let real = Path::new(name).canonicalize().ok()?;
+    let fits = real.file_name()?.len() + SUFFIX.len() <= MAX_NAME;
     let with_suffix = |path: PathBuf| {
         let mut path = path.into_os_string();
         path.push(SUFFIX);
         path.into()
     };
-    real.metadata().ok()?.is_file().then(|| with_suffix(real))
+    (fits && real.metadata().ok()?.is_file()).then(|| with_suffix(real))
+}
+
+/// The image that a journal is about.
+fn image_of(journal: &Path) -> PathBuf {
+    let mut name = journal.as_os_str().as_bytes().to_vec();
+    name.truncate(name.len().saturating_sub(SUFFIX.len()));
+    std::ffi::OsString::from_vec(name).into()
+}
+
+/// Opens a journal that somebody may have put there to do harm; `None` if there is none.
+fn open(path: &Path) -> Result<Option<File>> {
+    let refused = |what: &str| Error::Invalid(format!("{}: {what}; remove it if no program of yours made it", path.display()));
+    if !path.as_os_str().as_bytes().ends_with(SUFFIX.as_bytes()) {
+        return Err(refused("it is named as a journal of changes, and has another name"));
+    }
+    // A pipe would be waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => return Ok(None),
+        file => file.map_err(|e| failed(path, "open", e))?,
+    };
+    let meta = file.metadata().map_err(|e| failed(path, "look at", e))?;
+    let image = std::fs::metadata(image_of(path));
+    if !meta.is_file() {
+        return Err(refused("it is in the place of a journal of changes, and is no file"));
+    }
+    if ![0, geteuid().as_raw()].contains(&meta.uid()) && image.is_ok_and(|image| image.uid() != meta.uid()) {
+        return Err(refused("it is a journal of changes that another user made"));
+    }
+    Ok(Some(file))
 }
 
 /// What stands beside an image.
@@ -62,59 +98,102 @@ pub(super) enum Found {
 
 /// Looks for a journal, without changing anything.
 pub(super) fn look(path: &Path) -> Result<Found> {
-    let file = match File::open(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        file => file.map_err(|e| failed(path, "open", e))?,
-    };
+    let Some(file) = open(path)? else { return Ok(Found::Nothing) };
     // Where the filesystem has no locks, there is nobody to be seen.
     if flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
         return Ok(Found::Live);
     }
-    let header = Header::read(&file).map_err(|e| failed(path, "read", e))?;
-    let Some(header) = header else { return Ok(Found::Over(Journal::found(path, file, 0, 0))) };
+    let header = Header::read(&file, path)?;
+    let Some(header) = header else { return Ok(Found::Over(Journal::found(path, file, Header::default()))) };
     let decided = match &header.leader {
         None => header.done,
-        Some(leader) => File::open(leader).ok().and_then(|f| Header::read(&f).ok()?).is_some_and(|leader| leader.done),
+        Some((leader, identity)) => match open(leader)? {
+            // One that was put back is gone; what has its name now is about another change.
+            None => false,
+            Some(file) => Identity::of_file(&file, leader)? == *identity && Header::read(&file, leader)?.is_some_and(|leader| leader.done),
+        },
     };
-    let journal = Journal::found(path, file, header.size, header.len);
+    let journal = Journal::found(path, file, header);
     Ok(if decided { Found::Over(journal) } else { Found::Cut(journal) })
 }
 
+/// What tells a file from another that has its name later: its number, and when it was made, where the filesystem says so.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Identity {
+    number: u64,
+    made: u64,
+}
+
+impl Identity {
+    fn of(meta: &Metadata) -> Self {
+        Identity { number: meta.ino(), made: meta.created().map_or(0, nanoseconds) }
+    }
+
+    fn of_file(file: &File, path: &Path) -> Result<Self> {
+        file.metadata().map(|meta| Self::of(&meta)).map_err(|e| failed(path, "look at", e))
+    }
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+#[derive(Default)]
 struct Header {
     done: bool,
+    /// The image, when it was written last before the change, and its size then.
+    image: Identity,
+    modified: u64,
     size: u64,
-    leader: Option<PathBuf>,
+    leader: Option<(PathBuf, Identity)>,
     /// Its own length.
     len: u64,
 }
 
 impl Header {
-    fn bytes(size: u64, leader: Option<&Path>) -> Vec<u8> {
-        let leader = leader.map_or(&b""[..], |path| path.as_os_str().as_bytes());
-        let mut body = size.to_le_bytes().to_vec();
+    /// Numbers before the leader's path.
+    const NUMBERS: usize = 6;
+
+    fn bytes(&self) -> Vec<u8> {
+        let (leader, identity) =
+            self.leader.as_ref().map_or((&b""[..], Identity::default()), |(path, i)| (path.as_os_str().as_bytes(), *i));
+        let numbers = [self.image.number, self.image.made, self.modified, self.size, identity.number, identity.made];
+        let mut body = numbers.map(u64::to_le_bytes).concat();
         body.extend((leader.len() as u16).to_le_bytes());
         body.extend(leader);
         let sum = crc32c::crc32c(&body);
         [&MAGIC[..], &[0], &body, &sum.to_le_bytes()].concat()
     }
 
-    /// `None` for one that is not whole.
-    fn read(file: &File) -> io::Result<Option<Self>> {
+    /// `None` for one that is not whole: nothing was changed yet.
+    fn read(file: &File, path: &Path) -> Result<Option<Self>> {
         let mut head = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(file, 32 + MAX_PATH as u64), &mut head)?;
+        let longest = MAGIC.len() + 1 + 8 * Self::NUMBERS + 2 + MAX_PATH + 4;
+        io::Read::read_to_end(&mut io::Read::take(file, longest as u64), &mut head).map_err(|e| failed(path, "read", e))?;
+        // What a cut wrote of it, or left as zeroes.
+        if head.iter().zip(MAGIC).any(|(is, magic)| *is != magic && *is != 0) {
+            return Err(Error::Invalid(format!(
+                "{}: it is in the place of a journal of changes, and is none that this program knows",
+                path.display()
+            )));
+        }
         let parse = || {
             let (magic, rest) = head.split_at_checked(MAGIC.len())?;
             let (done, body) = rest.split_first()?;
-            let (size, rest) = body.split_first_chunk()?;
+            let (numbers, rest) = body.split_at_checked(8 * Self::NUMBERS)?;
             let (leader_len, rest) = rest.split_first_chunk()?;
             let (leader, rest) = rest.split_at_checked(u16::from_le_bytes(*leader_len).into())?;
             let sum = u32::from_le_bytes(*rest.first_chunk()?);
-            let body_len = size.len() + leader_len.len() + leader.len();
+            let body_len = numbers.len() + leader_len.len() + leader.len();
             let whole = magic == MAGIC && crc32c::crc32c(body.get(..body_len)?) == sum;
+            let number = |n: usize| numbers.get(8 * n..).and_then(|n| n.first_chunk()).map_or(0, |n| u64::from_le_bytes(*n));
+            let identity = |n: usize| Identity { number: number(n), made: number(n + 1) };
             whole.then(|| Header {
                 done: *done != 0,
-                size: u64::from_le_bytes(*size),
-                leader: (!leader.is_empty()).then(|| OsStr::from_bytes(leader).into()),
+                image: identity(0),
+                modified: number(2),
+                size: number(3),
+                leader: (!leader.is_empty()).then(|| (OsStr::from_bytes(leader).into(), identity(4))),
                 len: (MAGIC.len() + 1 + body_len + 4) as u64,
             })
         };
@@ -134,8 +213,7 @@ struct Record<'a> {
 pub(super) struct Journal {
     file: File,
     path: PathBuf,
-    /// The image's size before the change.
-    size: u64,
+    header: Header,
     /// Where the records begin and end.
     records: Range<u64>,
     kept: Kept,
@@ -143,26 +221,48 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Makes the journal of an image of `size` bytes.
+    /// Makes the journal of an image of `size` bytes; `leader` decides for it.
     pub(super) fn begin(path: &Path, size: u64, leader: Option<&Path>) -> Result<Self> {
         if leader.is_some_and(|leader| leader.as_os_str().len() > MAX_PATH) {
             return Err(Error::Invalid(format!("{}: the path is too long", path.display())));
         }
+        let leader = leader.map(|leader| Ok((leader.into(), Identity::of(&leader.metadata().map_err(|e| failed(leader, "look at", e))?))));
+        let leader = leader.transpose()?;
         let create = || {
-            let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-            let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-            let header = Header::bytes(size, leader);
-            file.write_all_at(&header, 0)?;
-            file.sync_data()?;
-            sync_folder(path)?;
-            Ok((file, header.len() as u64))
+            let image = std::fs::metadata(image_of(path))?;
+            // First what may be refused.
+            let folder = folder_of(path)?;
+            let file = File::options().read(true).write(true).create_new(true).mode(image.mode() & 0o666).open(path)?;
+            let header = Header {
+                image: Identity::of(&image),
+                modified: image.modified().map_or(0, nanoseconds),
+                size,
+                leader,
+                ..Header::default()
+            };
+            let bytes = header.bytes();
+            let begun = || {
+                // Where the filesystem has no locks, there is nobody who asks for them.
+                let _ = flock(&file, FlockOperation::LockExclusive);
+                // Who may read the image hears why not now.
+                let _ = fchown(&file, Some(image.uid()), Some(image.gid()));
+                file.write_all_at(&bytes, 0)?;
+                file.sync_data()?;
+                folder.sync_all()
+            };
+            if let Err(e) = begun() {
+                let _ = std::fs::remove_file(path);
+                return Err(e);
+            }
+            Ok((file, Header { len: bytes.len() as u64, ..header }))
         };
-        let (file, start) = create().map_err(|e| failed(path, "create", e))?;
-        Ok(Journal { file, path: path.into(), size, records: start..start, kept: Kept::default(), beat: Instant::now() })
+        let (file, header) = create().map_err(|e| failed(path, "create", e))?;
+        let start = header.len;
+        Ok(Journal { file, path: path.into(), header, records: start..start, kept: Kept::default(), beat: Instant::now() })
     }
 
-    fn found(path: &Path, file: File, size: u64, start: u64) -> Self {
-        Journal { file, path: path.into(), size, records: start..u64::MAX, kept: Kept::default(), beat: Instant::now() }
+    fn found(path: &Path, file: File, header: Header) -> Self {
+        Journal { file, path: path.into(), records: header.len..u64::MAX, header, kept: Kept::default(), beat: Instant::now() }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -173,7 +273,7 @@ impl Journal {
     pub(super) fn keep(&mut self, image: &dyn Storage, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<()> {
         let before = self.records.end;
         for range in ranges {
-            for gap in self.kept.add(range.start..range.end.min(self.size)) {
+            for gap in self.kept.add(range.start..range.end.min(self.header.size)) {
                 self.keep_part(image, gap)?;
             }
         }
@@ -182,11 +282,16 @@ impl Journal {
         }
         if self.beat.elapsed() > BEAT {
             self.beat = Instant::now();
-            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-            futimens(&self.file, &Timestamps { last_access: now, last_modification: now })
-                .map_err(|e| failed(&self.path, "touch", e.into()))?;
+            self.touch()?;
         }
         Ok(())
+    }
+
+    /// Says that what is written to the image now is this change's.
+    fn touch(&self) -> Result<()> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        futimens(&self.file, &times).map_err(|e| failed(&self.path, "touch", e.into()))
     }
 
     fn keep_part(&mut self, image: &dyn Storage, range: Range<u64>) -> Result<()> {
@@ -222,9 +327,9 @@ impl Journal {
     }
 
     /// The change is done, here and in the files of these journals.
-    pub(super) fn mark_done(&mut self, members: &[Journal]) -> Result<()> {
+    pub(super) fn mark_done(&mut self, members: &[PathBuf]) -> Result<()> {
         for member in members {
-            let name = member.path.as_os_str().as_bytes();
+            let name = member.as_os_str().as_bytes();
             self.append(MEMBER, 0, name.len() as u64, name)?;
         }
         self.sync()?;
@@ -241,11 +346,12 @@ impl Journal {
             }
             Ok(())
         })?;
+        let us = (self.path.clone(), Identity::of_file(&self.file, &self.path)?);
         for member in members {
             // Whose header names this one as its leader.
-            let ours = File::open(&member).ok().and_then(|f| Header::read(&f).ok()?).is_some_and(|h| h.leader.as_ref() == Some(&self.path));
-            if ours {
-                std::fs::remove_file(&member).map_err(|e| failed(&member, "remove", e))?;
+            let header = open(&member)?.map(|file| Header::read(&file, &member)).transpose()?.flatten();
+            if header.is_some_and(|header| header.leader.as_ref() == Some(&us)) {
+                std::fs::remove_file(&member).and_then(|()| sync_folder(&member)).map_err(|e| failed(&member, "remove", e))?;
             }
         }
         self.remove()
@@ -256,14 +362,23 @@ impl Journal {
         std::fs::remove_file(&self.path).and_then(|()| sync_folder(&self.path)).map_err(|e| failed(&self.path, "remove", e))
     }
 
-    /// Makes the image what it was, durably.
+    /// Makes the image what it was, durably. That may be cut short as well, and begun again.
     pub(super) fn put_back(&self, image: &dyn Storage) -> Result<()> {
-        self.each(&mut |record| match record.kind {
-            DATA => image.write_at(record.content, record.offset),
-            HOLE => image.zero_at(record.offset, record.len),
-            _ => Ok(()),
+        self.touch()?;
+        let mut beat = Instant::now();
+        self.each(&mut |record| {
+            if beat.elapsed() > BEAT {
+                beat = Instant::now();
+                self.touch()?;
+            }
+            match record.kind {
+                DATA => image.write_at(record.content, record.offset),
+                HOLE => image.zero_at(record.offset, record.len),
+                _ => Ok(()),
+            }
         })?;
-        image.set_size(self.size)?;
+        image.set_size(self.header.size)?;
+        self.touch()?;
         image.sync()
     }
 
@@ -284,7 +399,7 @@ impl Journal {
             let number = |at: usize| numbers.get(at..).and_then(|n| n.first_chunk()).map_or(u64::MAX, |n| u64::from_le_bytes(*n));
             let (offset, len) = (number(0), number(8));
             let content = if *kind == HOLE { 0 } else { len };
-            let inside = *kind == MEMBER || offset.checked_add(len).is_some_and(|end| end <= self.size);
+            let inside = *kind == MEMBER || offset.checked_add(len).is_some_and(|end| end <= self.header.size);
             if *kind > MEMBER || content > PIECE || !inside {
                 return Ok(());
             }
@@ -298,21 +413,19 @@ impl Journal {
         }
     }
 
-    /// Refuses an image that somebody else wrote to since the change was cut short: old bytes would do harm then.
-    pub(super) fn check_unchanged(&self, image: &File, name: &str) -> Result<()> {
-        let time = |file: &File| file.metadata().and_then(|m| m.modified());
-        let (ours, theirs) = (
-            time(&self.file).map_err(|e| failed(&self.path, "look at", e))?,
-            time(image).map_err(|e| Error::io(name, "look at", None, e))?,
-        );
-        if theirs.duration_since(ours).is_ok_and(|later| later > SLACK) {
-            return Err(Error::Invalid(format!(
-                "{name}: a change to it was cut short, and it was written by something else since; it is left as it is. \
-                 If that is how it should stay, remove {}",
-                self.path.display()
-            )));
+    /// Refuses an image that is another file now, or that somebody else wrote to since the change was cut short: old bytes would do harm then.
+    pub(super) fn check_unchanged(&self, image: &Metadata, name: &str) -> Result<()> {
+        let journal = self.file.metadata().and_then(|m| m.modified()).map_err(|e| failed(&self.path, "look at", e))?;
+        let written = image.modified().map_or(0, nanoseconds);
+        let ours = self.header.modified..=nanoseconds(journal + SLACK);
+        if Identity::of(image) == self.header.image && ours.contains(&written) {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::Invalid(format!(
+            "{name}: a change to it was cut short, and it was replaced or written by something else since; it is left as it is. \
+             If that is how it should stay, remove {}",
+            self.path.display()
+        )))
     }
 }
 
@@ -345,8 +458,12 @@ impl Kept {
     }
 }
 
+fn folder_of(path: &Path) -> io::Result<File> {
+    File::open(path.parent().unwrap_or(Path::new("/")))
+}
+
 fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    folder_of(path)?.sync_all()
 }
 
 fn failed(path: &Path, action: &'static str, e: io::Error) -> Error {

@@ -3,6 +3,7 @@
 //! A change that fails is put back at once. One whose program was killed, or that a power cut ended, leaves its journals behind
 //! (see [`journal`]): from then on the files are refused to everybody, until [`recover`] has put them back.
 
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -36,23 +37,46 @@ impl Undo {
         kept
     }
 
+    /// Whether changes of the file called `name` belong to this one.
+    pub fn has(&self, name: &str) -> bool {
+        locked(&self.files).iter().any(|file| file.inner.name() == name)
+    }
+
     /// Keeps what is in these ranges of the file called `name`, which are about to be written: many at once are quicker than each by itself.
     pub fn keep(&self, name: &str, ranges: &[Range<u64>]) -> Result<()> {
         let file = locked(&self.files).iter().find(|file| file.inner.name() == name).cloned();
         file.map_or(Ok(()), |file| file.keep(ranges))
     }
 
-    /// Ends the change: everything is as it was written from here on, in all files.
+    /// Ends the change: everything is as it was written from here on, in all files. After an error it can still be taken back.
     pub fn settle(&self) -> Result<()> {
+        self.end(|| State::Settled)
+    }
+
+    /// What was written so far stays, whatever becomes of what is written from here on: what opening images mends in them.
+    pub fn keep_so_far(&self) -> Result<()> {
+        self.end(|| State::Untouched)
+    }
+
+    fn end(&self, next: impl Fn() -> State) -> Result<()> {
         let files = locked(&self.files);
         files.iter().try_for_each(|file| file.sync())?;
-        let journals = self.take(&files, || State::Settled).into_iter().map(|(_, journal)| journal);
-        let (mut leader, members): (Vec<Journal>, Vec<Journal>) = journals.partition(|journal| self.leads(journal));
-        if !members.is_empty() {
-            leader.iter_mut().try_for_each(|leader| leader.mark_done(&members))?;
+        let (mut leader, mut members) = (None, Vec::new());
+        for file in files.iter() {
+            match &*locked(&file.state) {
+                State::Changing(journal) if self.leads(journal) => leader = Some(file),
+                State::Changing(journal) => members.push(journal.path().to_owned()),
+                State::Untouched | State::Settled | State::TakenBack => {}
+            }
         }
+        if let Some(State::Changing(journal)) = leader.map(|file| locked(&file.state)).as_deref_mut() {
+            journal.mark_done(&members)?;
+        }
+        // From here on the journals say so themselves: one that cannot be removed does no harm.
+        let (leader, members): (Vec<_>, Vec<_>) = self.take(&files, next).into_iter().partition(|(_, journal)| self.leads(journal));
         *locked(&self.leader) = None;
-        members.into_iter().chain(leader).try_for_each(Journal::remove)
+        let _ = members.into_iter().chain(leader).try_for_each(|(_, journal)| journal.remove());
+        Ok(())
     }
 
     /// Makes all files what they were. They cannot be written through this any more.
@@ -86,13 +110,17 @@ impl Undo {
 pub fn recover(path: impl AsRef<Path>) -> Result<bool> {
     let name = path.as_ref().display().to_string();
     let Some(place) = journal::place(&name) else { return Ok(false) };
+    if let Found::Nothing | Found::Live = journal::look(&place)? {
+        return Ok(false);
+    }
+    let storage = FileStorage::open_writable(&path)?;
+    lock::take(storage.file(), &name, &Lock::WRITE)?;
+    // Before the image was ours, somebody else may have put it back.
     match journal::look(&place)? {
         Found::Nothing | Found::Live => Ok(false),
         Found::Over(journal) => journal.remove_with_members().map(|()| false),
         Found::Cut(journal) => {
-            let storage = FileStorage::open_writable(&path)?;
-            lock::take(storage.file(), &name, &Lock::WRITE)?;
-            journal.check_unchanged(storage.file(), &name)?;
+            journal.check_unchanged(&metadata(storage.file(), &name)?, &name)?;
             journal.put_back(&storage)?;
             journal.remove()?;
             Ok(true)
@@ -101,15 +129,22 @@ pub fn recover(path: impl AsRef<Path>) -> Result<bool> {
 }
 
 /// Refuses a file that a change left half done.
-pub(super) fn refuse(name: &str) -> Result<()> {
+pub(super) fn refuse(file: &File, name: &str) -> Result<()> {
     let Some(place) = journal::place(name) else { return Ok(()) };
     match journal::look(&place)? {
-        Found::Cut(_) => Err(Error::Invalid(format!(
-            "{name}: a change to it was cut short, and it is half done; 'img check -r all {name}' makes it what it was before, \
-             and so does any virt program that changes it"
-        ))),
+        Found::Cut(journal) => {
+            journal.check_unchanged(&metadata(file, name)?, name)?;
+            Err(Error::Invalid(format!(
+                "{name}: a change to it was cut short, and it is half done; 'img check -r all {name}' makes it what it was before, \
+                 and so does any virt program that changes it"
+            )))
+        }
         Found::Nothing | Found::Live | Found::Over(_) => Ok(()),
     }
+}
+
+fn metadata(file: &File, name: &str) -> Result<Metadata> {
+    file.metadata().map_err(|e| Error::io(name, "look at", None, e))
 }
 
 enum State {
@@ -367,7 +402,7 @@ mod tests {
             // As settling does, cut before the first journal is gone.
             let all = locked(&undo.files);
             let mut taken: Vec<Journal> = undo.take(&all, || State::Settled).into_iter().map(|(_, journal)| journal).collect();
-            let members = taken.split_off(1);
+            let members: Vec<PathBuf> = taken.split_off(1).iter().map(|journal| journal.path().to_owned()).collect();
             taken[0].mark_done(&members).unwrap();
         }
         drop(undo);
@@ -388,7 +423,7 @@ mod tests {
         kill(&undo);
         drop(undo);
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
-        std::fs::File::options().write(true).open(path).unwrap().set_modified(later).unwrap();
+        File::options().write(true).open(path).unwrap().set_modified(later).unwrap();
         let message = recover(path).unwrap_err().to_string();
         assert!(message.contains("written by something else since") && message.ends_with("a.raw.guestlift-undo"), "{message}");
         assert_eq!(&std::fs::read(path).unwrap()[..4], b"half");
@@ -396,5 +431,77 @@ mod tests {
         let journal = journal::place(path.to_str().unwrap()).unwrap();
         std::fs::write(&journal, &std::fs::read(&journal).unwrap()[..20]).unwrap();
         assert!(!recover(path).unwrap() && !journal.exists());
+    }
+
+    /// Leaves the raw image half done, an hour ago; its journal's place.
+    fn half_done(files: &Files) -> PathBuf {
+        let path = &files.names[0].0;
+        let at = |path: &Path, hours: u64| {
+            let then = std::time::SystemTime::now() - std::time::Duration::from_secs(3600 * hours);
+            File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
+        };
+        at(path, 2);
+        let undo = Undo::default();
+        let storage = undo.storage(Arc::new(FileStorage::open_writable(path).unwrap()));
+        storage.write_at(&[9; 200_000], 100_000).unwrap();
+        storage.set_size(1 << 20).unwrap();
+        kill(&undo);
+        let journal = journal::place(path.to_str().unwrap()).unwrap();
+        at(path, 1);
+        at(&journal, 1);
+        journal
+    }
+
+    #[test]
+    fn what_is_put_back_may_be_cut_short_too() {
+        let files = Files::new();
+        let path = &files.names[0].0;
+        let place = half_done(&files);
+        for n in 0..4 {
+            let Found::Cut(journal) = journal::look(&place).unwrap() else { panic!("it is half done") };
+            let storage = FaultStorage::new(Arc::new(FileStorage::open_writable(path).unwrap())).cut_at(n, 100);
+            journal.put_back(&storage).unwrap_err();
+        }
+        assert!(recover(path).unwrap());
+        files.assert_old("put back at last");
+    }
+
+    #[test]
+    fn another_file_of_that_name_is_left_alone() {
+        let files = Files::new();
+        let path = &files.names[0].0;
+        let journal = half_done(&files);
+        let new = files.dir.path().join("new");
+        std::fs::write(&new, "another").unwrap();
+        std::fs::rename(&new, path).unwrap();
+        for error in [recover(path).unwrap_err(), FileStorage::open(path).unwrap().lock(&Lock::READ).unwrap_err()] {
+            assert!(error.to_string().contains("replaced or written by something else since"), "{error}");
+        }
+        assert_eq!(std::fs::read(path).unwrap(), b"another");
+        std::fs::remove_file(journal).unwrap();
+        assert!(!recover(path).unwrap());
+    }
+
+    #[test]
+    fn what_only_looks_like_a_journal_is_not_followed() {
+        let files = Files::new();
+        let path = &files.names[0].0;
+        let place = journal::place(path.to_str().unwrap()).unwrap();
+        let refused = |what: &str| {
+            let error = recover(path).unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains("a.raw.guestlift-undo"), "{error}");
+            std::fs::remove_file(&place).unwrap();
+        };
+        std::os::unix::fs::symlink(&files.names[1].0, &place).unwrap();
+        refused("Too many levels of symbolic links");
+        rustix::fs::mknodat(rustix::fs::CWD, &place, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        refused("is no file");
+        std::fs::write(&place, "GLundo9\n and more").unwrap();
+        refused("none that this program knows");
+        files.assert_old("nothing was put back");
+        // A name with no room for another ending has no journal, and is read all the same.
+        let long = files.dir.path().join("x".repeat(250));
+        std::fs::write(&long, "x").unwrap();
+        assert!(!recover(&long).unwrap());
     }
 }

@@ -191,7 +191,9 @@ impl Sources {
             };
             Ok(GuestDiskMut { name: disk.name.clone(), image })
         };
-        self.guest()?.disks.iter().map(open).collect()
+        let disks = self.guest()?.disks.iter().map(open).collect::<Result<_, Failure>>()?;
+        undo.keep_so_far()?;
+        Ok(disks)
     }
 
     /// Puts disks back that a change left half done, for programs that change them again.
