@@ -200,7 +200,9 @@ mod tests {
         assert_eq!(plan.guests[3].source, guests[3].0);
         assert_eq!(plan.guests[3].facts, guests[3].1.facts);
         assert_eq!(plan.guests.iter().map(|g| g.enabled).collect::<Vec<_>>(), [true, true, true, false, false]);
-        assert!(plan.guests.iter().all(|g| g.options == defaults));
+        let mut told = defaults.clone();
+        told.set("memory", Setting::Value("512M".into()));
+        assert!(plan.guests.iter().all(|g| g.options == *if g.facts.is_some() { &told } else { &defaults }));
         assert_eq!(plan.jobs, Some(2));
     }
 }
