@@ -142,7 +142,7 @@ fn an_interrupted_conversion_cleans_up() {
 fn errors_name_the_guest_the_place_and_what_to_do() {
     let small = Small::new();
     small.config("no-disk.cfg", "disk = [ 'file:/nonexistent/x.img,xvda2,w' ]");
-    small.config("program.cfg", "import os");
+    small.config("program.cfg", "x = os.name");
     fs::write(small.path("not-xen.xml"), "<domain type='kvm'><name>x</name></domain>").unwrap();
     fs::write(small.path("zero.img"), vec![0; 1 << 20]).unwrap();
     for (arguments, wanted) in [
@@ -151,7 +151,7 @@ fn errors_name_the_guest_the_place_and_what_to_do() {
             &["no-disk.cfg", "-os", "out"],
             "no-disk.cfg:6: disk xvda2: /nonexistent/x.img is not there; copy it there, or say where it is with --disk xvda2=FILE",
         ),
-        (&["program.cfg", "-os", "out"], "program.cfg:6: cannot read 'import os'"),
+        (&["program.cfg", "-os", "out"], "program.cfg:6: cannot read 'os.name'"),
         (&["not-xen.xml", "-os", "out"], "not-xen.xml:1: the domain is of type 'kvm', not 'xen'"),
         (&["zero.img", "-os", "out"], "no operating system was found"),
         (&["small.cfg", "-os", "out", "-i", "vmx"], "-i vmx: no such input"),

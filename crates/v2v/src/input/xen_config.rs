@@ -342,8 +342,8 @@ vif = [ "", "model=e1000,bridge=br1" ]
             ("memory=1\nvif=['mac=1']", "DIR/x.cfg:2: vif 'mac=1': mac=1 is no MAC address"),
             ("memory=1\ntype='kvm'", "DIR/x.cfg:2: type 'kvm' must be pv, pvh or hvm"),
             (
-                "memory=1\nimport os",
-                "DIR/x.cfg:2: cannot read 'import os': this is a Python program, which is not executed; write the values that it gives in its place",
+                "memory=1\nx = os.name",
+                "DIR/x.cfg:2: cannot read 'os.name': this is a Python program, which is not executed; write the values that it gives in its place",
             ),
         ] {
             let message = read_in(&folder, "x.cfg", config).err().unwrap().to_string();
