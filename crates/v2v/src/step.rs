@@ -9,11 +9,12 @@ use crate::family::{self, Family, Signs};
 use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
 use crate::guest::drivers::{self, Drivers};
+use crate::guest::grub::GRUB_CFG;
 use crate::guest::kernels::Kernel;
 use crate::guest::{mounts, packages::Packages, text};
 use crate::layout::{Layout, Volume};
 use crate::source::{Boot, Source};
-use crate::stack::Mounted;
+use crate::stack::{Mounted, holder};
 use crate::staged::Staged;
 use crate::target::Target;
 use crate::{Error, Result};
@@ -249,10 +250,19 @@ impl<'a> Context<'a> {
         self.donor.is_some() || self.facts.kernel.as_ref().is_some_and(|kernel| kernel.pending)
     }
 
-    /// A path in /boot as a boot loader sees it, which knows only the filesystem that it lies on.
+    /// A path in /boot as a boot loader sees it, which knows only the filesystem that it lies on, from its top; SUSE's GRUB is told to begin at
+    /// the default subvolume.
     pub fn seen_by_boot_loader(&self, path: &str) -> Result<String> {
         let separate = self.mounted("/boot")? != self.mounted("/")?;
-        Ok(path.strip_prefix("/boot").filter(|_| separate).unwrap_or(path).into())
+        let below = path.strip_prefix("/boot").filter(|_| separate).unwrap_or(path);
+        let mut menus = GRUB_CFG.iter().filter_map(|path| self.text(path).ok().flatten());
+        let is_from_subvolume = menus.any(|menu| menu.contains("btrfs_relative_path=\"yes\""));
+        Ok(format!("{}{below}", if is_from_subvolume { "" } else { self.subvolume_of_boot() }))
+    }
+
+    /// Where the subvolume with /boot is on its filesystem: `/@`; empty where all of that is mounted.
+    fn subvolume_of_boot(&self) -> &str {
+        holder(&self.mounts, "/boot").and_then(|mount| mount.begins_at.as_deref().ok()).unwrap_or_default()
     }
 
     /// How the guest's own fstab names the root, with new device names.
@@ -266,6 +276,9 @@ impl<'a> Context<'a> {
     pub fn kernel_at(&self, path: &str) -> Option<&Kernel> {
         let path = path.rsplit_once(')').map_or(path, |(_, p)| p);
         let inode = |p: &str| self.fs.stat(p.as_bytes()).ok().map(|s| (s.dev, s.ino));
+        // From the filesystem's top, or from the subvolume, as SUSE's GRUB.
+        let subvolume = self.subvolume_of_boot();
+        let path = path.strip_prefix(subvolume).filter(|below| below.starts_with('/')).unwrap_or(path);
         let candidates = [path.to_string(), format!("/boot{path}")];
         self.facts
             .kernels

@@ -8,6 +8,7 @@ use guestfs::{Attributes, DirEntry, Error, FileType, GuestFs, GuestFsMut, Result
 
 use crate::layout::{Layout, Table, TargetDisk, Volume};
 use crate::source::{Boot, Nic, Policy, Source, SourceDisk};
+use crate::stack::Mounted;
 use crate::staged::{Staged, path};
 use crate::step::{Context, Options, Step};
 
@@ -399,4 +400,19 @@ pub(crate) fn bzimage(version: &str) -> Vec<u8> {
     let text = format!("{version} (builder@host) #1 SMP");
     image[0x300..0x300 + text.len()].copy_from_slice(text.as_bytes());
     image
+}
+
+/// A filesystem of btrfs of which a subvolume is mounted.
+pub fn mounted_subvolume(path: &str, begins_at: &str) -> Mounted {
+    Mounted {
+        path: path.into(),
+        device: "/dev/xvda2".into(),
+        filesystem: "btrfs".into(),
+        uuid: Some(ROOT_UUID.into()),
+        selection: String::new(),
+        begins_at: Ok(begins_at.into()),
+        layers: Vec::new(),
+        bottom: Vec::new(),
+        image: Err("not there".into()),
+    }
 }

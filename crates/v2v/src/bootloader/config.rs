@@ -2,6 +2,7 @@
 
 use super::BootPlace;
 use super::grub::is_plain;
+use crate::guest::kernels::Kernel;
 
 /// How our configurations begin, so that a second conversion may replace them.
 pub(super) const MARK: &str = "# Written by v2v.";
@@ -13,6 +14,9 @@ terminal_input serial console
 terminal_output serial console
 ";
 
+/// A menu that says nothing of it would wait for a key for ever, and pygrub did not show one to anybody.
+const TIMEOUT: &str = "set timeout=5\nexport timeout\n";
+
 fn search(place: &BootPlace) -> String {
     match place.uuid.as_deref().filter(|uuid| is_plain(uuid)) {
         Some(uuid) => format!("search --no-floppy --fs-uuid --set=root {uuid}\n"),
@@ -20,12 +24,12 @@ fn search(place: &BootPlace) -> String {
     }
 }
 
-/// Reads GRUB legacy's menu at each start: the guest's `update-grub` goes on writing that.
-pub(super) fn for_menu_lst(place: &BootPlace) -> String {
+/// Reads GRUB legacy's menu, a file of that name, at each start: the guest's `update-grub` goes on writing that.
+pub(super) fn for_menu_lst(place: &BootPlace, name: &str) -> String {
     let (search, dir) = (search(place), path(&place.boot_dir));
     format!(
-        "{MARK} It reads menu.lst, which stays the menu to edit and is what this system's update-grub writes.\n\
-         {CONSOLES}{search}insmod legacycfg\ninsmod gzio\nlegacy_configfile {dir}/grub/menu.lst\n"
+        "{MARK} It reads {name}, which stays the menu to edit and is what this system's own tool writes.\n\
+         {CONSOLES}{TIMEOUT}{search}insmod legacycfg\ninsmod gzio\nlegacy_configfile {dir}/grub/{name}\n"
     )
 }
 
@@ -34,7 +38,7 @@ pub(super) fn for_syslinux(place: &BootPlace, path: &str) -> String {
     let search = search(place);
     format!(
         "{MARK} It reads {path}, which stays the menu to edit and is what this system's own tool writes.\n\
-         {CONSOLES}{search}insmod syslinuxcfg\ninsmod gzio\nsyslinux_configfile -s {path}\n"
+         {CONSOLES}{TIMEOUT}{search}insmod syslinuxcfg\ninsmod gzio\nsyslinux_configfile -s {path}\n"
     )
 }
 
@@ -42,17 +46,42 @@ pub(super) fn for_syslinux(place: &BootPlace, path: &str) -> String {
 ///
 /// The newest by its version is the default. GRUB's scripts can't sort, and its globs come in no order: versions are compared number by
 /// number. Kernels of Xen's own (`-xen`, but not Debian's `-xen-amd64`) do not start on KVM and are passed over, as are rescue images and backup copies.
-pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str) -> String {
+///
+/// A kernel that [its name](is_found) does not lead to is named, and goes before all others.
+pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str, kernel: Option<&Kernel>) -> String {
     let (search, dir) = (search(place), &path(&place.boot_dir));
+    let named = kernel.filter(|kernel| !is_found(kernel));
+    let seen = |file: &str| format!("{dir}{}", path(file.strip_prefix("/boot").unwrap_or(file)));
+    let named = named.map(|k| format!("add {} {} {}", seen(&k.image), word(&k.version), k.initrd.as_deref().map(seen).unwrap_or_default()));
     let root = word(root);
     let options: String = options.split_whitespace().map(|o| format!(" {}", word(o))).collect();
+    let compare = |n| format!("  elif [ $v{n} -ne $b{n} ]; then if [ $v{n} -gt $b{n} ]; then set newer=1; fi\n");
     FINDS_KERNELS
+        .replace("@COMPARE@", &(0..NUMBERS).map(compare).collect::<String>())
+        .replace("@KEEP@", &(0..NUMBERS).map(|n| format!("    set b{n}=$v{n}\n")).collect::<String>())
         .replace("@MARK@", MARK)
         .replace("@CONSOLES@", CONSOLES)
         .replace("@SEARCH@", &search)
+        .replace("@KERNELS@", &IMAGES.map(|image| format!("@DIR@/{image}*")).join(" "))
+        .replace("@INITRDS@", &INITRDS.map(|initrd| format!("@DIR@/{initrd}")).join(" "))
         .replace("@DIR@", dir)
         .replace("@ROOT@", &root)
+        .replace("@NAMED@", &named.map_or(String::new(), |line| format!("{}\n", line.trim_end())))
         .replace("@OPTIONS@", &options)
+}
+
+/// How kernels' names begin that are found, and what the initrds are called of one whose name ends with `$1`.
+const IMAGES: [&str; 3] = ["vmlinuz-", "kernel-", "bzImage-"];
+const INITRDS: [&str; 5] = ["initrd.img-$1", "initramfs-$1.img", "initrd-$1", "initrd-$1.img", "initramfs-$1"];
+
+/// Numbers by which kernels are compared: whether there is an initrd, the release's three, and four of the package's: 427.13.1.el9.
+const NUMBERS: usize = 8;
+
+/// Whether a kernel and its initrd are found by their names at each start.
+pub(crate) fn is_found(kernel: &Kernel) -> bool {
+    let name = kernel.image.strip_prefix("/boot/").unwrap_or_default();
+    let Some(version) = IMAGES.iter().find_map(|image| name.strip_prefix(image)) else { return false };
+    kernel.initrd.as_ref().is_none_or(|initrd| INITRDS.iter().any(|n| format!("/boot/{}", n.replace("$1", version)) == *initrd))
 }
 
 /// Hands over to the guest's own configuration, in which commands may be called as a BIOS's GRUB, or a distribution's, calls them.
@@ -87,68 +116,71 @@ insmod gzio
 set timeout=3
 set default=0
 set best=
-set b1=0
-set b2=0
-set b3=0
-set b4=0
-set b5=0
 
 # Sets initrd to the initrd of the kernel of version $1, if there is one.
 function find_initrd {
   set initrd=
-  for candidate in @DIR@/initrd.img-$1 @DIR@/initramfs-$1.img @DIR@/initrd-$1 @DIR@/initrd-$1.img @DIR@/initramfs-$1; do
+  for candidate in @INITRDS@; do
     if [ -z "$initrd" -a -f "$candidate" ]; then set initrd=$candidate; fi
   done
 }
 
-# Adds an entry for the kernel $1 of version $2.
+# Adds an entry for the kernel $1 of version $2, with the initrd $3 if there is one.
 function add {
-  find_initrd $2
-  menuentry "Linux $2" "$1" "$initrd" {
+  menuentry "Linux $2" "$1" "$3" {
     echo "Loading $2 ..."
     linux $2 root=@ROOT@ ro@OPTIONS@
     if [ -n "$3" ]; then initrd $3; fi
   }
 }
 
-for kernel in @DIR@/vmlinuz-*; do
+# Sets next to the number that stands in rest behind $1, and rest to what is behind that.
+function take {
+  set next=0
+  # What begins with a dash would be taken for an option.
+  regexp --set=1:next --set=2:rest "^=$1([0-9]+)(.*)" "=$rest"
+}
+
+for kernel in @KERNELS@; do
   if [ ! -f "$kernel" ]; then continue; fi
-  regexp --set=1:version '.*/vmlinuz-(.*)' "$kernel"
-  if regexp '(-xen$|el5xen|xenU|rescue|\.old|\.bak|\.dpkg)' "$version"; then continue; fi
+  regexp --set=2:version '.*/(vmlinuz|kernel|bzImage)-(.*)' "$kernel"
+  if regexp '(-xen$|el5xen|xenU|rescue|config|\.old|\.bak|\.dpkg)' "$version"; then continue; fi
+  # In names like genkernel-x86_64-6.1.2-gentoo the numbers come later.
+  set number=$version
+  regexp --set=1:number '([0-9]+\.[0-9].*)' "$version"
+  # A kernel with an initrd goes before any without.
+  find_initrd $version
+  set v0=0
+  if [ -n "$initrd" ]; then set v0=1; fi
   set v1=0
   set v2=0
   set v3=0
-  set v4=0
-  regexp --set=1:v1 '^([0-9]+)' "$version"
-  regexp --set=1:v2 '^[0-9]+\.([0-9]+)' "$version"
-  regexp --set=1:v3 '^[0-9]+\.[0-9]+\.([0-9]+)' "$version"
-  regexp --set=1:v4 '^[0-9.]+[^0-9.]+([0-9]+)' "$version"
-  # A kernel with an initrd goes before any without.
-  find_initrd $version
-  set v5=0
-  if [ -n "$initrd" ]; then set v5=1; fi
+  set rest=
+  regexp --set=1:v1 '^([0-9]+)' "$number"
+  regexp --set=1:v2 '^[0-9]+\.([0-9]+)' "$number"
+  regexp --set=1:v3 '^[0-9]+\.[0-9]+\.([0-9]+)' "$number"
+  regexp --set=1:rest '^[0-9.]+(.*)' "$number"
+  take '[^0-9]*'; set v4=$next
+  take '[.]'; set v5=$next
+  take '[.]'; set v6=$next
+  take '[.]'; set v7=$next
   set newer=
   if [ -z "$best" ]; then set newer=1
-  elif [ $v5 -ne $b5 ]; then if [ $v5 -gt $b5 ]; then set newer=1; fi
-  elif [ $v1 -ne $b1 ]; then if [ $v1 -gt $b1 ]; then set newer=1; fi
-  elif [ $v2 -ne $b2 ]; then if [ $v2 -gt $b2 ]; then set newer=1; fi
-  elif [ $v3 -ne $b3 ]; then if [ $v3 -gt $b3 ]; then set newer=1; fi
-  elif [ $v4 -gt $b4 ]; then set newer=1
-  fi
+@COMPARE@  fi
   if [ -n "$newer" ]; then
-    set best=$version
-    set b1=$v1
-    set b2=$v2
-    set b3=$v3
-    set b4=$v4
-    set b5=$v5
-  fi
+    set best=$kernel
+    set best_version=$version
+    set best_initrd=$initrd
+@KEEP@  fi
 done
 
-if [ -n "$best" ]; then add @DIR@/vmlinuz-$best $best; fi
-for kernel in @DIR@/vmlinuz-*; do
+@NAMED@if [ -n "$best" ]; then add $best $best_version $best_initrd; fi
+for kernel in @KERNELS@; do
   if [ ! -f "$kernel" ]; then continue; fi
-  regexp --set=1:version '.*/vmlinuz-(.*)' "$kernel"
-  if [ "$version" != "$best" ]; then add $kernel $version; fi
+  if [ "$kernel" != "$best" ]; then
+    regexp --set=2:version '.*/(vmlinuz|kernel|bzImage)-(.*)' "$kernel"
+    find_initrd $version
+    add $kernel $version $initrd
+  fi
 done
 "#;

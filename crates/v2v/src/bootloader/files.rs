@@ -4,6 +4,7 @@ use guestfs::{Attributes, Ext, FileType, GuestFs, GuestFsMut};
 
 use super::{BootPlace, Grub, config};
 use crate::Result;
+use crate::guest::kernels::Kernel;
 
 /// Where the boot loader's menu comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,18 +19,21 @@ pub enum Configured {
     FindsKernels,
 }
 
+/// What a configuration of ours starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Menu<'a> {
+    /// The value of the kernel's `root=`: `UUID=…`.
+    pub root: &'a str,
+    /// The rest of its command line.
+    pub options: &'a str,
+    /// The chosen kernel.
+    pub kernel: Option<&'a Kernel>,
+    /// syslinux's configuration, where that is the guest's own and stays the menu.
+    pub syslinux: Option<&'a str>,
+}
+
 /// Puts GRUB's modules for a BIOS into `/boot/grub/i386-pc` of the guest, and a `grub.cfg` beside them where the guest has none.
-///
-/// `root` is the value of the kernel's `root=` (`UUID=…`) and `options` the rest of its command line, for a configuration of ours; `syslinux` is
-/// syslinux's configuration, where that is the guest's own and is kept up to date.
-pub fn install_files(
-    fs: &mut dyn GuestFsMut,
-    grub: &Grub,
-    place: &BootPlace,
-    root: &str,
-    options: &str,
-    syslinux: Option<&str>,
-) -> Result<Configured> {
+pub fn install_files(fs: &mut dyn GuestFsMut, grub: &Grub, place: &BootPlace, wanted: &Menu<'_>) -> Result<Configured> {
     make_dirs(fs, if grub.is_for_bios() { b"/boot/grub/i386-pc" } else { b"/boot/grub" })?;
     let modules = if grub.is_for_bios() { grub.module_names()? } else { Vec::new() };
     for name in modules {
@@ -45,15 +49,15 @@ pub fn install_files(
     if has_entries(&existing) && !ours(&existing) {
         return Ok(Configured::GrubCfg);
     }
-    let menu = read(b"/boot/grub/menu.lst");
-    let is_menu = menu.lines().any(|l| l.split_whitespace().next() == Some("title"));
-    let (text, configured) = if let Some(path) = syslinux {
+    let is_menu = |name: &&str| read(format!("/boot/grub/{name}").as_bytes()).lines().any(|l| l.split_whitespace().next() == Some("title"));
+    let menu = ["menu.lst", "grub.conf"].into_iter().find(is_menu);
+    let (text, configured) = if let Some(path) = wanted.syslinux {
         let seen = path.strip_prefix("/boot").map_or(path.to_owned(), |rest| format!("{}{rest}", place.boot_dir));
         (config::for_syslinux(place, &seen), Configured::Syslinux)
-    } else if is_menu {
-        (config::for_menu_lst(place), Configured::MenuLst)
+    } else if let Some(name) = menu {
+        (config::for_menu_lst(place, name), Configured::MenuLst)
     } else {
-        (config::finds_kernels(place, root, options), Configured::FindsKernels)
+        (config::finds_kernels(place, wanted.root, wanted.options, wanted.kernel), Configured::FindsKernels)
     };
     fs.write(b"/boot/grub/grub.cfg", &mut text.as_bytes(), Some(Attributes::root(0o644)))?;
     Ok(configured)

@@ -23,9 +23,10 @@ mod readable;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use config::is_found;
 pub use detect::starts_by_itself;
 pub use efi::Loader;
-pub use files::{Configured, install_files};
+pub use files::{Configured, Menu, install_files};
 pub use grub::Grub;
 pub use readable::check_readable;
 

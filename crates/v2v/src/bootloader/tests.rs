@@ -12,9 +12,11 @@ use imgcore::raw::Raw;
 use imgcore::storage::MemStorage;
 use imgcore::{Image, ImageMut, NoProgress, copy};
 
-use super::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
+use super::{BootPlace, Configured, Grub, Menu, check_readable, install_files, starts_by_itself};
 use crate::disk_build;
+use crate::guest::kernels;
 use crate::source::{Boot, Source, SourceDisk};
+use crate::target::Target;
 use crate::testing::MemFs;
 
 const MIB: u64 = 1 << 20;
@@ -92,7 +94,10 @@ fn made(mut fs: MemFs, target: &str, mke2fs: &[&str], expected: Configured) -> R
     let layout = disk_build::compute(&source_of(&fs), &disk_build::examine(&source_of(&fs)).unwrap(), &Default::default()).unwrap();
     let disk = &layout.disks[0];
     let place = BootPlace::new(&layout, &disk.volumes[0], "/boot".into()).unwrap();
-    let configured = install_files(&mut fs, &grub, &place, &format!("UUID={UUID}"), "quiet console=ttyS0", None).unwrap();
+    let kernel = kernels::find(&fs, Target::Kvm).into_iter().next();
+    let root = format!("UUID={UUID}");
+    let menu = Menu { root: &root, options: "quiet console=ttyS0", kernel: kernel.as_ref(), syslinux: None };
+    let configured = install_files(&mut fs, &grub, &place, &menu).unwrap();
     assert_eq!(configured, expected);
 
     let target = Raw::create(Arc::new(MemStorage::new("disk", 0)), disk.size).unwrap();
@@ -161,9 +166,16 @@ fn a_guest_without_a_boot_loader_starts_its_newest_kernel() {
             fs = fs.file(&format!("/boot/initrd.img-{kernel}"), "no initrd");
         }
     }
+    // As Gentoo's genkernel calls them, and with a release that is as long as Red Hat's.
+    for release in ["6.1.0-14.9.2", "6.1.0-14.10.1", "6.1.0-14.10"] {
+        for (name, text) in [("kernel", "no kernel"), ("initramfs", "no initrd")] {
+            fs = fs.file(&format!("/boot/{name}-genkernel-x86_64-{release}.el9_4"), text);
+        }
+    }
     let disk = made(fs, "xvda2", &["-t", "ext4"], Configured::FindsKernels);
-    let console = boot(&disk, "Loading /boot/vmlinuz-6.1.0-13-amd64 ...");
-    assert!(console.contains("Loading /boot/vmlinuz-6.1.0-13-amd64 ..."), "{console}");
+    let wanted = "Loading /boot/kernel-genkernel-x86_64-6.1.0-14.10.1.el9_4 ...";
+    let console = boot(&disk, wanted);
+    assert!(console.contains(wanted) && !console.contains("error:"), "{console}");
 }
 
 #[test]

@@ -10,6 +10,8 @@ use super::kernels::module_name;
 const UNPACKED_LIMIT: u64 = 4 << 30;
 /// Longest name that the kernel takes.
 const NAME_LIMIT: u64 = 4096;
+/// How lz4's legacy format begins.
+const LZ4: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
 /// Length of a header of the `newc` format.
 const HEADER: usize = 110;
 
@@ -22,6 +24,10 @@ pub struct Contents {
     pub releases: BTreeSet<String>,
     /// It has files of systemd-udevd or udevd, which loads drivers by itself.
     pub udev: bool,
+    /// Its scripts wait for a disk by the name that it had on Xen (dracut's `devexists-\\x2fdev\\x2fxvda2.sh`).
+    pub waits_for_xen: bool,
+    /// It is packed by lz4, whose end kernels before 5.8 do not see: what comes behind it is lost.
+    pub lz4: bool,
 }
 
 /// Reads an initrd until `enough` says so.
@@ -46,6 +52,7 @@ pub fn scan(initrd: &[u8], enough: &dyn Fn(&Contents) -> bool) -> Result<Content
             }
             continue;
         }
+        contents.lz4 |= rest.starts_with(&LZ4);
         let Some(mut unpacked) = decoder(&mut rest).map_err(|e| fail(e.to_string()))? else {
             return Err(fail("neither a cpio archive nor a known compression".into()));
         };
@@ -120,6 +127,7 @@ impl Contents {
             self.releases.insert(release.into());
         }
         self.modules.extend(module_name(name));
+        self.waits_for_xen |= name.contains("devexists-") && name.contains("xvd");
         self.udev |= name.ends_with("/systemd-udevd") || name.ends_with("bin/udevd") || name.ends_with("bin/udevadm");
     }
 }
@@ -212,7 +220,12 @@ mod tests {
         assert_eq!(modules(&initrd), ["early", "virtio_blk", "virtio_net"]);
         let found = scan(&initrd, &|c| c.modules.contains("virtio_blk")).unwrap();
         assert!(!found.modules.contains("virtio_net"), "it stops when it has seen enough");
-        assert!(found.udev);
+        assert!(found.udev && !found.waits_for_xen);
+        for (disk, waits) in [(r"\x2fdev\x2fxvda2", true), (r"\x2fdev\x2fdisk\x2fby-uuid\x2f0", false)] {
+            let mut cpio = Writer::default();
+            cpio.file(&format!("lib/dracut/hooks/initqueue/finished/devexists-{disk}.sh"), b"x");
+            assert_eq!(scan(&cpio.finish(), NEVER).unwrap().waits_for_xen, waits, "{disk}");
+        }
         assert_eq!(found.releases.iter().collect::<Vec<_>>(), ["6.1"]);
     }
 
@@ -235,7 +248,9 @@ mod tests {
             child.stdin.take().unwrap().write_all(&sample("virtio_blk.ko")).unwrap();
             let output = child.wait_with_output().unwrap();
             assert!(output.status.success());
-            assert_eq!(modules(&output.stdout), ["virtio_blk"], "{}", argv[0]);
+            let found = scan(&output.stdout, NEVER).unwrap();
+            assert_eq!(found.modules.iter().collect::<Vec<_>>(), ["virtio_blk"], "{}", argv[0]);
+            assert_eq!(found.lz4, argv[0] == "lz4");
         }
     }
 

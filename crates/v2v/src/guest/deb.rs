@@ -10,6 +10,7 @@ const MAGIC: &[u8] = b"!<arch>\n";
 /// Entries of a package that are looked at: a kernel's image is among the first files.
 const ENTRY_LIMIT: usize = 50_000;
 const CONTROL_LIMIT: u64 = 4 << 20;
+const UNIT_LIMIT: u64 = 64 << 10;
 
 /// Reads a package.
 ///
@@ -32,9 +33,18 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
     let text = text.replace("\n ", " ");
     let field = |name: &str| text.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim().to_string()));
     let list = |name: &str| field(name).map_or(Vec::new(), |f| relations(&f));
+    let mut static_units = Vec::new();
     // A kernel's other files are those of its checksums: it has many.
-    let kernel = find(package, b"data.tar", |path, _| {
+    let kernel = find(package, b"data.tar", |path, content| {
         let path = String::from_utf8_lossy(path.strip_prefix(b".").filter(|p| *p != b"/")?).into_owned();
+        let mut unit = String::new();
+        if path.contains("/lib/systemd/system/")
+            && path.ends_with(".service")
+            && content.take(UNIT_LIMIT).read_to_string(&mut unit).is_ok()
+            && !unit.lines().any(|line| line.trim() == "[Install]")
+        {
+            static_units.push(path.clone());
+        }
         let release = path.strip_prefix("/boot/vmlinuz-").map(String::from);
         files.insert(path.clone());
         Some(BroughtKernel { release: release?, image: path })
@@ -45,6 +55,7 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
         files: files.into_iter().collect(),
         depends: [list("Pre-Depends"), list("Depends")].concat(),
         kernel,
+        static_units,
         // Each kernel's package has a name of its own.
         beside_others: false,
     })
@@ -114,11 +125,14 @@ pub(crate) mod tests {
 
     /// A package with these files and this control file.
     pub(crate) fn package(files: &[&str], control: &str) -> Vec<u8> {
+        packed(&tar(&files.iter().map(|f| (*f, "[Install]\n")).collect::<Vec<_>>()), control)
+    }
+
+    fn packed(data: &[u8], control: &str) -> Vec<u8> {
         let sums = "d41d8cd98f00b204e9800998ecf8427e  usr/share/doc/x/copyright\n";
         let control = tar(&[("./md5sums", sums), ("./control", control)]);
-        let data = tar(&files.iter().map(|f| (*f, "abc")).collect::<Vec<_>>());
         let mut deb = MAGIC.to_vec();
-        for (name, body) in [("debian-binary", &b"2.0\n"[..]), ("control.tar.gz", &control), ("data.tar.gz", &data)] {
+        for (name, body) in [("debian-binary", &b"2.0\n"[..]), ("control.tar.gz", &control), ("data.tar.gz", data)] {
             deb.extend(format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, body.len()).as_bytes());
             deb.extend(body);
             deb.extend(vec![b'\n'; body.len() & 1]);
@@ -135,6 +149,12 @@ pub(crate) mod tests {
         assert_eq!(file.files, ["/usr/bin/", "/usr/bin/cpio", "/usr/share/doc/x/copyright"]);
         assert_eq!(rows, ["base", "kmod", "linux-base", "initramfs-tools|linux-initramfs-tool", "python3"]);
         assert!(read(&package(&[], "Version: 1\n")).unwrap_err().contains("names no package"));
+    }
+
+    #[test]
+    fn a_unit_that_something_else_starts_is_told() {
+        let data = tar(&[("./lib/systemd/system/a.service", "[Service]\n"), ("./lib/systemd/system/b.service", "[Service]\n[Install]\n")]);
+        assert_eq!(read(&packed(&data, "Package: x\n")).unwrap().static_units, ["/lib/systemd/system/a.service"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use guestfs::{Ext, FileType, GuestFs};
 
 use super::drivers::{Drivers, config_symbol};
+use super::menus::{self, Named};
 use crate::target::Target;
 
 /// A kernel configuration larger than this is none.
@@ -27,33 +28,58 @@ pub struct Kernel {
 
 /// How kernels' names begin. A release follows, or with Alpine and Arch the name of a package: `vmlinuz-virt`, `vmlinuz-linux-lts`.
 const NAMES: [&str; 4] = ["vmlinuz-", "vmlinux-", "kernel-", "bzImage-"];
+/// What those are called that have no release in their names, and their initrds.
+const BARE: ([&str; 3], [&str; 5]) =
+    (["vmlinuz", "bzImage", "kernel"], ["initrd", "initrd.img", "initrd.gz", "initramfs", "initramfs.img"]);
 /// The release in a bzImage's header lies before this.
 const HEAD: usize = 0x1_0300;
 
 /// All kernels in /boot, the best first: those that start on the target, release before debug builds, newer before older.
+///
+/// They are known by their names, or by a boot menu that names them.
 pub fn find(fs: &dyn GuestFs, target: Target) -> Vec<Kernel> {
-    let mut kernels: Vec<Kernel> = Vec::new();
+    let menus = menus::named(fs);
+    let mut images: Vec<String> = Vec::new();
     for entry in fs.read_dir(b"/boot").unwrap_or_default() {
         let Ok(name) = String::from_utf8(entry.name) else { continue };
-        let Some(suffix) = NAMES.iter().find_map(|p| name.strip_prefix(p)).filter(|v| !is_leftover(v)) else { continue };
-        let image = format!("/boot/{name}");
-        if !matches!(entry.kind, FileType::Regular | FileType::Symlink) || !fs.is_file(image.as_bytes()) {
-            continue;
-        }
-        let (version, initrd) = if suffix.starts_with(|c: char| c.is_ascii_digit()) {
-            (suffix.to_string(), initrd_of(fs, suffix))
-        } else {
-            // Links are other names of kernels that are found anyway.
-            let Some(version) = (entry.kind == FileType::Regular).then(|| version_of(fs, &image)).flatten() else { continue };
-            (version, initrd_by_name(fs, suffix))
-        };
-        kernels.push(Kernel { unfit: why_unfit(fs, target, &version, &image), initrd, version, image, pending: false });
+        let is_kernels = BARE.0.contains(&name.as_str()) || NAMES.iter().any(|p| name.strip_prefix(p).is_some_and(|v| !is_leftover(v)));
+        images.extend(is_kernels.then(|| format!("/boot/{name}")));
     }
+    for entry in &menus {
+        if !images.contains(&entry.image) {
+            images.push(entry.image.clone());
+        }
+    }
+    let mut kernels: Vec<Kernel> = images.into_iter().filter_map(|image| kernel(fs, target, image, &menus)).collect();
     kernels.sort_by(|a, b| {
         let rank = |k: &Kernel| (k.unfit.is_some(), is_debug(&k.version), !has_modules(fs, &k.version));
-        rank(a).cmp(&rank(b)).then_with(|| compare_versions(&b.version, &a.version))
+        // Of a kernel's copies the one with an initrd, and with a name that later ones will not take.
+        let copy = |k: &Kernel| (k.initrd.is_none(), !k.image.contains(&k.version));
+        rank(a).cmp(&rank(b)).then_with(|| compare_versions(&b.version, &a.version)).then_with(|| copy(a).cmp(&copy(b)))
     });
     kernels
+}
+
+/// The kernel that an image is.
+fn kernel(fs: &dyn GuestFs, target: Target, image: String, menus: &[Named]) -> Option<Kernel> {
+    let kind = fs.lstat(image.as_bytes()).ok()?.kind;
+    if !matches!(kind, FileType::Regular | FileType::Symlink) || !fs.is_file(image.as_bytes()) {
+        return None;
+    }
+    let name = image.strip_prefix("/boot/")?;
+    let suffix = NAMES.iter().find_map(|p| name.strip_prefix(p));
+    let (version, initrd) = match suffix.filter(|suffix| suffix.starts_with(|c: char| c.is_ascii_digit())) {
+        Some(version) => (version.to_string(), initrd_of(fs, version)),
+        None => {
+            // Links are other names of kernels that are found anyway.
+            let version = (kind == FileType::Regular).then(|| version_of(fs, &image)).flatten()?;
+            (version, suffix.and_then(|suffix| initrd_by_name(fs, suffix)))
+        }
+    };
+    let in_menu = || menus.iter().find(|entry| entry.image == image)?.initrd.clone();
+    let bare = || BARE.1.iter().map(|n| format!("/boot/{n}")).find(|path| fs.is_file(path.as_bytes()));
+    let initrd = initrd.or_else(in_menu).or_else(|| if BARE.0.contains(&name) { bare() } else { None });
+    Some(Kernel { unfit: why_unfit(fs, target, &version, &image), initrd, version, image, pending: false })
 }
 
 fn is_leftover(version: &str) -> bool {
@@ -287,6 +313,34 @@ mod tests {
         let seen: Vec<_> = found.iter().map(|k| (k.version.as_str(), k.initrd.as_deref())).collect();
         let alpine = ("6.6.14-0-virt", Some("/boot/initramfs-virt"));
         assert_eq!(seen, [("6.9.1-1-lts", Some("/boot/initramfs-linux-lts.img")), alpine, ("6.1", None)]);
+    }
+
+    #[test]
+    fn kernels_with_names_of_their_own_are_known_by_the_menu() {
+        let menu =
+            "title a\nkernel /boot/slack/linux-custom root=/dev/xvda1\ninitrd /boot/initrd.gz\ntitle b\nkernel /boot/kernel-6.1-gentoo\n";
+        let fs = MemFs::new()
+            .file("/boot/grub/menu.lst", menu)
+            .file("/boot/slack/linux-custom", bzimage("6.5.1"))
+            .file("/boot/vmlinuz-huge-6.5.1", bzimage("6.5.1"))
+            .file("/boot/initrd.gz", "x")
+            .file("/boot/kernel-6.1-gentoo", bzimage("6.1-gentoo"))
+            .file("/boot/initramfs-6.1-gentoo.img", "x")
+            .file("/boot/bzImage", bzimage("5.4"))
+            .file("/boot/bzImage-5.4", bzimage("5.4"))
+            .file("/boot/initrd-5.4", "x")
+            .file("/boot/kernel", "x")
+            .link_to("/boot/vmlinuz", "vmlinuz-huge-6.5.1");
+        let found = find(&fs, Target::Kvm);
+        let seen: Vec<_> = found.iter().map(|k| (k.image.as_str(), k.version.as_str(), k.initrd.as_deref())).collect();
+        let wanted = [
+            ("/boot/slack/linux-custom", "6.5.1", Some("/boot/initrd.gz")),
+            ("/boot/vmlinuz-huge-6.5.1", "6.5.1", None),
+            ("/boot/kernel-6.1-gentoo", "6.1-gentoo", Some("/boot/initramfs-6.1-gentoo.img")),
+            ("/boot/bzImage-5.4", "5.4", Some("/boot/initrd-5.4")),
+            ("/boot/bzImage", "5.4", Some("/boot/initrd.gz")),
+        ];
+        assert_eq!(seen, wanted);
     }
 
     #[test]

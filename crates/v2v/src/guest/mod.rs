@@ -9,6 +9,7 @@ pub mod drivers;
 pub mod grub;
 pub mod grubenv;
 pub mod kernels;
+pub mod menus;
 pub mod mounts;
 pub mod packages;
 pub mod pkginfo;

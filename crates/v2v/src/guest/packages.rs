@@ -86,6 +86,8 @@ pub struct PackageFile {
     pub depends: Vec<Vec<String>>,
     /// The kernel whose image it holds.
     pub kernel: Option<BroughtKernel>,
+    /// Its units that cannot be switched on, as something else starts them: a rule of udev's, another unit.
+    pub static_units: Vec<String>,
     /// It is installed beside older versions of it, not in their place: a part of a kernel.
     pub beside_others: bool,
 }

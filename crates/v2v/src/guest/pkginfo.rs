@@ -52,7 +52,7 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
     let provides = all("provides").into_iter().map(plain).collect();
     // Those in front of the tree describe the package.
     let files = files.into_iter().filter(|f| !f.starts_with('.') && !f.ends_with('/')).map(|f| format!("/{f}")).collect();
-    Ok(PackageFile { name, provides, files, depends, kernel, beside_others: false })
+    Ok(PackageFile { name, provides, files, depends, kernel, static_units: Vec::new(), beside_others: false })
 }
 
 /// The image is called by flavor: `boot/vmlinuz-virt` in the package, or `vmlinuz-linux` as Arch's hooks copy it. The release is the modules' folder.

@@ -19,7 +19,7 @@ fn describe(file: RpmFile) -> PackageFile {
     let provides = file.application.provides;
     let beside_others = provides.iter().any(|p| p.starts_with("installonlypkg(") || p.starts_with("multiversion(kernel"));
     let depends = needs.map(|name| vec![name]).collect();
-    PackageFile { name: file.application.name, provides, files: file.files, depends, kernel, beside_others }
+    PackageFile { name: file.application.name, provides, files: file.files, depends, kernel, static_units: Vec::new(), beside_others }
 }
 
 /// The image is in /boot, or among the modules: then the package's scripts, or kernel-install, copy it there.

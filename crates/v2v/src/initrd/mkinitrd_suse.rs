@@ -9,7 +9,7 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-suse", is_there, configure, build };
+pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-suse", is_there, configure, build, by_udev: false };
 
 const SETTINGS: &str = "/etc/sysconfig/kernel";
 

@@ -27,6 +27,8 @@ pub struct Builder {
     pub configure: fn(&mut Context<'_>) -> Result<()>,
     /// How it makes an initrd of this name; `None` where it can't.
     pub build: fn(&Context<'_>, &Kernel, &str) -> Option<Command>,
+    /// In its initrds udev loads the driver of whatever is there: a driver that comes to them is used. In others scripts name drivers.
+    pub by_udev: bool,
 }
 
 /// All of them. Of several in a guest the first one is its own: what comes later is what it replaced.

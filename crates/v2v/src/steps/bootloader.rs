@@ -6,7 +6,7 @@ use guestfs::{GuestFs, GuestFsMut};
 use imgcore::Image;
 
 use crate::Result;
-use crate::bootloader::{BootPlace, Configured, Grub, check_readable, install_files, starts_by_itself};
+use crate::bootloader::{BootPlace, Configured, Grub, Menu, check_readable, install_files, is_found, starts_by_itself};
 use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{Truth, truth};
@@ -124,15 +124,26 @@ fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'s
             given => given,
         },
     };
-    let maintained = syslinux.filter(|_| extlinux::is_maintained(cx));
+    let stays = syslinux.filter(|_| extlinux::is_maintained(cx) || !is_chosen_found(cx));
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
-    Ok(match install_files(&mut cx.fs, grub, place, &root, &options, maintained.as_deref())? {
+    let kernel = cx.facts.kernel.clone();
+    let menu = Menu { root: &root, options: &options, kernel: kernel.as_ref(), syslinux: stays.as_deref() };
+    let configured = install_files(&mut cx.fs, grub, place, &menu)?;
+    if configured == Configured::GrubCfg {
+        cx.edit(GRUB_CFG, with_timeout)?;
+    }
+    Ok(match configured {
         Configured::GrubCfg => "with the guest's own grub.cfg",
         Configured::MenuLst => "which reads the guest's own menu.lst",
         Configured::Syslinux => "which reads the guest's own extlinux.conf",
         Configured::FindsKernels => "with a grub.cfg that finds the guest's kernels at each start",
     })
+}
+
+/// A menu that says nothing of it waits for a key for ever: nobody saw that where Xen read the file.
+fn with_timeout(text: &str) -> String {
+    if text.contains("timeout") { text.into() } else { format!("set timeout=5\n{text}") }
 }
 
 /// Where the guest can be started from.
@@ -231,14 +242,14 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
 /// A menu.lst that nothing in the guest keeps up to date (Debian 13 has no grub-legacy) would start the kernel of today until that is removed: it
 /// is kept under another name. Returns the command line of its default entry.
 ///
-/// One whose default is not the newest kernel was made so by a person, and stays.
+/// One whose default is not the newest kernel was made so by a person, and stays; so does one that starts what no name leads to.
 fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
     let Truth::MenuLst(path) = truth(&cx.fs, &cx.packages) else { return Ok(None) };
     // Debian's, Red Hat's, SUSE's.
     let updater = ["update-grub", "grubby", "update-bootloader"].iter().any(|program| has_program(&cx.fs, program));
     let newest = cx.facts.kernels.iter().max_by(|a, b| compare_versions(&a.version, &b.version));
     let Some(args) = grub_legacy::default_args(cx, &path)? else { return Ok(None) };
-    if updater || cx.facts.kernel.as_ref() != newest {
+    if updater || cx.facts.kernel.as_ref() != newest || !is_chosen_found(cx) {
         return Ok(None);
     }
     let kept = format!("{path}.xen");
@@ -247,6 +258,11 @@ fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
         "nothing in the guest keeps {path} up to date: it is kept as {kept}, and its default entry's options are used for every kernel"
     ));
     Ok(Some(args))
+}
+
+/// Whether the names of the chosen kernel and its initrd tell what belongs together.
+fn is_chosen_found(cx: &Context<'_>) -> bool {
+    cx.facts.kernel.as_ref().is_none_or(is_found)
 }
 
 /// The command line of the default entry in a menu that GRUB as installed here does not read: Red Hat's and SUSE's is in /boot/grub2, and entries
@@ -351,6 +367,14 @@ mod tests {
     }
 
     #[test]
+    fn a_menu_without_a_timeout_does_not_wait_for_ever() {
+        let menu = |head: &str| format!("{head}menuentry 'x' {{\n\tlinux /boot/vmlinuz-6.1\n}}\n");
+        for (old, new) in [("", "set timeout=5\n"), ("set timeout=-1\n", "set timeout=-1\n")] {
+            run_on(&guest().file(GRUB_CFG, menu(old)), |cx| assert_eq!(cx.show(GRUB_CFG), menu(new)));
+        }
+    }
+
+    #[test]
     fn extlinux_conf_is_read_by_grub2_where_a_tool_updates_it() {
         let conf = "default l0\nlabel l0\n\tlinux /boot/vmlinuz-6.1\n\tappend root=/dev/xvda2 ro my.option=1\n";
         let base = guest().file("/boot/extlinux/extlinux.conf", conf);
@@ -381,6 +405,26 @@ mod tests {
             cx.run(&STEP).unwrap();
             assert!(cx.show(GRUB_CFG).contains("legacy_configfile"), "the default is an older kernel on purpose");
         });
+    }
+
+    #[test]
+    fn a_menu_of_kernels_with_names_of_their_own_stays() {
+        let menu = "title x\nkernel /boot/vmlinuz-huge root=/dev/xvda2\ninitrd /boot/initrd.gz\n";
+        let base = MemFs::new()
+            .file("/etc/fstab", "/dev/xvda2 / ext4 defaults 0 1\n")
+            .file("/boot/vmlinuz-huge", bzimage("6.1"))
+            .file("/boot/initrd.gz", "x");
+        run_on(&base.clone().file("/boot/grub/grub.conf", menu), |cx| {
+            assert!(cx.show(GRUB_CFG).contains("legacy_configfile /boot/grub/grub.conf"));
+            assert_eq!(cx.facts.kernel.as_ref().and_then(|k| k.initrd.as_deref()), Some("/boot/initrd.gz"));
+        });
+        let conf = "label x\n kernel vmlinuz-huge\n append initrd=initrd.gz root=/dev/xvda2\n";
+        run_on(&base.clone().file("/boot/extlinux.conf", conf), |cx| {
+            assert!(cx.show(GRUB_CFG).contains("syslinux_configfile -s /boot/extlinux.conf"));
+        });
+        // No menu: the kernel is named in ours.
+        let bare = base.file("/boot/vmlinuz", bzimage("6.2"));
+        run_on(&bare, |cx| assert!(cx.show(GRUB_CFG).contains("\nadd /boot/vmlinuz 6.2 /boot/initrd.gz\n"), "{}", cx.show(GRUB_CFG)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
 use crate::guest::grub::{BootDevice, GRUB_CFG};
+use crate::guest::has_program;
 use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
 
@@ -23,7 +24,14 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         let new = rewrite(&old, &cx.rewrite(), root.as_deref(), device.as_ref());
         cx.edit(path, |_| new)?;
     }
-    let Some(old) = cx.text(DEFAULTS)? else { return Ok(()) };
+    let Some(old) = cx.text(DEFAULTS)? else {
+        // What makes grub.cfg anew with the next kernel knows no console then.
+        if ["grub-mkconfig", "grub2-mkconfig"].iter().any(|program| has_program(&cx.fs, program)) {
+            let line = format!("GRUB_CMDLINE_LINUX=\"{}\"\n", cx.rewrite().whole(""));
+            cx.fs.put(DEFAULTS.as_bytes(), line.as_bytes(), None)?;
+        }
+        return Ok(());
+    };
     let mut new = settings(&old, &cx.rewrite());
     if !new.lines().any(|l| l.trim_start().starts_with("GRUB_CMDLINE_LINUX=")) {
         new = add_line(&new, &format!("GRUB_CMDLINE_LINUX=\"{}\"", cx.rewrite().whole("")));
@@ -148,6 +156,16 @@ mod tests {
                 "Name: grub-pc/install_devices\nValue: /dev/vda\nOwners: grub-pc\n\nName: x/y\nValue: /dev/xvda\n"
             );
         });
+    }
+
+    #[test]
+    fn missing_settings_are_made_where_a_tool_reads_them() {
+        for (tool, made) in [("/usr/sbin/grub-mkconfig", true), ("/usr/bin/true", false)] {
+            run_step(&MemFs::new().file("/boot/grub/grub.cfg", ENTRY).file(tool, ""), &STEP, |cx| {
+                let settings = cx.text(DEFAULTS).unwrap();
+                assert_eq!(settings.as_deref(), made.then_some("GRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200n8\"\n"));
+            });
+        }
     }
 
     #[test]

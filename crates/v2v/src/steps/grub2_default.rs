@@ -246,7 +246,7 @@ fn id_of(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{MemFs, ROOT_UUID, bzimage, run_step};
+    use crate::testing::{MemFs, ROOT_UUID, bzimage, mounted_subvolume, run_step};
 
     /// SLES 12's menu in a guest that has both kernels.
     const CFG: &str = "set default=\"@DEFAULT@\"\nfunction load_video {\n  insmod vbe\n}\n\
@@ -317,6 +317,22 @@ mod tests {
             let later = format!("GRUB_DEFAULT=\"gnulinux-advanced-{ROOT_UUID}>gnulinux-3.12-default-advanced-{ROOT_UUID}\"\n");
             assert!(cx.show("/etc/default/grub").starts_with(&later), "what grub-mkconfig will call it");
         });
+    }
+
+    #[test]
+    fn kernels_are_seen_from_the_top_of_btrfs() {
+        let cfg = "menuentry 'x' {\n\tlinux /@/boot/vmlinuz-3.12-@KIND@ root=/dev/xvda2\n}\n";
+        for (kind, expected) in [("default", None), ("xen", Some("\tlinux /@/boot/vmlinuz-3.12-default root=/dev/vda2 console="))] {
+            let base =
+                guest("0").file("/boot/grub2/grub.cfg", cfg.replace("@KIND@", kind)).file("/etc/fstab", "/dev/xvda2 / btrfs subvol=@\n");
+            run_step(&base, &super::super::STEPS[0], |cx| {
+                cx.mounts.push(mounted_subvolume("/", "/@"));
+                cx.run(&STEP).unwrap();
+                let cfg = cx.show("/boot/grub2/grub.cfg");
+                assert_eq!(cx.fs.is_unchanged(), expected.is_none(), "{cfg}");
+                assert!(expected.is_none_or(|line| cfg.contains(line)), "{cfg}");
+            });
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! The initrd can find the target's disks: looked at first, rebuilt or extended only when it can't.
+//! The initrd can find the target's disks: looked at first, and extended or rebuilt only when it can't.
 
 use guestfs::engine::Command;
 use guestfs::{Ext, GuestFs, GuestFsMut};
+use sha1::{Digest, Sha1};
 
 use crate::Result;
 use crate::guest::cpio::{self, Contents, Writer};
 use crate::guest::kernels::{self, Kernel, module_name};
-use crate::initrd;
+use crate::initrd::{self, Builder};
 use crate::stack::{Layer, holder};
 use crate::step::{Context, Step};
 
@@ -47,24 +48,46 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         }
         Ok(contents) => {
             cx.note(format!("{path} holds {} modules", contents.modules.len()));
-            modular.into_iter().filter(|m| !contents.modules.contains(*m)).collect()
+            let missing: Vec<&str> = modular.into_iter().filter(|m| !contents.modules.contains(*m)).collect();
+            if initrd::of_guest(cx).is_some_and(|builder| takes_drivers(cx, builder, &contents)) {
+                // Seconds, where the tool takes minutes; what it builds later has them by its settings.
+                return append(cx, &kernel, path, bytes, &missing, "udev loads them");
+            }
+            missing
         }
         Err(what) => {
             cx.note(format!("{path} cannot be looked into ({what})"));
             modular
         }
     };
-    if let Some(command) = rebuild(cx, &kernel, path) {
-        return queue(cx, &kernel, path, format!("{path} lacks {}", missing.join(" and ")), command);
+    match rebuild(cx, &kernel, path) {
+        Some(command) => queue(cx, &kernel, path, format!("{path} lacks {}", missing.join(" and ")), command),
+        None => append(cx, &kernel, path, bytes, &missing, "as the guest has no tool to rebuild it"),
     }
-    let extra = supplement(cx, &kernel, &missing)?;
+}
+
+/// Whether an initrd finds its root with nothing but more drivers.
+fn takes_drivers(cx: &Context<'_>, builder: &Builder, contents: &Contents) -> bool {
+    builder.by_udev && contents.udev && !contents.waits_for_xen && !contents.lz4 && changed_settings(cx).is_none()
+}
+
+/// Puts modules behind what an initrd holds: the kernel unpacks one archive after the other.
+fn append(cx: &mut Context<'_>, kernel: &Kernel, path: &str, bytes: Vec<u8>, missing: &[&str], why: &str) -> Result<()> {
+    let extra = supplement(cx, kernel, missing)?;
+    let length = bytes.len();
     let mut whole = bytes;
-    // The kernel skips zeroes between archives and wants each at a multiple of four.
-    whole.resize(whole.len().next_multiple_of(512), 0);
+    // The kernel skips zeroes between archives and wants each at a multiple of four; newer ones know lz4's end by four of them.
+    whole.resize((whole.len() + 4).next_multiple_of(512), 0);
     whole.extend_from_slice(&extra);
     cx.fs.put(path.as_bytes(), &whole, None)?;
-    cx.note(format!("{path} lacked {}: its modules are appended, as the guest has no tool to rebuild it", missing.join(" and ")));
+    // update-initramfs, until Debian 11, does not touch what has another sum than it wrote here.
+    cx.edit(format!("/var/lib/initramfs-tools/{}", kernel.version), |sum| sum.replace(&sha1(&whole[..length]), &sha1(&whole)))?;
+    cx.note(format!("{path} lacked {}: modules are appended, {why}", missing.join(" and ")));
     Ok(())
+}
+
+fn sha1(bytes: &[u8]) -> String {
+    Sha1::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Has a command build an initrd that is there.
@@ -222,6 +245,31 @@ mod tests {
         });
         let known = guest(&[]).file("/usr/sbin/update-initramfs", "").file("/var/lib/initramfs-tools/6.1", "sum");
         run_after_kernel(&known, |cx| assert_eq!(cx.reports[1].commands, ["update-initramfs -u -k 6.1"]));
+    }
+
+    #[test]
+    fn udev_takes_what_is_appended() {
+        let with = |file: &str| {
+            let mut cpio = Writer::default();
+            cpio.file("lib/systemd/systemd-udevd", b"elf");
+            cpio.file(file, b"");
+            cpio.finish()
+        };
+        let (plain, waits) = (with("init"), with(r"lib/dracut/hooks/initqueue/finished/devexists-\x2fdev\x2fxvda2.sh"));
+        let guest = |initrd: &[u8], tool: &str| guest(&[]).file("/boot/initrd.img-6.1", initrd).file(tool, "");
+        let known = guest(&plain, "/usr/sbin/update-initramfs")
+            .file("/var/lib/initramfs-tools/6.1", format!("{}  /boot/initrd.img-6.1\n", sha1(&plain)));
+        run_after_kernel(&known, |cx| {
+            assert_eq!(
+                cx.reports[1].notes[1],
+                "/boot/initrd.img-6.1 lacked virtio_pci and virtio_blk: modules are appended, udev loads them"
+            );
+            let sum = sha1(&cx.fs.read(b"/boot/initrd.img-6.1", 1 << 20).unwrap());
+            assert_eq!(cx.show("/var/lib/initramfs-tools/6.1"), format!("{sum}  /boot/initrd.img-6.1\n"));
+        });
+        for (initrd, tool) in [(&waits, "/usr/bin/dracut"), (&plain, "/sbin/mkinitrd")] {
+            run_after_kernel(&guest(initrd, tool), |cx| assert_eq!(cx.reports[1].commands.len(), 1, "{tool}"));
+        }
     }
 
     #[test]

@@ -35,6 +35,8 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     {
         chosen = Some(from_host(cx, host)?);
     }
+    // Those that are called by their package take the place of the one before.
+    let fit: Vec<Kernel> = fit.into_iter().filter(|k| chosen.as_ref().is_none_or(|c| c.image != k.image)).collect();
     cx.facts.kernels = chosen.into_iter().chain(fit).collect();
     cx.facts.kernel = cx.facts.kernels.first().cloned();
     match &cx.facts.kernel {
@@ -81,6 +83,10 @@ fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
     packages.install(cx, "installs the kernel packages; their hooks build the initrd")?;
     let mut kernel = Kernel { version: brought.release, image: brought.image, initrd: None, unfit: None, pending: true };
     let initrd = (cx.family.initrd)(cx, &kernel);
+    // Where it is called by its package, the one before would pass for it.
+    if cx.fs.is_file(initrd.as_bytes()) {
+        cx.fs.remove(initrd.as_bytes())?;
+    }
     let makes = initrd::made(cx, &initrd, &kernel);
     cx.fs.makes(makes.into_iter().chain([kernel.image.clone()]));
     // Hooks add it to boot menus: with BLS in files of their own.

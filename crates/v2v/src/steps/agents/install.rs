@@ -5,6 +5,7 @@ use guestfs::engine::Command;
 use super::GUEST_AGENTS;
 use crate::Result;
 use crate::family::PackageSet;
+use crate::guest::packages::PackageFile;
 use crate::guest::{has_program, sysv};
 use crate::step::Context;
 
@@ -40,7 +41,12 @@ pub(super) fn install(cx: &mut Context<'_>) -> Result<()> {
         let places = sysv::places(cx, &RUNLEVELS);
         cx.fs.makes(places);
     }
-    switch_on(cx, service, unit(service), script(service));
+    let is_static = |file: &PackageFile| file.static_units.iter().any(|unit| unit.ends_with(&format!("/{service}.service")));
+    if has_program(&cx.fs, "systemctl") && packages.files().any(is_static) {
+        cx.note(format!("{service} starts when its channel is there"));
+    } else {
+        switch_on(cx, service, unit(service), script(service));
+    }
     Ok(())
 }
 

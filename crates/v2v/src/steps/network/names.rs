@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use guestfs::GuestFs;
+
 use crate::Result;
+use crate::guest::grub::{GRUB_CFG, MENU_LST, SYSLINUX};
 use crate::guest::kernels::compare_versions;
+use crate::source::Boot;
 use crate::step::Context;
 
 /// The first systemd that knows Xen's NICs, and calls them enX0 (systemd.net-naming-scheme(7)).
@@ -13,6 +17,8 @@ const NAMES_XEN: u32 = 250;
 const IFCFG: [&str; 2] = ["/etc/sysconfig/network-scripts", "/etc/sysconfig/network"];
 /// Folders of systemd's `.link` files, the first one that has a file of a name wins.
 const LINKS: [&str; 3] = ["/etc/systemd/network", "/usr/lib/systemd/network", "/lib/systemd/network"];
+/// Files of ifupdown, Gentoo's netifrc, Slackware's scripts and dhcpcd.
+const FILES: [&str; 4] = ["/etc/network/interfaces", "/etc/conf.d/net", "/etc/rc.d/rc.inet1.conf", "/etc/dhcpcd.conf"];
 const KEYFILES: &str = "/etc/NetworkManager/system-connections";
 const NETPLAN: &str = "/etc/netplan";
 
@@ -29,7 +35,8 @@ pub(super) fn names(cx: &Context<'_>, macs: &[Option<String>], systemd: Option<u
     let configured = configured(cx)?;
     let with = |prefix: &str| configured.iter().any(|n| n.starts_with(prefix));
     let by_kernel = with("eth") || with("enX");
-    let xen_names = with("enX") || !with("eth") && systemd.is_some_and(|v| v >= NAMES_XEN);
+    let by_systemd = systemd.is_some_and(|v| v >= NAMES_XEN) && !keeps_the_kernels(cx)?;
+    let xen_names = with("enX") || !with("eth") && by_systemd;
     // Names by an emulated NIC's slot: with as many of them as there are NICs it is clear which is whose.
     let mut by_slot: Vec<&String> = configured.iter().filter(|n| is_by_slot(n)).collect();
     by_slot.sort_by(|a, b| compare_versions(a, b));
@@ -49,6 +56,24 @@ pub(super) fn names(cx: &Context<'_>, macs: &[Option<String>], systemd: Option<u
         names.push(known.or(slot).unwrap_or_else(kernels));
     }
     Ok(names)
+}
+
+/// Whether the guest has udev leave the names that the kernel gives.
+fn keeps_the_kernels(cx: &Context<'_>) -> Result<bool> {
+    let masks = ["/etc/systemd/network/99-default.link", "/etc/udev/rules.d/80-net-setup-link.rules"];
+    if masks.iter().any(|path| cx.fs.readlink(path.as_bytes()).is_ok_and(|to| to == b"/dev/null")) {
+        return Ok(true);
+    }
+    let has = |text: &str| text.contains("net.ifnames=0");
+    if matches!(&cx.source.boot, Boot::Direct { cmdline, .. } if has(cmdline)) {
+        return Ok(true);
+    }
+    for menu in GRUB_CFG.iter().chain(MENU_LST).chain(SYSLINUX).chain(&["/etc/default/grub", "/etc/kernel/cmdline"]) {
+        if cx.text(menu)?.is_some_and(|text| has(&text)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The name that the guest itself gives the NIC with a MAC: by a `.link` file, or by netplan, which makes one.
@@ -160,8 +185,8 @@ fn by_keyfile(cx: &Context<'_>, mac: &str) -> Result<Option<String>> {
 
 /// Names of network interfaces that configuration files mention.
 fn configured(cx: &Context<'_>) -> Result<BTreeSet<String>> {
-    let mut files: Vec<Vec<u8>> = vec![b"/etc/network/interfaces".to_vec()];
-    for dir in ["/etc/network/interfaces.d", NETPLAN, LINKS[0], KEYFILES] {
+    let mut files: Vec<Vec<u8>> = FILES.map(|file| file.as_bytes().to_vec()).to_vec();
+    for dir in ["/etc/network/interfaces.d", NETPLAN, LINKS[0], KEYFILES, "/etc/netctl"] {
         files.extend(cx.names(dir).into_iter().map(|n| [dir.as_bytes(), b"/", &n[..]].concat()));
     }
     let mut names = BTreeSet::new();
@@ -172,8 +197,9 @@ fn configured(cx: &Context<'_>) -> Result<BTreeSet<String>> {
             names.extend(words.filter(|word| is_name(word) || is_by_slot(word)).map(String::from));
         }
     }
-    for file in IFCFG.into_iter().flat_map(|dir| cx.names(dir)) {
-        let name = std::str::from_utf8(&file).ok().and_then(|name| name.strip_prefix("ifcfg-"));
+    for file in IFCFG.into_iter().chain(["/etc/init.d"]).flat_map(|dir| cx.names(dir)) {
+        // Gentoo has a link for each interface: net.eth0.
+        let name = std::str::from_utf8(&file).ok().and_then(|name| name.strip_prefix("ifcfg-").or(name.strip_prefix("net.")));
         names.extend(name.filter(|name| is_name(name) || is_by_slot(name)).map(String::from));
     }
     Ok(names)

@@ -208,3 +208,21 @@ fn networkmanager_and_networkd() {
         run_step(&base, &STEP, |cx| assert_eq!(cx.reports[0].changed, [format!("/etc/systemd/network/10-{name}.link")]));
     }
 }
+
+/// Nothing that is known names an interface, and udev would call Xen's enX0; but it is told not to, or what names one is another distribution's.
+#[test]
+fn the_kernels_names_where_udev_is_told_to_leave_them() {
+    let udev = || MemFs::new().file("/var/lib/dpkg/status", status("udev", "254.10"));
+    for (base, name) in [
+        (udev(), "enX0"),
+        (udev().file("/boot/grub/grub.conf", "title x\nkernel /boot/kernel-6.1 root=/dev/xvda1 net.ifnames=0\n"), "eth0"),
+        (udev().link_to("/etc/systemd/network/99-default.link", "/dev/null"), "eth0"),
+        (udev().link_to("/etc/udev/rules.d/80-net-setup-link.rules", "/dev/null"), "eth0"),
+        (udev().file("/etc/conf.d/net", "config_eth0=\"192.168.77.10/24\"\n"), "eth0"),
+        (udev().link_to("/etc/init.d/net.eth0", "net.lo"), "eth0"),
+        (udev().file("/etc/netctl/lan", "Interface=eth0\nConnection=ethernet\n"), "eth0"),
+        (udev().file("/etc/dhcpcd.conf", "interface enX0\nstatic ip_address=10.0.0.5/24\n"), "enX0"),
+    ] {
+        run_step(&base, &STEP, |cx| assert_eq!(cx.reports[0].notes, [format!("{name} is the NIC with 00:16:3e:00:00:01")]));
+    }
+}
