@@ -34,7 +34,7 @@ test: setup
 	# Above, appliances continued a template; here the same ones boot.
 	GUESTLIFT_ACCEL=tcg GUESTLIFT_TEMPLATES=off $(CARGO) test --workspace --test appliance -- commands:: files:: trouble::
 
-# Every guest of tests/fixtures/guests: made, converted and booted. Half an hour, where `make test` takes the quickest of them. And a batch as
+# Every guest of tests/fixtures/guests: made, converted and booted. An hour, where `make test` takes the quickest of them. And a batch as
 # a job array of a Slurm cluster on this machine, which loses a node.
 test-guests: setup
 	scripts/build-agent

@@ -14,9 +14,11 @@ pub struct Guest {
     pub name: String,
     /// Root's password.
     pub password: String,
-    /// eth0's address.
+    /// Its NIC's name.
+    pub nic: String,
+    /// That one's address.
     pub ip: String,
-    /// eth0's MAC address.
+    /// And MAC address.
     pub mac: String,
     /// The xl configuration.
     pub cfg: PathBuf,
@@ -55,6 +57,8 @@ fn made_by(script: &str, args: &[&str]) -> Option<Guest> {
     Some(Guest {
         name: values["NAME"].into(),
         password: values["PASSWORD"].into(),
+        // Guests that were made before some were called otherwise do not say it.
+        nic: values.get("NIC").copied().unwrap_or("eth0").into(),
         ip: values["IP"].into(),
         mac: values["MAC"].into(),
         cfg: values["CFG"].into(),

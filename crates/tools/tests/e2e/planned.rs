@@ -42,7 +42,10 @@ fn changed(old: &[PathBuf], new: &[PathBuf]) -> BTreeSet<String> {
         (Some(a), Some(b)) => !same(old.fs(), new.fs(), path, a, b),
         _ => true,
     };
-    paths.iter().filter(differs).map(|path| guestfs::show(path)).collect()
+    let differing: BTreeSet<String> = paths.iter().filter(differs).map(|path| guestfs::show(path)).collect();
+    // openSUSE's root is one of the subvolumes below /.snapshots, where it is seen once more.
+    let at_root = |path: &str| path.strip_prefix("/.snapshots/").and_then(|path| Some(path.split_once("/snapshot")?.1.to_owned()));
+    differing.iter().filter(|path| at_root(path).is_none_or(|path| !differing.contains(&path))).cloned().collect()
 }
 
 fn open(disks: &[PathBuf]) -> guestfs::Guest {

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::booted::{CONVERSION, healthy, scratch};
+use crate::booted::{CONVERSION, converted, healthy, scratch};
 use crate::console::{Console, Hardware, Writes};
-use crate::guest::{Guest, check_outputs, outputs, recipe, run, sha256, top, v2v};
+use crate::guest::{Guest, recipe, run, top};
 use crate::planned::as_planned;
 use crate::updated::{DEBIANS_HOOKS, takes_a_newer_kernel};
 
@@ -29,11 +29,7 @@ fn ask_agent(dir: &Path, question: &str) -> String {
 
 /// Converts with these options, compares with the plan, and starts the result, whose disks keep what it writes.
 fn started<'a>(guest: &'a Guest, options: &[&str], dir: &Path) -> (Console, Hardware<'a>) {
-    let before = sha256(&guest.disks);
-    run(v2v().arg(&guest.cfg).arg("-os").arg(dir).args(options), None, CONVERSION);
-    assert_eq!(before, sha256(&guest.disks), "the source changed");
-    let disks = outputs(dir, &guest.name);
-    check_outputs(&disks, dir);
+    let disks = converted(guest, &guest.cfg, dir, options);
     as_planned(guest, options, &disks);
     let hardware = Hardware { disks, extra: None, agent: Some(agent_of(dir)), macs: vec![&guest.mac], writes: Writes::Kept };
     let mut console = Console::start(&hardware);
@@ -101,8 +97,8 @@ fn dracut_and_selinux() {
     assert_eq!(console.ok("systemctl is-enabled xe-daemon; true").trim(), "masked");
     let agent = console.ok("systemctl is-enabled qemu-guest-agent; ls /etc/systemd/system/*.wants/qemu-guest-agent.service; true");
     assert!(agent.contains("qemu-guest-agent.service") && !agent.contains("masked"), "{agent}");
-    let (_, code) = console.run("lsinitrd | grep -q virtio_blk", Duration::from_secs(120));
-    assert_eq!(code, 0, "the initrd has virtio");
     console.power_off();
-    takes_a_newer_kernel(&guest, hardware.disks, &format!("{DEBIANS_HOOKS} && update-grub -y"));
+    // Debian's policy does not let dracut run depmod in its folder, on Xen neither.
+    let hooks = format!("setenforce 0; {DEBIANS_HOOKS} && update-grub -y && restorecon -R /boot /usr/lib/modules && setenforce 1");
+    takes_a_newer_kernel(&guest, hardware.disks, &hooks);
 }

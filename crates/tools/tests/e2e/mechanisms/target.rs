@@ -4,17 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::booted::{CONVERSION, healthy, scratch};
+use crate::booted::{self, CONVERSION, healthy, scratch};
 use crate::console::Console;
-use crate::guest::{Guest, check_outputs, finish, guest, outputs, recipe, run, sha256, tool, v2v};
+use crate::guest::{Guest, finish, guest, recipe, run, tool, v2v};
 
-/// Converts with options, and gives the disks.
+/// As [`booted::converted`], with a domain that libvirt takes.
 fn converted(guest: &Guest, cfg: &Path, dir: &Path, options: &[&str]) -> Vec<PathBuf> {
-    let before = sha256(&guest.disks);
-    run(v2v().arg(cfg).arg("-os").arg(dir).args(options), None, CONVERSION);
-    assert_eq!(before, sha256(&guest.disks), "the source changed");
-    let disks = outputs(dir, &guest.name);
-    check_outputs(&disks, dir);
+    let disks = booted::converted(guest, cfg, dir, options);
     tool("virt-xml-validate", [dir.join(format!("{}.xml", guest.name)).as_os_str(), "domain".as_ref()]);
     disks
 }

@@ -2,20 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::booted::{CONVERSION, boots, healthy, scratch};
+use crate::booted::{boots, converted, healthy, scratch};
 use crate::console::{Console, Hardware, Writes};
-use crate::guest::{Guest, check_outputs, outputs, recipe, run, sha256, tool, v2v};
+use crate::guest::{Guest, recipe, tool};
 use crate::updated::{DEBIANS_HOOKS, takes_a_newer_kernel};
-
-/// Converts the guest with these arguments besides, and gives the result's disks, which the reference tools found sound.
-fn converted(guest: &Guest, dir: &Path, arguments: &[&str]) -> Vec<PathBuf> {
-    let before = sha256(&guest.disks);
-    run(v2v().arg(&guest.cfg).arg("-os").arg(dir).args(arguments), None, CONVERSION);
-    assert_eq!(before, sha256(&guest.disks), "the source changed");
-    let disks = outputs(dir, &guest.name);
-    check_outputs(&disks, dir);
-    disks
-}
 
 fn boots_twice(guest: &Guest, disks: Vec<PathBuf>) -> Console {
     let mut console = boots(guest, disks);
@@ -37,7 +27,7 @@ fn partitions(disk: &Path) -> Vec<u64> {
 fn a_volume_group_with_boot_on_whole_disks() {
     let Some(guest) = recipe("lvm") else { return };
     let dir = scratch();
-    let disks = converted(&guest, dir.path(), &["--grow", "256M"]);
+    let disks = converted(&guest, &guest.cfg, dir.path(), &["--grow", "256M"]);
     assert_eq!(disks.len(), 2, "the first disk becomes a partition of one, the other stays");
     let mut console = takes_a_newer_kernel(&guest, disks, DEBIANS_HOOKS);
     let size: u64 = console.ok("blockdev --getsize64 /dev/vg0/root").trim().parse().expect("a size");
@@ -50,7 +40,7 @@ fn a_volume_group_with_boot_on_whole_disks() {
 fn a_volume_group_on_a_mirror() {
     let Some(guest) = recipe("raid") else { return };
     let dir = scratch();
-    let mut console = boots_twice(&guest, converted(&guest, dir.path(), &[]));
+    let mut console = boots_twice(&guest, converted(&guest, &guest.cfg, dir.path(), &[]));
     let state = console.ok("cat /proc/mdstat");
     assert!(state.contains("[2/2] [UU]"), "{state}");
 }
@@ -60,7 +50,7 @@ fn a_volume_group_on_a_mirror() {
 fn btrfs_as_opensuse_lays_it_out() {
     let Some(guest) = recipe("btrfs") else { return };
     let dir = scratch();
-    let mut console = takes_a_newer_kernel(&guest, converted(&guest, dir.path(), &[]), DEBIANS_HOOKS);
+    let mut console = takes_a_newer_kernel(&guest, converted(&guest, &guest.cfg, dir.path(), &[]), DEBIANS_HOOKS);
     let mounts = console.ok("grep ' btrfs ' /proc/mounts");
     for mounted in [" / btrfs", "subvol=/@/.snapshots/1/snapshot 0", " /home btrfs", "subvol=/@/home 0"] {
         assert!(mounts.contains(mounted), "{mounted} is not in {mounts}");
@@ -72,7 +62,7 @@ fn btrfs_as_opensuse_lays_it_out() {
 fn xfs_and_boot_on_a_whole_disk_each() {
     let Some(guest) = recipe("xfs") else { return };
     let dir = scratch();
-    let disks = converted(&guest, dir.path(), &["--alignment", "4M", "--grow", "+300M"]);
+    let disks = converted(&guest, &guest.cfg, dir.path(), &["--alignment", "4M", "--grow", "+300M"]);
     assert_eq!(disks.len(), 3, "root and /boot become partitions of one disk; swap and the empty disk stay");
     assert_eq!(partitions(&disks[0]), [1800, 200]);
     let mut console = boots_twice(&guest, disks);
@@ -87,7 +77,7 @@ fn xfs_and_boot_on_a_whole_disk_each() {
 fn an_encrypted_volume_group() {
     let Some(guest) = recipe("luks") else { return };
     let dir = scratch();
-    let disks = converted(&guest, dir.path(), &["--key", "all:key:a passphrase"]);
+    let disks = converted(&guest, &guest.cfg, dir.path(), &["--key", "all:key:a passphrase"]);
     let hardware = Hardware { disks, extra: None, agent: None, macs: vec![&guest.mac], writes: Writes::Discarded };
     let mut console = Console::start(&hardware);
     for boot in 0..2 {
