@@ -95,4 +95,13 @@ pub struct Nic {
     pub ip: Vec<String>,
     /// The emulated model, for fully virtual guests.
     pub model: Option<String>,
+    /// The number by which Xen calls it (`vif-2`), where that is not its place among the others.
+    pub device: Option<u32>,
+}
+
+impl Nic {
+    /// The number by which Xen calls the NIC of this index.
+    pub fn number(&self, index: usize) -> usize {
+        self.device.and_then(|n| usize::try_from(n).ok()).unwrap_or(index)
+    }
 }

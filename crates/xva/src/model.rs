@@ -148,6 +148,8 @@ pub struct Nic {
     pub bridge: String,
     /// Its network's name; may be empty.
     pub network: String,
+    /// The number by which Xen calls it: numbers of interfaces that were taken away stay free.
+    pub device: Option<u32>,
 }
 
 impl Appliance {

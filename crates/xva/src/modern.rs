@@ -134,14 +134,12 @@ fn nics(objects: &Objects<'_>, vm: &str) -> Vec<Nic> {
         .map(|(_, vif)| {
             let network = objects.find(vif.get("network").text());
             let text = |key| network.map_or("", |n| n.get(key).text()).to_string();
-            (
-                vif.get("device").number().unwrap_or(u64::MAX),
-                Nic { mac: vif.get("MAC").text().into(), bridge: text("bridge"), network: text("name_label") },
-            )
+            let device = vif.get("device").number().and_then(|n| u32::try_from(n).ok());
+            Nic { mac: vif.get("MAC").text().into(), bridge: text("bridge"), network: text("name_label"), device }
         })
         .collect();
-    nics.sort_by_key(|(device, _)| *device);
-    nics.into_iter().map(|(_, nic)| nic).collect()
+    nics.sort_by_key(|nic| nic.device.unwrap_or(u32::MAX));
+    nics
 }
 
 fn vm(vm: &Value, drives: Vec<Drive>, nics: Vec<Nic>, vtpm: bool) -> Vm {
@@ -176,9 +174,15 @@ fn host_policy(vm: &Value, devices: impl Iterator<Item = (&'static str, &'static
         // 0 is the first turn, and what every other machine has too.
         order: vm.get("order").number().filter(|order| *order > 0 || in_vapp || kept_running),
         start_delay: vm.get("start_delay").number().filter(|seconds| *seconds > 0),
-        local_time: vm.get("platform").get("timeoffset").text().parse::<i64>().is_ok_and(|seconds| seconds.unsigned_abs() > 60),
+        local_time: vm.get("platform").get("timeoffset").text().parse().is_ok_and(is_zone),
         devices: pci.into_iter().chain(devices.map(|(_, name)| name)).collect(),
     }
+}
+
+/// Whether a clock that differs so from its host's runs in local time: zones lie quarters of an hour apart, and all else is a clock that is wrong.
+fn is_zone(seconds: i64) -> bool {
+    let seconds = seconds.unsigned_abs();
+    seconds > 840 && (seconds + 60) % 900 <= 120
 }
 
 fn boot(vm: &Value) -> Boot {

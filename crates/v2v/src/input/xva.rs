@@ -211,7 +211,7 @@ fn nic(nic: &xva::Nic, warnings: &mut Vec<String>) -> Nic {
         warnings.push(format!("'{}' is no MAC address: another one is made up", nic.mac.escape_default()));
     }
     let some = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
-    Nic { mac, bridge: some(&nic.bridge), network: some(&nic.network), ..Nic::default() }
+    Nic { mac, bridge: some(&nic.bridge), network: some(&nic.network), device: nic.device, ..Nic::default() }
 }
 
 /// An archive of which the disks are still to come.
@@ -326,6 +326,7 @@ mod tests {
                         mac: Some("00:16:3e:00:00:07".into()),
                         bridge: Some("xenbr0".into()),
                         network: Some("Pool-wide network associated with eth0".into()),
+                        device: Some(0),
                         ..Nic::default()
                     }]
                 );

@@ -132,12 +132,13 @@ fn other_drivers(cx: &mut Context<'_>, macs: &[Option<String>]) -> Result<()> {
             })?;
         }
     }
+    let numbers: Vec<usize> = cx.source.nics.iter().enumerate().map(|(i, nic)| nic.number(i)).collect();
     for name in cx.names("/etc/udev/rules.d").into_iter().filter(|n| n.ends_with(b".rules")) {
         cx.edit([b"/etc/udev/rules.d/", &name[..]].concat(), |text| {
             let mut text = text.to_string();
-            for (i, mac) in macs.iter().enumerate() {
+            for (number, mac) in numbers.iter().zip(macs) {
                 if let Some(mac) = mac {
-                    text = text.replace(&format!("KERNELS==\"vif-{i}\""), &format!("ATTR{{address}}==\"{mac}\""));
+                    text = text.replace(&format!("KERNELS==\"vif-{number}\""), &format!("ATTR{{address}}==\"{mac}\""));
                 }
             }
             text.replace("DRIVERS==\"vif\"", &format!("DRIVERS==\"{new}\""))

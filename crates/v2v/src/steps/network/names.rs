@@ -52,7 +52,10 @@ pub(super) fn names(cx: &Context<'_>, macs: &[Option<String>], systemd: Option<u
             None => None,
         };
         let slot = by_slot.get(i).filter(|_| by_slot.len() == macs.len()).map(|name| own(name.to_string(), false));
-        let kernels = || own(if xen_names { format!("enX{i}") } else { format!("eth{i}") }, false);
+        // systemd takes the number of Xen's; the kernel counts.
+        let kernels = || {
+            own(if xen_names { format!("enX{}", cx.source.nics.get(i).map_or(i, |nic| nic.number(i))) } else { format!("eth{i}") }, false)
+        };
         names.push(known.or(slot).unwrap_or_else(kernels));
     }
     Ok(names)

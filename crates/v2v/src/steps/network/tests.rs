@@ -170,6 +170,22 @@ fn releases_of_debian_and_ubuntu() {
     }
 }
 
+/// systemd calls a NIC by Xen's number, and the kernel counts.
+#[test]
+fn numbers_of_nics_that_were_taken_away_stay_free() {
+    for (udev, wanted) in [("252.39-1~deb12u1", ["enX0", "enX2"]), ("247.3-7", ["eth0", "eth1"])] {
+        let base = MemFs::new().file("/var/lib/dpkg/status", status("udev", udev));
+        let (mut source, layout) = crate::testing::xen_tools_guest();
+        let second = crate::source::Nic { mac: Some("00:16:3e:00:00:02".into()), device: Some(2), ..source.nics[0].clone() };
+        source.nics.push(second);
+        let options = crate::step::Options::default();
+        let mut cx = Context::new(&source, &layout, &options, crate::staged::Staged::new(&base)).unwrap();
+        cx.run(&STEP).unwrap();
+        let links = wanted.map(|name| format!("/etc/systemd/network/10-{name}.link"));
+        assert_eq!(cx.reports[0].changed, links);
+    }
+}
+
 #[test]
 fn what_gives_names_by_mac_already_stays_so() {
     let udev = status("udev", "252.39-1~deb12u1");
