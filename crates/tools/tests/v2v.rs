@@ -142,7 +142,7 @@ fn an_interrupted_conversion_cleans_up() {
 fn errors_name_the_guest_the_place_and_what_to_do() {
     let small = Small::new();
     small.config("no-disk.cfg", "disk = [ 'file:/nonexistent/x.img,xvda2,w' ]");
-    small.config("program.cfg", "x = os.name");
+    small.config("program.cfg", "vif = os.name");
     fs::write(small.path("not-xen.xml"), "<domain type='kvm'><name>x</name></domain>").unwrap();
     fs::write(small.path("zero.img"), vec![0; 1 << 20]).unwrap();
     for (arguments, wanted) in [

@@ -171,7 +171,7 @@ mod tests {
         };
         put("web.cfg", "name = 'web'\nmemory = 128\ndisk = [ 'file:/x,xvda,w' ]\n");
         put("db", "kernel = '/boot/vmlinuz'\nmemory = 128\n");
-        put("broken.cfg", "import os\nname = os.environ['x']\n");
+        put("broken.cfg", "import os\ndisk = [ os.environ['x'] ]\n");
         put("xl.conf", "autoballoon=\"off\"\nvif.default.bridge=\"xenbr0\"\n");
         put("readme.txt", "a = b, but in English\n");
         put("lib/mail.xml", "<domain type='xen'><name>mail</name></domain>");

@@ -82,6 +82,12 @@ fn open_unchanging(request: &Request<'_>, path: &Path, format: Option<&str>, war
     let options = OpenOptions::new(&gate).exclusive();
     let Some(format) = format else { return Ok(request.formats.open(path, &options)?) };
     let format = if format == "vhd" { "vpc" } else { format };
+    if matches!(format, "qcow" | "qed") {
+        return Err(Error::Invalid(format!(
+            "{}: the format {format} is not read: make it qcow2 (qemu-img convert -f {format} -O qcow2 OLD NEW), and name that with --disk",
+            path.display()
+        )));
+    }
     if format == "raw" && path.to_str().is_some_and(|p| p.contains('#')) && !path.exists() {
         return Ok(request.formats.open(path, &options)?);
     }

@@ -36,6 +36,21 @@ pub(super) fn cd_drive(name: &str, disc: &str) -> String {
     format!("{name}: the CD drive{disc} is not taken over: attach one with 'virsh attach-disk --type cdrom', where it is wanted")
 }
 
+/// A NIC in a VLAN of an Open vSwitch bridge, as xl's configurations have it: `ovsbr0.42`, `ovsbr0:10:20`.
+pub(super) fn tagged(index: usize, bridge: &str) -> Option<String> {
+    let (name, tags) = bridge.split_once([':', '.'])?;
+    let is_tags = tags.split(':').all(|tag| !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_digit()));
+    is_tags.then(|| vlan(index, &format!("{} of {name}", tags.replace(':', " and "))))
+}
+
+/// A NIC in a VLAN that its host tagged.
+pub(super) fn vlan(index: usize, which: &str) -> String {
+    format!(
+        "NIC {index} was in VLAN {which}: bridges of Linux know nothing of that; choose one that leads there with --bridge, or add <vlan> and \
+         <virtualport> to the domain"
+    )
+}
+
 /// A disk that other guests write too.
 pub(super) fn shared_disk(name: &str) -> String {
     format!(

@@ -65,7 +65,15 @@ impl<'a> Domain<'a> {
         };
         let devices = child(domain, "devices");
         self.warn(domain, devices, &mut warnings);
-        let nics = devices.into_iter().flat_map(|d| children(d, "interface")).map(|n| self.nic(n)).collect::<Result<_>>()?;
+        let nics: Vec<Node<'_, '_>> = devices.into_iter().flat_map(|d| children(d, "interface")).collect();
+        for (index, nic) in nics.iter().enumerate() {
+            let tags: Vec<&str> =
+                child(*nic, "vlan").into_iter().flat_map(|v| children(v, "tag")).filter_map(|t| t.attribute("id")).collect();
+            if !tags.is_empty() {
+                warnings.push(left_out::vlan(index, &tags.join(" and ")));
+            }
+        }
+        let nics = nics.into_iter().map(|n| self.nic(n)).collect::<Result<_>>()?;
         Ok(Source {
             name,
             uuid: text(domain, "uuid"),
@@ -198,6 +206,7 @@ impl<'a> Domain<'a> {
             network: attribute("source", "network"),
             ip: children(node, "ip").filter_map(|ip| ip.attribute("address")).map(str::to_owned).collect(),
             model: attribute("model", "type"),
+            device: None,
         })
     }
 }

@@ -15,6 +15,8 @@ pub enum Value {
     List(Vec<Value>),
     /// Python's `None`: as if the name were not there.
     None,
+    /// What only running the configuration would tell, as an error's words: raised when somebody asks.
+    Unreadable(String),
 }
 
 impl Value {
@@ -25,6 +27,7 @@ impl Value {
             Value::Text(_) => "a string",
             Value::List(_) => "a list",
             Value::None => "None",
+            Value::Unreadable(_) => "what a program gives",
         }
     }
 }
@@ -55,13 +58,14 @@ impl Config {
 
     /// Adds to `name` (`+=`): to a list its elements, to a string its letters.
     pub fn add(&mut self, name: &str, value: Value, line: usize) -> Result<()> {
-        let Some((old, _)) = self.entries.get_mut(name) else {
+        let Some((old, _)) = self.entries.get_mut(name).filter(|_| !matches!(value, Value::Unreadable(_))) else {
             self.set(name, value, line);
             return Ok(());
         };
         match (old, value) {
             (Value::List(old), Value::List(more)) => old.extend(more),
             (Value::Text(old), Value::Text(more)) => old.push_str(&more),
+            (Value::Unreadable(_), _) => {}
             (Value::Int(old), Value::Int(more)) if old.checked_add(more).is_some() => *old += more,
             (old, more) => {
                 let what = format!("{name} is {}, so {} cannot be added to it", old.kind(), more.kind());
@@ -87,6 +91,7 @@ impl Config {
             None => Ok(None),
             Some((Value::Text(text), _)) => Ok(Some(text.trim().to_owned()).filter(|t| !t.is_empty())),
             Some((Value::Int(number), _)) => Ok(Some(number.to_string())),
+            Some((Value::Unreadable(what), line)) => Err(self.error(line, what)),
             Some((other, line)) => Err(self.error(line, format!("{name} must be a string, not {}", other.kind()))),
         }
     }
@@ -110,6 +115,7 @@ impl Config {
             None => return Ok(Vec::new()),
             Some((Value::List(list), line)) => (&list[..], line),
             Some((text @ Value::Text(_), line)) => (std::slice::from_ref(text), line),
+            Some((Value::Unreadable(what), line)) => return Err(self.error(line, what)),
             Some((other, line)) => return Err(self.error(line, format!("{name} must be a list, not {}", other.kind()))),
         };
         let text = |value: &Value| match value {

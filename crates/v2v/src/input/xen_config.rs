@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::images::{self, Named};
 use super::value::{Config, Value};
 use super::{Input, Opened, Request, autostart, left_out, read_config, running, xen_disk, xen_vif, xl, xm};
-use crate::source::{Boot, Source, SourceDisk};
+use crate::source::{Boot, Nic, Source, SourceDisk};
 use crate::{Error, Result};
 
 /// The table's line.
@@ -66,9 +66,10 @@ fn source(request: &Request<'_>, config: &Config) -> Result<Source> {
     }
     warnings.extend(left_out::XL.iter().filter(|(key, _)| says_something(config, key)).map(|(key, what)| format!("{key}: {what}")));
     let boot = boot(request, config, &mut warnings)?;
-    let nics = (config.texts("vif")?.iter())
+    let nics: Vec<Nic> = (config.texts("vif")?.iter())
         .map(|text| xen_vif::parse(text).map_err(|e| config.error(config.line("vif"), format!("vif '{text}': {e}"))))
         .collect::<Result<_>>()?;
+    warnings.extend(nics.iter().enumerate().filter_map(|(i, nic)| left_out::tagged(i, nic.bridge.as_deref()?)));
     Ok(Source {
         name,
         uuid: config.text("uuid")?,
@@ -92,6 +93,7 @@ fn says_something(config: &Config, key: &str) -> bool {
         Some(Value::Int(number)) => *number != 0,
         Some(Value::Text(text)) => !text.trim().is_empty(),
         Some(Value::List(list)) => !list.is_empty(),
+        Some(Value::Unreadable(_)) => true,
     }
 }
 
@@ -106,6 +108,11 @@ fn disks(request: &Request<'_>, config: &Config, warnings: &mut Vec<String>) -> 
         }
         if spec.shared {
             warnings.push(left_out::shared_disk(&spec.vdev));
+        }
+        let is_named = request.disks.iter().any(|disk| disk.target.as_ref() == Some(&spec.vdev));
+        if let Some(why) = spec.elsewhere.as_ref().filter(|_| !is_named) {
+            let what = format!("disk '{text}': {why}: name the device that is there, or a copy of it, with --disk {}=FILE", spec.vdev);
+            return Err(config.error(line, what));
         }
         let format = Some(spec.format.as_deref().unwrap_or("raw"));
         let named = Named { config: Some(request.guest), path: &spec.target, format, in_dev: spec.phy };
@@ -342,7 +349,7 @@ vif = [ "", "model=e1000,bridge=br1" ]
             ("memory=1\nvif=['mac=1']", "DIR/x.cfg:2: vif 'mac=1': mac=1 is no MAC address"),
             ("memory=1\ntype='kvm'", "DIR/x.cfg:2: type 'kvm' must be pv, pvh or hvm"),
             (
-                "memory=1\nx = os.name",
+                "memory=1\nname = os.name",
                 "DIR/x.cfg:2: cannot read 'os.name': this is a Python program, which is not executed; write the values that it gives in its place",
             ),
         ] {

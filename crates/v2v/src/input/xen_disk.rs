@@ -17,6 +17,8 @@ pub struct Spec {
     pub cdrom: bool,
     /// A block device of the host (`phy:`): a relative target lies in /dev.
     pub phy: bool,
+    /// Why it can't be found here by its target, in words that a colon may follow.
+    pub elsewhere: Option<String>,
 }
 
 /// Prefixes that say where the target lies or who serves it. A format follows from some.
@@ -90,10 +92,10 @@ pub fn parse(text: &str) -> Result<Spec, String> {
             Some(("access", value)) => access = Some(value.to_owned()),
             Some(("devtype", value)) => spec.cdrom = value == "cdrom",
             Some(("script", value)) => {
-                return Err(format!("script={value} sets the disk up on the Xen host; name the device that it made"));
+                spec.elsewhere = Some(format!("script={value} sets it up on the Xen host"));
             }
             Some(("backend", value)) if value != "0" && value != "Domain-0" => {
-                return Err(format!("backend={value}: the disk lies in another domain; copy it here"));
+                spec.elsewhere = Some(format!("it lies in another domain (backend={value})"));
             }
             Some((
                 "backend" | "backendtype" | "discard" | "direct-io-safe" | "colo-host" | "specification" | "transport" | "trusted",
@@ -105,7 +107,11 @@ pub fn parse(text: &str) -> Result<Spec, String> {
                 "direct-io-safe" | "discard" | "no-discard" => {}
                 _ => {
                     if position == 0 {
-                        let (target, format, old) = strip_prefixes(parameter)?;
+                        let (target, format, old) = strip_prefixes(parameter);
+                        if let Some(script) = SCRIPTS.iter().find(|s| target.starts_with(**s)) {
+                            spec.elsewhere = Some(format!("a script of the Xen host sets '{script}' up"));
+                        }
+                        let old = old || spec.elsewhere.is_some();
                         spec.phy = old && parameter.contains("phy:");
                         spec.target = target.to_owned();
                         spec.format = spec.format.or(format.map(Into::into));
@@ -159,17 +165,14 @@ pub fn parse(text: &str) -> Result<Spec, String> {
 }
 
 /// A target without its prefixes, the format that they say, and whether there were any.
-fn strip_prefixes(target: &str) -> Result<(&str, Option<&'static str>, bool), String> {
+fn strip_prefixes(target: &str) -> (&str, Option<&'static str>, bool) {
     let (mut rest, mut format, mut any) = (target, None, false);
     while let Some((prefix, says)) = PREFIXES.iter().find(|(p, _)| rest.starts_with(p)) {
         rest = &rest[prefix.len()..];
         format = says.or(format);
         any = true;
     }
-    if let Some(script) = SCRIPTS.iter().find(|s| rest.starts_with(**s)) {
-        return Err(format!("'{script}' is set up by a script of the Xen host; name the block device that it made"));
-    }
-    Ok((rest, format, any))
+    (rest, format, any)
 }
 
 #[cfg(test)]
@@ -177,7 +180,7 @@ mod tests {
     use super::*;
 
     fn spec(target: &str, format: Option<&str>, vdev: &str, read_only: bool, cdrom: bool) -> Spec {
-        Spec { target: target.into(), format: format.map(Into::into), vdev: vdev.into(), read_only, shared: false, cdrom, phy: false }
+        Spec { target: target.into(), format: format.map(Into::into), vdev: vdev.into(), read_only, cdrom, ..Spec::default() }
     }
 
     #[test]
@@ -228,10 +231,21 @@ mod tests {
             ("/vm/x,raw,xvda,x", "access 'x' must be r, ro, w or rw"),
             ("/vm/x,raw,xvda,w,1", "'1' is one parameter too many"),
             ("/vm/x,raw,xvda,colour=red", "unknown parameter 'colour='"),
-            ("iscsi:iqn.2001-05.com,xvda,w", "'iscsi:' is set up by a script of the Xen host; name the block device that it made"),
-            ("vdev=xvda,script=block-nbd,target=x", "script=block-nbd sets the disk up on the Xen host; name the device that it made"),
         ] {
             assert_eq!(parse(text).unwrap_err(), error, "{text}");
+        }
+    }
+
+    #[test]
+    fn disks_that_the_xen_host_sets_up() {
+        for (text, vdev, why) in [
+            ("drbd:web,xvda,w", "xvda", "a script of the Xen host sets 'drbd:' up"),
+            ("iscsi:iqn.2001-05.com,xvda,w", "xvda", "a script of the Xen host sets 'iscsi:' up"),
+            ("vdev=xvdb,script=block-nbd,target=x", "xvdb", "script=block-nbd sets it up on the Xen host"),
+            ("/vm/x,raw,xvda,backend=storage", "xvda", "it lies in another domain (backend=storage)"),
+        ] {
+            let spec = parse(text).unwrap();
+            assert_eq!((spec.vdev.as_str(), spec.elsewhere.as_deref()), (vdev, Some(why)), "{text}");
         }
     }
 }

@@ -18,6 +18,7 @@ pub fn parse(text: &str) -> Result<Nic, String> {
             "bridge" => nic.bridge = Some(value.to_owned()),
             "ip" => nic.ip = value.split_whitespace().map(Into::into).collect(),
             "model" => nic.model = Some(value.to_owned()),
+            "devid" => nic.device = Some(value.parse().map_err(|_| format!("devid={value} is no number"))?),
             // What these say concerns the Xen host only.
             _ => {}
         }
@@ -54,7 +55,8 @@ mod tests {
             assert_eq!(parse(text).as_ref(), Ok(&expected), "{text}");
         }
         assert_eq!(parse("type=ioemu,model=e1000").unwrap().model.as_deref(), Some("e1000"));
-        for text in ["mac=00:16:3e", "mac=00:16:3e:00:00:0g", "dhcp"] {
+        assert_eq!(parse("devid=2").unwrap().device, Some(2));
+        for text in ["devid=x", "mac=00:16:3e", "mac=00:16:3e:00:00:0g", "dhcp"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -1,7 +1,8 @@
 //! Configurations of xm, the tool before xl: Python 2 programs, of which we read assignments of literals.
 //!
 //! Nothing is executed. Understood are strings (`''`, `""`, triple, `r`, `u`), numbers, lists, tuples, `+` of them, `%` of a
-//! string and literals, and names that were assigned before; all else is an error that names its line.
+//! string and literals, and names that were assigned before. What else a name gets, be it in an `if`, is not known: that is an error
+//! that names the line when somebody needs the value. All else is an error at once.
 
 use super::value::{Config, Value};
 use super::xl::escaped;
@@ -14,8 +15,15 @@ const MAX_WORK: usize = 8 << 20;
 
 /// Parses a configuration; `file` names it in messages.
 pub fn parse(file: &str, text: &str) -> Result<Config> {
-    let mut parser =
-        Parser { file, rest: text.trim_start_matches('\u{feff}'), line: 1, depth: 0, work: MAX_WORK, config: Config::new(file) };
+    let mut parser = Parser {
+        file,
+        rest: text.trim_start_matches('\u{feff}'),
+        line: 1,
+        depth: 0,
+        work: MAX_WORK,
+        is_program: false,
+        config: Config::new(file),
+    };
     loop {
         parser.skip();
         if parser.eat("\n") {
@@ -35,6 +43,8 @@ struct Parser<'a> {
     /// Open brackets: in them newlines mean nothing.
     depth: usize,
     work: usize,
+    /// The last error was for what would have to be executed.
+    is_program: bool,
     config: Config,
 }
 
@@ -44,12 +54,51 @@ impl<'a> Parser<'a> {
     }
 
     /// The error for what would have to be executed.
-    fn program(&self) -> Error {
-        let found: String = self.rest.chars().take_while(|c| *c != '\n').take(40).collect();
-        self.error(format!(
-            "cannot read '{}': this is a Python program, which is not executed; write the values that it gives in its place",
-            found.trim().escape_default()
-        ))
+    fn program(&mut self) -> Error {
+        // What ends too early is wrong in any case.
+        self.is_program = !self.rest.is_empty();
+        self.error(unreadable(self.rest))
+    }
+
+    /// Takes what is left of a statement, up to the end of the line in which its brackets are closed.
+    fn skip_statement(&mut self) {
+        let mut open = 0usize;
+        loop {
+            let (line, rest) = self.rest.split_at(self.rest.find('\n').unwrap_or(self.rest.len()));
+            for c in line.chars() {
+                match c {
+                    '[' | '(' | '{' => open += 1,
+                    ']' | ')' | '}' => open = open.saturating_sub(1),
+                    _ => {}
+                }
+            }
+            self.rest = rest;
+            if open == 0 && !line.ends_with('\\') || rest.is_empty() {
+                return;
+            }
+            self.rest = &rest[1..];
+            self.line += 1;
+        }
+    }
+
+    /// Takes the indented lines of a block: what they may set is not known.
+    fn skip_block(&mut self) {
+        let head = unreadable(self.rest);
+        let line = self.line;
+        self.skip_statement();
+        while let Some(rest) = self.rest.strip_prefix('\n') {
+            let next = &rest[..rest.find('\n').unwrap_or(rest.len())];
+            if !(next.starts_with([' ', '\t']) || next.trim().is_empty() || next.starts_with('#')) {
+                return;
+            }
+            (self.rest, self.line) = (rest, self.line + 1);
+            let word = next.trim_start();
+            let end = word.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(word.len());
+            if end > 0 && word[end..].trim_start().starts_with(['=', '+', '.', '[']) {
+                self.config.set(&word[..end], Value::Unreadable(head.clone()), line);
+            }
+            self.skip_statement();
+        }
     }
 
     fn eat(&mut self, wanted: &str) -> bool {
@@ -89,7 +138,14 @@ impl<'a> Parser<'a> {
 
     fn statement(&mut self) -> Result<()> {
         let (start, line) = (self.rest, self.line);
-        let name = self.name().ok_or_else(|| self.program())?;
+        let Some(name) = self.name() else { return Err(self.program()) };
+        if matches!(name, "if" | "elif" | "else" | "for" | "while" | "def" | "try" | "except")
+            && self.rest.starts_with([' ', '\t', ':', '('])
+        {
+            self.rest = start;
+            self.skip_block();
+            return Ok(());
+        }
         if matches!(name, "import" | "from") && self.rest.starts_with([' ', '\t']) {
             // xm's examples begin so. What uses a module is an error in its own line.
             self.rest = &self.rest[self.rest.find('\n').unwrap_or(self.rest.len())..];
@@ -102,17 +158,28 @@ impl<'a> Parser<'a> {
             return Err(self.program());
         }
         self.skip();
-        let value = self.sum()?;
-        self.skip();
-        if !(self.rest.is_empty() || self.rest.starts_with(['\n', ';'])) {
-            return Err(self.program());
-        }
+        let (expression, at) = (self.rest, self.line);
+        let value = match self.expression() {
+            Err(Error::Config { what, .. }) if std::mem::take(&mut self.is_program) => {
+                (self.rest, self.line, self.depth) = (expression, at, 0);
+                self.skip_statement();
+                Value::Unreadable(what)
+            }
+            value => value?,
+        };
         if add {
             self.config.add(name, value, line)
         } else {
             self.config.set(name, value, line);
             Ok(())
         }
+    }
+
+    /// What is assigned, up to the statement's end.
+    fn expression(&mut self) -> Result<Value> {
+        let value = self.sum()?;
+        self.skip();
+        if self.rest.is_empty() || self.rest.starts_with(['\n', ';']) { Ok(value) } else { Err(self.program()) }
     }
 
     fn sum(&mut self) -> Result<Value> {
@@ -195,7 +262,7 @@ impl<'a> Parser<'a> {
             Some(c) if c.is_ascii_digit() || c == '-' => self.number(),
             Some('\'' | '"') => self.strings(),
             _ => {
-                let name = self.name().ok_or_else(|| self.program())?;
+                let Some(name) = self.name() else { return Err(self.program()) };
                 if name.len() <= 2 && name.chars().all(|c| "rRuUbB".contains(c)) && self.rest.starts_with(['\'', '"']) {
                     self.rest = start;
                     return self.strings();
@@ -205,11 +272,11 @@ impl<'a> Parser<'a> {
                     "True" => Ok(Value::Int(1)),
                     "False" => Ok(Value::Int(0)),
                     _ => {
-                        let Some((value, _)) = self.config.get(name) else {
+                        let value = self.config.get(name).map(|(value, _)| value.clone());
+                        let Some(value) = value.filter(|value| !matches!(value, Value::Unreadable(_))) else {
                             self.rest = start;
                             return Err(self.program());
                         };
-                        let value = value.clone();
                         self.spend(size(&value))?;
                         Ok(value)
                     }
@@ -259,7 +326,7 @@ impl<'a> Parser<'a> {
             None if digits.len() > 1 && digits.starts_with('0') => i64::from_str_radix(digits, 8),
             None => digits.parse(),
         };
-        let number = number.map_err(|_| self.program())?;
+        let Ok(number) = number else { return Err(self.program()) };
         self.rest = &self.rest[end..];
         Ok(Value::Int(if negative { -number } else { number }))
     }
@@ -321,12 +388,21 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// What is said of what would have to be executed, of which this is the beginning.
+fn unreadable(text: &str) -> String {
+    let found: String = text.chars().take_while(|c| *c != '\n').take(40).collect();
+    format!(
+        "cannot read '{}': this is a Python program, which is not executed; write the values that it gives in its place",
+        found.trim().escape_default()
+    )
+}
+
 /// Letters and elements of a value.
 fn size(value: &Value) -> usize {
     match value {
         Value::Text(text) => text.len() + 1,
         Value::List(values) => values.iter().map(size).sum::<usize>() + 1,
-        Value::Int(_) | Value::None => 1,
+        Value::Int(_) | Value::None | Value::Unreadable(_) => 1,
     }
 }
 
@@ -378,8 +454,11 @@ mod tests {
         };
         for (config, error) in [
             ("import os, re\na = os.name\n", beyond(2, "os.name")),
-            ("a = 1\n\nif a == 1:\n  b = 2", beyond(3, "if a == 1:")),
-            ("arch = os.uname()[4]", beyond(1, "os.uname()[4]")),
+            ("b = 1\n\nif b == 1:\n  a = 2", beyond(3, "if b == 1:")),
+            ("a = [1]\nif x:\n  a.append(2)\nelse:\n  a += [3]\n", beyond(4, "else:")),
+            ("a = [1]\na += os.listdir(\n  '/')\nb = 1", beyond(2, "os.listdir(")),
+            ("b = os.name\na = 'x' + b", beyond(2, "b")),
+            ("a = os.uname()[4]", beyond(1, "os.uname()[4]")),
             ("a = 'x'.strip()", beyond(1, ".strip()")),
             ("a = {'x': 1}", beyond(1, "{\\'x\\': 1}")),
             ("a = 1.5", beyond(1, "1.5")),
@@ -395,7 +474,20 @@ mod tests {
             (&doubling, "f:20: the values come to more than 8 MiB".into()),
             (&nesting, "f:22: the values come to more than 8 MiB".into()),
         ] {
-            assert_eq!(parse("f", config).unwrap_err().to_string(), error, "{}", &config[..config.len().min(40)]);
+            let found = parse("f", config).and_then(|config| config.texts("a")).unwrap_err();
+            assert_eq!(found.to_string(), error, "{}", &config[..config.len().min(40)]);
         }
+    }
+
+    /// As Xen's own example for fully virtual guests begins.
+    #[test]
+    fn what_nobody_asks_for_may_be_a_program() {
+        let config = "import os, re\narch = os.uname()[4]\nif re.search('64', arch):\n    arch_libdir = 'lib64'\nelse:\n    arch_libdir = 'lib'\n\n\
+                      kernel = \"/usr/lib/xen/boot/hvmloader\"\nbuilder='hvm'\nmemory = 128\nname = \"ExampleHVMDomain\"\n\
+                      vif = [ 'type=ioemu, bridge=xenbr0' ]\ndevice_model = '/usr/' + arch_libdir + '/xen/bin/qemu-dm'\nboot=\"cda\"\nsdl=0\n";
+        let config = parse("f", config).unwrap();
+        assert_eq!(config.text("boot").unwrap().as_deref(), Some("cda"));
+        assert_eq!(config.number("memory").unwrap(), Some(128));
+        assert!(config.text("device_model").unwrap_err().to_string().starts_with("f:13: cannot read 'arch_libdir + "));
     }
 }
