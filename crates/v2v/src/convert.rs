@@ -167,6 +167,7 @@ fn complete(request: &Request, mut opened: Opened) -> Result<Opened> {
     source.memory_mib = request.memory_mib.unwrap_or(source.memory_mib);
     source.vcpus = request.vcpus.unwrap_or(source.vcpus);
     macs::assign(source, &request.macs)?;
+    source.warnings.extend(Machine::unplugged(source, &request.plugs));
     if request.handover == Handover::Appliance && !xva::has_one_network(&Machine::nics(source, &request.plugs)) {
         let several = "the NICs are on several networks, and the appliance names only the first: choose the others after the import";
         source.warnings.push(several.into());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use imgcore::nbd::uri::Uri;
 
 use super::{DiskFormat, Plug, PlugRule};
-use crate::source::{Policy, Source};
+use crate::source::{Nic, Policy, Source};
 
 /// The new machine, as all outputs describe it.
 #[derive(Clone, Debug)]
@@ -112,13 +112,12 @@ impl Machine {
 
     /// The NICs of a source, by the user's rules.
     pub fn nics(source: &Source, rules: &[PlugRule]) -> Vec<MachineNic> {
-        let plug = |nic: &crate::source::Nic| {
-            let own = nic.bridge.as_ref().or(nic.network.as_ref());
-            let rule = rules.iter().find(|r| r.old.is_some() && r.old.as_ref() == own).or(rules.iter().find(|r| r.old.is_none()));
+        let plug = |nic: &Nic| {
+            let rule = rules.iter().find(|rule| names(rule, nic)).or(rules.iter().find(|r| r.old.is_none()));
             let same = nic.bridge.clone().map(Plug::Bridge).or(nic.network.clone().map(Plug::Network));
             rule.map(|r| r.new.clone()).or(same)
         };
-        let nic = |(index, nic): (usize, &crate::source::Nic)| MachineNic {
+        let nic = |(index, nic): (usize, &Nic)| MachineNic {
             mac: nic.mac.clone().unwrap_or_default(),
             model: NicModel::default(),
             plug: plug(nic),
@@ -126,6 +125,23 @@ impl Machine {
         };
         source.nics.iter().enumerate().map(nic).collect()
     }
+
+    /// Sentences on NICs that no rule is for, where there are rules: another spelling of their bridge may be meant.
+    pub fn unplugged(source: &Source, rules: &[PlugRule]) -> Vec<String> {
+        let is_for = |nic: &Nic| rules.is_empty() || rules.iter().any(|rule| rule.old.is_none() || names(rule, nic));
+        let left = source.nics.iter().enumerate().filter(|(_, nic)| !is_for(nic));
+        let sentence = |(index, nic): (usize, &Nic)| {
+            let own: Vec<&str> = nic.bridge.iter().chain(&nic.network).map(String::as_str).collect();
+            let own = if own.is_empty() { "neither bridge nor network".into() } else { format!("'{}'", own.join("' or '")) };
+            format!("no --bridge or --network is for NIC {index}, which has {own}")
+        };
+        left.map(sentence).collect()
+    }
+}
+
+/// Whether a rule names the bridge or the network of a NIC.
+fn names(rule: &PlugRule, nic: &Nic) -> bool {
+    rule.old.is_some() && (rule.old == nic.bridge || rule.old == nic.network)
 }
 
 #[cfg(test)]
@@ -162,7 +178,6 @@ pub(crate) fn example() -> Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::Nic;
 
     #[test]
     fn nics_go_where_the_rules_say() {
@@ -173,11 +188,23 @@ mod tests {
             ..Nic::default()
         };
         source.nics = vec![nic(Some("xenbr0"), None), nic(Some("xenbr1"), None), nic(None, Some("lan")), nic(None, None)];
-        let plugs = |rules: &[PlugRule]| Machine::nics(&source, rules).into_iter().map(|n| n.plug).collect::<Vec<_>>();
+        let plugs_of = |source: &Source, rules: &[PlugRule]| Machine::nics(source, rules).into_iter().map(|n| n.plug).collect::<Vec<_>>();
         let (bridge, network) = (|b: &str| Some(Plug::Bridge(b.into())), |n: &str| Some(Plug::Network(n.into())));
+        let plugs = |rules: &[PlugRule]| plugs_of(&source, rules);
         assert_eq!(plugs(&[]), [bridge("xenbr0"), bridge("xenbr1"), network("lan"), None]);
         let rules = [PlugRule::parse("xenbr0:br7", Plug::Bridge), PlugRule::parse("default", Plug::Network)];
         assert_eq!(plugs(&rules), [bridge("br7"), network("default"), network("default"), network("default")]);
+        // A XenServer's has both.
+        source.nics[0].network = Some("Lab: 1".into());
+        let rules = [PlugRule::parse("Lab: 1:br7", Plug::Bridge), PlugRule::parse("xenbr9:br9", Plug::Bridge)];
+        assert_eq!(plugs_of(&source, &rules)[..2], [bridge("br7"), bridge("xenbr1")]);
+        let left = [
+            "no --bridge or --network is for NIC 1, which has 'xenbr1'",
+            "no --bridge or --network is for NIC 2, which has 'lan'",
+            "no --bridge or --network is for NIC 3, which has neither bridge nor network",
+        ];
+        assert_eq!(Machine::unplugged(&source, &rules), left);
+        assert!(Machine::unplugged(&source, &[]).is_empty());
         assert_eq!(Machine::nics(&source, &[]).iter().map(|n| n.slot).collect::<Vec<_>>(), [3, 4, 5, 6]);
     }
 }

@@ -105,9 +105,9 @@ pub struct PlugRule {
 }
 
 impl PlugRule {
-    /// Reads `NEW` or `OLD:NEW`; `plug` makes a place of the new name.
+    /// Reads `NEW` or `OLD:NEW`, where OLD may have colons itself; `plug` makes a place of the new name.
     pub fn parse(text: &str, plug: fn(String) -> Plug) -> Self {
-        match text.split_once(':') {
+        match text.rsplit_once(':') {
             Some((old, new)) => PlugRule { old: Some(old.into()), new: plug(new.into()) },
             None => PlugRule { old: None, new: plug(text.into()) },
         }
