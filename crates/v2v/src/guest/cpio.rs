@@ -20,6 +20,8 @@ const HEADER: usize = 110;
 pub struct Contents {
     /// Names of kernel modules, with `_` for `-`.
     pub modules: BTreeSet<String>,
+    /// Where those lie below `lib/modules/RELEASE`.
+    pub files: BTreeSet<String>,
     /// Releases that it has modules of.
     pub releases: BTreeSet<String>,
     /// It has files of systemd-udevd or udevd, which loads drivers by itself.
@@ -126,7 +128,11 @@ impl Contents {
         if let Some(release) = name.split_once("lib/modules/").and_then(|(_, rest)| rest.split('/').next()) {
             self.releases.insert(release.into());
         }
-        self.modules.extend(module_name(name));
+        if let Some(module) = module_name(name) {
+            self.modules.insert(module);
+            let below = name.split_once("lib/modules/").and_then(|(_, rest)| rest.split_once('/'));
+            self.files.extend(below.map(|(_, file)| file.to_string()));
+        }
         self.waits_for_xen |= name.contains("devexists-") && name.contains("xvd");
         self.udev |= name.ends_with("/systemd-udevd") || name.ends_with("bin/udevd") || name.ends_with("bin/udevadm");
     }

@@ -10,7 +10,15 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "dracut", is_there: |cx| has_program(cx, "dracut"), configure, build, by_udev: true };
+pub(super) const BUILDER: Builder = Builder {
+    name: "dracut",
+    is_there: |cx| has_program(cx, "dracut"),
+    configure,
+    build,
+    by_udev: true,
+    waits_for_disks: true,
+    copies: None,
+};
 
 const FOLDER: &str = "/etc/dracut.conf.d";
 /// Ours.

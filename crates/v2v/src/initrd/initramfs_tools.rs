@@ -10,7 +10,15 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, add_line, fields, map_lines};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "initramfs-tools", is_there, configure, build, by_udev: true };
+pub(super) const BUILDER: Builder = Builder {
+    name: "initramfs-tools",
+    is_there,
+    configure,
+    build,
+    by_udev: true,
+    waits_for_disks: false,
+    copies: Some(("/etc/initramfs-tools/conf.d", "conf/conf.d")),
+};
 
 fn is_there(cx: &Context<'_>) -> bool {
     // dracut brings an update-initramfs of its own.

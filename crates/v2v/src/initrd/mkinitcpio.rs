@@ -9,8 +9,15 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder =
-    Builder { name: "mkinitcpio", is_there: |cx| has_program(cx, "mkinitcpio"), configure, build, by_udev: true };
+pub(super) const BUILDER: Builder = Builder {
+    name: "mkinitcpio",
+    is_there: |cx| has_program(cx, "mkinitcpio"),
+    configure,
+    build,
+    by_udev: true,
+    waits_for_disks: false,
+    copies: None,
+};
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
     let (target, wanted) = (cx.options.target, cx.drivers().initrd);

@@ -8,8 +8,15 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder =
-    Builder { name: "mkinitfs", is_there: |cx| has_program(cx, "mkinitfs"), configure, build, by_udev: false };
+pub(super) const BUILDER: Builder = Builder {
+    name: "mkinitfs",
+    is_there: |cx| has_program(cx, "mkinitfs"),
+    configure,
+    build,
+    by_udev: false,
+    waits_for_disks: false,
+    copies: None,
+};
 
 fn configure(cx: &mut Context<'_>) -> Result<()> {
     // Where it found its root on Xen, it has the feature for that.

@@ -12,8 +12,15 @@ use crate::step::Context;
 /// How the aliases of disks' drivers begin.
 const HOSTADAPTER: &str = "scsi_hostadapter";
 
-pub(super) const BUILDER: Builder =
-    Builder { name: "mkinitrd-redhat", is_there: |cx| has_program(cx, "mkinitrd"), configure, build, by_udev: false };
+pub(super) const BUILDER: Builder = Builder {
+    name: "mkinitrd-redhat",
+    is_there: |cx| has_program(cx, "mkinitrd"),
+    configure,
+    build,
+    by_udev: false,
+    waits_for_disks: false,
+    copies: None,
+};
 
 /// Step `modules` has renamed Xen's aliases already.
 fn configure(cx: &mut Context<'_>) -> Result<()> {

@@ -9,7 +9,8 @@ use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, word_list};
 use crate::step::Context;
 
-pub(super) const BUILDER: Builder = Builder { name: "mkinitrd-suse", is_there, configure, build, by_udev: false };
+pub(super) const BUILDER: Builder =
+    Builder { name: "mkinitrd-suse", is_there, configure, build, by_udev: false, waits_for_disks: false, copies: None };
 
 const SETTINGS: &str = "/etc/sysconfig/kernel";
 
@@ -36,10 +37,13 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Both names are looked for in /boot.
-fn build(_: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
+/// Both names are looked for in /boot. The boot loader's menu is none of its business here, which it would refresh.
+fn build(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
     let name = |path: &str| path.trim_start_matches("/boot/").to_string();
-    Some(Command::new(["mkinitrd", "-k", &name(&kernel.image), "-i", &name(initrd)]))
+    let program = ["/sbin/mkinitrd", "/usr/sbin/mkinitrd"].into_iter().find_map(|path| cx.text(path).ok().flatten());
+    let refreshes = program.is_some_and(|text| text.contains("update-bootloader") && text.contains("-B"));
+    let words = ["mkinitrd", "-k", &name(&kernel.image), "-i", &name(initrd)].map(String::from);
+    Some(Command::new(words.into_iter().chain(refreshes.then(|| "-B".to_string()))))
 }
 
 #[cfg(test)]

@@ -29,6 +29,10 @@ pub struct Builder {
     pub build: fn(&Context<'_>, &Kernel, &str) -> Option<Command>,
     /// In its initrds udev loads the driver of whatever is there: a driver that comes to them is used. In others scripts name drivers.
     pub by_udev: bool,
+    /// Its initrds may wait for disks by the names that they had when they were built.
+    pub waits_for_disks: bool,
+    /// A folder of settings, and where its initrds have copies of the files.
+    pub copies: Option<(&'static str, &'static str)>,
 }
 
 /// All of them. Of several in a guest the first one is its own: what comes later is what it replaced.

@@ -25,64 +25,93 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     }
     let needed = cx.drivers_of(&kernel).disk;
     let modular: Vec<&str> = needed.iter().copied().filter(|m| !kernels::is_builtin(&cx.fs, &kernel.version, m)).collect();
-    if modular.is_empty() {
-        cx.note(format!("{} has {} built in", kernel.image, needed.join(" and ")));
-        return Ok(());
-    }
-    let Some(path) = &kernel.initrd.clone().filter(|path| cx.fs.is_file(path.as_bytes())) else { return without_initrd(cx, &kernel) };
+    let Some(path) = &kernel.initrd.clone().filter(|path| cx.fs.is_file(path.as_bytes())) else {
+        return if modular.is_empty() { built_in(cx, &kernel, needed) } else { without_initrd(cx, &kernel) };
+    };
+    let builder = initrd::of_guest(cx);
+    let may_wait = builder.is_some_and(|builder| builder.waits_for_disks);
     let bytes = cx.fs.read(path.as_bytes(), LIMIT)?;
     let has_all = |c: &Contents| modular.iter().all(|m| c.modules.contains(*m));
-    let missing: Vec<&str> = match cpio::scan(&bytes, &has_all) {
-        Ok(contents) if has_all(&contents) => {
-            let Some(settings) = changed_settings(cx) else {
-                cx.note(format!("{path} has {}: no rebuild", modular.join(" and ")));
-                return Ok(());
-            };
-            match rebuild(cx, &kernel, path) {
-                Some(command) => queue(cx, &kernel, path, format!("{path} has a copy of {settings} with Xen's disks"), command)?,
-                None => cx.warn(format!(
-                    "{path} has a copy of {settings} with Xen's disks, and the guest has no tool to rebuild it: it may not find its root"
-                )),
-            }
-            return Ok(());
-        }
-        Ok(contents) => {
-            cx.note(format!("{path} holds {} modules", contents.modules.len()));
-            let missing: Vec<&str> = modular.into_iter().filter(|m| !contents.modules.contains(*m)).collect();
-            if initrd::of_guest(cx).is_some_and(|builder| takes_drivers(cx, builder, &contents)) {
-                // Seconds, where the tool takes minutes; what it builds later has them by its settings.
-                return append(cx, &kernel, path, bytes, &missing, "udev loads them");
-            }
-            missing
-        }
-        Err(what) => {
-            cx.note(format!("{path} cannot be looked into ({what})"));
-            modular
-        }
+    let contents = cpio::scan(&bytes, &|c| has_all(c) && !may_wait).unwrap_or_else(|what| {
+        cx.note(format!("{path} cannot be looked into ({what})"));
+        Contents::default()
+    });
+    let missing: Vec<&str> = modular.iter().copied().filter(|m| !contents.modules.contains(*m)).collect();
+    let stale = match changed_settings(cx) {
+        Some(settings) => Some(format!("has a copy of {settings} with Xen's disks")),
+        None => contents.waits_for_xen.then(|| "waits for a disk by the name that it had on Xen".to_string()),
     };
-    match rebuild(cx, &kernel, path) {
-        Some(command) => queue(cx, &kernel, path, format!("{path} lacks {}", missing.join(" and ")), command),
-        None => append(cx, &kernel, path, bytes, &missing, "as the guest has no tool to rebuild it"),
+    let copies = builder.map(|builder| copies(cx, builder)).transpose()?.unwrap_or_default();
+    if missing.is_empty() && stale.is_none() {
+        if !copies.is_empty() && !contents.lz4 {
+            append(cx, &kernel, path, bytes, &copies)?;
+            cx.note(format!("{path}: settings that it has copies of are appended"));
+        } else if modular.is_empty() {
+            built_in(cx, &kernel, needed)?;
+        } else {
+            cx.note(format!("{path} has {}: no rebuild", modular.join(" and ")));
+        }
+        return Ok(());
     }
+    let lacks = format!("lacks {}", missing.join(" and "));
+    if !missing.is_empty() {
+        cx.note(format!("{path} holds {} modules", contents.modules.len()));
+    }
+    // Appending takes seconds, where the tool takes minutes; what that builds later has them by its settings.
+    let by_udev = stale.is_none() && contents.udev && !contents.lz4 && builder.is_some_and(|builder| builder.by_udev);
+    if !by_udev && let Some(command) = rebuild(cx, &kernel, path) {
+        return queue(cx, &kernel, path, format!("{path} {}", stale.unwrap_or(lacks)), command);
+    }
+    if let Some(stale) = stale {
+        cx.warn(format!("{path} {stale}, and the guest has no tool to rebuild it: it may not find its root"));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !contents.udev {
+        cx.warn(format!(
+            "no udev is seen in {path}: if its scripts load drivers by name only, it does not find its root, and has to be built anew with {}",
+            missing.join(" and ")
+        ));
+    }
+    let files = [supplement(cx, &kernel, &missing, &contents)?, copies].concat();
+    append(cx, &kernel, path, bytes, &files)?;
+    let why = if by_udev { "udev loads them" } else { "as the guest has no tool to rebuild it" };
+    cx.note(format!("{path} {}: modules are appended, {why}", lacks.replacen("lacks", "lacked", 1)));
+    Ok(())
 }
 
-/// Whether an initrd finds its root with nothing but more drivers.
-fn takes_drivers(cx: &Context<'_>, builder: &Builder, contents: &Contents) -> bool {
-    builder.by_udev && contents.udev && !contents.waits_for_xen && !contents.lz4 && changed_settings(cx).is_none()
+fn built_in(cx: &mut Context<'_>, kernel: &Kernel, drivers: &[&str]) -> Result<()> {
+    cx.note(format!("{} has {} built in", kernel.image, drivers.join(" and ")));
+    Ok(())
 }
 
-/// Puts modules behind what an initrd holds: the kernel unpacks one archive after the other.
-fn append(cx: &mut Context<'_>, kernel: &Kernel, path: &str, bytes: Vec<u8>, missing: &[&str], why: &str) -> Result<()> {
-    let extra = supplement(cx, kernel, missing)?;
+/// A file of an initrd: its path there, and what it holds.
+type File = (String, Vec<u8>);
+
+/// Settings that changed and that the tool's initrds have copies of, as files of theirs.
+fn copies(cx: &Context<'_>, builder: &Builder) -> Result<Vec<File>> {
+    let Some((from, to)) = builder.copies else { return Ok(Vec::new()) };
+    let mut files = Vec::new();
+    for name in cx.names(from) {
+        let path = [from.as_bytes(), b"/", &name[..]].concat();
+        if cx.fs.changes().iter().any(|change| change.op.path() == path) {
+            files.push((format!("{to}/{}", String::from_utf8_lossy(&name)), cx.fs.read(&path, 1 << 20)?));
+        }
+    }
+    Ok(files)
+}
+
+/// Puts files behind what an initrd holds: the kernel unpacks one archive after the other.
+fn append(cx: &mut Context<'_>, kernel: &Kernel, path: &str, bytes: Vec<u8>, files: &[File]) -> Result<()> {
     let length = bytes.len();
     let mut whole = bytes;
     // The kernel skips zeroes between archives and wants each at a multiple of four; newer ones know lz4's end by four of them.
     whole.resize((whole.len() + 4).next_multiple_of(512), 0);
-    whole.extend_from_slice(&extra);
+    whole.extend_from_slice(&archive(files));
     cx.fs.put(path.as_bytes(), &whole, None)?;
     // update-initramfs, until Debian 11, does not touch what has another sum than it wrote here.
     cx.edit(format!("/var/lib/initramfs-tools/{}", kernel.version), |sum| sum.replace(&sha1(&whole[..length]), &sha1(&whole)))?;
-    cx.note(format!("{path} lacked {}: modules are appended, {why}", missing.join(" and ")));
     Ok(())
 }
 
@@ -151,12 +180,12 @@ fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
-/// An archive with modules that an initrd lacks, what they need, and the lists by which udev and modprobe find them.
-fn supplement(cx: &Context<'_>, kernel: &Kernel, missing: &[&str]) -> Result<Vec<u8>> {
+/// Modules that an initrd lacks, what they need, and the lists by which udev and modprobe find them.
+fn supplement(cx: &Context<'_>, kernel: &Kernel, missing: &[&str], contents: &Contents) -> Result<Vec<File>> {
     let version = &kernel.version;
     let base = format!("/lib/modules/{version}");
     let table = kernels::module_table(&cx.fs, version);
-    let mut files: Vec<&str> = Vec::new();
+    let mut paths: Vec<&str> = Vec::new();
     for module in missing {
         let Some((file, needs)) = table.iter().find(|(f, _)| module_name(f).as_deref() == Some(*module)) else {
             return Err(cx.fail(format!(
@@ -164,31 +193,44 @@ fn supplement(cx: &Context<'_>, kernel: &Kernel, missing: &[&str]) -> Result<Vec
                 kernel.initrd.as_deref().unwrap_or_default()
             )));
         };
-        for file in needs.iter().chain([file]) {
-            if !files.contains(&file.as_str()) {
-                files.push(file);
-            }
-        }
+        paths.extend(needs.iter().chain([file]).map(String::as_str));
     }
+    // The lists name modules as the guest has them: those that the tool unpacked, or put elsewhere, come once more.
+    let is_elsewhere = |file: &str| {
+        let below = file.strip_prefix(&format!("{base}/")).unwrap_or(file);
+        !contents.files.contains(below) && module_name(file).is_some_and(|name| contents.modules.contains(&name))
+    };
+    paths.extend(table.iter().map(|(file, _)| file.as_str()).filter(|file| is_elsewhere(file)));
     let mut lists: Vec<String> = cx.fs.read_dir(base.as_bytes())?.into_iter().filter_map(|e| String::from_utf8(e.name).ok()).collect();
     lists.retain(|n| n.starts_with("modules."));
     lists.sort();
+    let mut files: Vec<File> = Vec::new();
+    for path in paths.into_iter().chain(lists.iter().map(String::as_str)) {
+        let whole = if path.starts_with('/') { path.trim_start_matches('/').to_string() } else { format!("lib/modules/{version}/{path}") };
+        if !files.iter().any(|(there, _)| *there == whole) {
+            let bytes = cx.fs.read(format!("/{whole}").as_bytes(), 64 << 20)?;
+            files.push((whole, bytes));
+        }
+    }
+    Ok(files)
+}
+
+/// An archive of files with the folders that they need.
+fn archive(files: &[File]) -> Vec<u8> {
     let mut cpio = Writer::default();
-    let mut made: Vec<String> = Vec::new();
-    for file in files.iter().map(|f| f.to_string()).chain(lists) {
+    let mut made: Vec<&str> = Vec::new();
+    for (path, bytes) in files {
         // No entry for /lib itself: where that is a link in the initrd, a directory would take its place.
-        let whole = if file.starts_with('/') { file.trim_start_matches('/').to_string() } else { format!("lib/modules/{version}/{file}") };
-        let slashes: Vec<usize> = whole.match_indices('/').map(|m| m.0).skip(1).collect();
-        for at in slashes {
-            let dir = &whole[..at];
-            if dir.contains("lib/modules") && !made.iter().any(|d| d == dir) {
+        for (at, _) in path.match_indices('/').skip(1) {
+            let dir = &path[..at];
+            if !made.contains(&dir) {
                 cpio.directory(dir);
-                made.push(dir.into());
+                made.push(dir);
             }
         }
-        cpio.file(&whole, &cx.fs.read(format!("/{whole}").as_bytes(), 64 << 20)?);
+        cpio.file(path, bytes);
     }
-    Ok(cpio.finish())
+    cpio.finish()
 }
 
 #[cfg(test)]
@@ -272,6 +314,45 @@ mod tests {
         }
     }
 
+    /// What the lists that are appended name must be there: mkinitcpio unpacks modules, and once put all into one folder.
+    #[test]
+    fn modules_that_lie_elsewhere_come_once_more() {
+        let mut cpio = Writer::default();
+        cpio.file("usr/bin/udevadm", b"elf");
+        cpio.file("usr/lib/modules/6.1/kernel/ext4.ko", b"unpacked");
+        cpio.file("usr/lib/modules/6.1/kernel/drivers/block/xen-blkfront.ko", b"elf");
+        let base = guest(&[])
+            .file("/boot/initrd.img-6.1", cpio.finish())
+            .file("/usr/bin/mkinitcpio", "")
+            .file(
+                "/lib/modules/6.1/modules.dep",
+                "kernel/drivers/virtio/virtio.ko:\nkernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio.ko\n\
+                 kernel/drivers/block/virtio_blk.ko: kernel/drivers/virtio/virtio.ko\nkernel/drivers/block/xen-blkfront.ko:\n\
+                 kernel/fs/ext4/ext4.ko.zst:\nkernel/fs/xfs/xfs.ko.zst:\n",
+            )
+            .file("/lib/modules/6.1/kernel/fs/ext4/ext4.ko.zst", "packed");
+        run_after_kernel(&base, |cx| {
+            let found = cpio::scan(&cx.fs.read(b"/boot/initrd.img-6.1", 1 << 20).unwrap(), &|_| false).unwrap();
+            assert!(found.files.contains("kernel/fs/ext4/ext4.ko.zst") && !found.modules.contains("xfs"), "{found:?}");
+        });
+    }
+
+    /// update-initramfs copies where the guest wakes from into the initrd, which would wait for it.
+    #[test]
+    fn settings_in_an_initrd_follow() {
+        let base = guest(&["virtio_blk", "virtio_pci"])
+            .file("/usr/sbin/update-initramfs", "")
+            .file("/etc/initramfs-tools/conf.d/resume", "RESUME=/dev/xvda1\n");
+        run_step(&base, &super::super::kernel::STEP, |cx| {
+            cx.run(&super::super::resume::STEP).unwrap();
+            cx.run(&STEP).unwrap();
+            let whole = cx.fs.read(b"/boot/initrd.img-6.1", 1 << 20).unwrap();
+            let text = String::from_utf8_lossy(&whole).into_owned();
+            assert!(text.contains("conf/conf.d/resume\0") && text.contains("RESUME=UUID="), "{:?}", cx.reports[2]);
+            assert!(cx.fs.commands().is_empty());
+        });
+    }
+
     #[test]
     fn without_a_tool_the_modules_are_appended() {
         run_after_kernel(&guest(&["virtio_pci"]), |cx| {
@@ -281,6 +362,8 @@ mod tests {
             assert_eq!(modules, ["virtio", "virtio_blk", "virtio_pci"]);
             let text = String::from_utf8_lossy(&whole).into_owned();
             assert!(text.contains("lib/modules/6.1/modules.alias") && !text.contains("\0lib\0"));
+            let warning = "no udev is seen in /boot/initrd.img-6.1: if its scripts load drivers by name only";
+            assert!(cx.reports[1].warnings[0].starts_with(warning), "{:?}", cx.reports[1].warnings);
         });
     }
 
