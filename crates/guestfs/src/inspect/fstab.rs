@@ -103,13 +103,13 @@ pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
     if let Some(exact) = position(&|v| v.device == spec).or_else(|| position(&|v| v.aliases.iter().any(|alias| alias == spec))) {
         return Some(exact);
     }
-    if let Some(rest) = name.strip_prefix("disk/by-id/").or_else(|| name.strip_prefix("disk/by-path/")) {
-        // The host's serial numbers are not known: only a single disk can be meant for sure.
-        let number = rest.rsplit_once("-part").and_then(|(_, n)| n.parse::<u32>().ok());
-        return (volumes.disks.len() == 1).then(|| position(&|v| v.partition.as_ref().map(|p| p.number) == number)).flatten();
-    }
     // The same disk by another driver's name: sda2 is xvda2 is vda2.
-    let wanted = split(name)?;
+    let wanted = match of_hardware(name) {
+        // Only a single disk can be meant for sure.
+        Some((None, number)) if volumes.disks.len() == 1 => return position(&|v| v.partition.as_ref().map(|p| p.number) == number),
+        Some((disk, number)) => (disk?, number),
+        None => split(name)?,
+    };
     if let Some(same) = position(&|v| v.device.strip_prefix("/dev/").and_then(split) == Some(wanted)) {
         return Some(same);
     }
@@ -118,6 +118,26 @@ pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
         return None;
     }
     position(&|v| (v.disk(), v.partition.as_ref().map(|p| p.number)) == (Some(wanted.0), wanted.1))
+}
+
+/// The disk's position, where it tells that, and the partition of a link that udev makes of a disk's serial number or place, which are the
+/// machine's and not the disk's content's:
+/// `disk/by-id/ata-QEMU_HARDDISK_QM00001-part2`, `disk/by-path/xen-vbd-51712-part2`.
+pub fn of_hardware(link: &str) -> Option<(Option<usize>, Option<u32>)> {
+    let name = link.strip_prefix("disk/by-id/").or_else(|| link.strip_prefix("disk/by-path/"))?;
+    if ["dm-", "md-", "lvm-"].iter().any(|made| name.starts_with(made)) {
+        return None;
+    }
+    let (disk, number) = name.rsplit_once("-part").unwrap_or((name, ""));
+    let number = number.parse().ok();
+    // QEMU counts its IDE disks from 1; Xen's numbers are those of devices, 16 to a disk.
+    let serial = disk.rsplit_once("QEMU_HARDDISK_QM").and_then(|(_, n)| n.parse::<usize>().ok()?.checked_sub(1));
+    let device = disk.rsplit_once("xen-vbd-").and_then(|(_, n)| n.parse::<usize>().ok()?.checked_sub(202 << 8)).filter(|n| *n < 256);
+    match device {
+        Some(device) if device % 16 > 0 => Some((Some(device / 16), u32::try_from(device % 16).ok())),
+        Some(device) => Some((Some(device / 16), number)),
+        None => Some((serial, number)),
+    }
 }
 
 /// `sda2` and its like as the disk's position and the partition.
@@ -178,6 +198,22 @@ mod tests {
         assert_eq!(parse(b"/dev/sda1 ///home//users/ ext4")[0].mount_point().unwrap(), b"/home/users");
         assert_eq!(parse(b"/dev/cdrom /cd auto")[0].mount_point(), None);
         assert!(parsed[1].is_swap());
+    }
+
+    #[test]
+    fn links_of_hardware() {
+        for (link, wanted) in [
+            ("disk/by-id/ata-QEMU_HARDDISK_QM00002-part5", Some((Some(1), Some(5)))),
+            ("disk/by-id/ata-QEMU_HARDDISK_QM00000", Some((None, None))),
+            ("disk/by-id/scsi-36001405-part1", Some((None, Some(1)))),
+            ("disk/by-path/xen-vbd-51728-part3", Some((Some(1), Some(3)))),
+            ("disk/by-path/xen-vbd-51713", Some((Some(0), Some(1)))),
+            ("disk/by-path/xen-vbd-99999999-part3", Some((None, Some(3)))),
+            ("disk/by-id/dm-uuid-LVM-a", None),
+            ("disk/by-uuid/a", None),
+        ] {
+            assert_eq!(of_hardware(link), wanted, "{link}");
+        }
     }
 
     #[test]

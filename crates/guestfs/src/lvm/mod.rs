@@ -48,6 +48,13 @@ pub fn mapper_name(group: &str, volume: &str) -> String {
     format!("{}-{}", group.replace('-', "--"), volume.replace('-', "--"))
 }
 
+/// What udev calls a group's volume besides.
+pub(crate) fn aliases(group: &Group, volume: &LogicalVolume) -> Vec<String> {
+    let name = mapper_name(&group.name, &volume.name);
+    let uuid = [&group.uuid, &volume.uuid].map(|uuid| uuid.replace('-', "")).concat();
+    vec![format!("/dev/mapper/{name}"), format!("/dev/disk/by-id/dm-name-{name}"), format!("/dev/disk/by-id/dm-uuid-LVM-{uuid}")]
+}
+
 /// A command of LVM for the appliance, where there is no udev and nobody else uses the disks.
 pub fn command<'a>(words: impl IntoIterator<Item = &'a str>) -> Command {
     const SETTINGS: &str = "activation{udev_sync=0 udev_rules=0 monitoring=0 verify_udev_operations=0} backup{backup=0 archive=0} \

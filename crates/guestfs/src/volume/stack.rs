@@ -235,7 +235,7 @@ impl Volumes {
             }
             self.volumes.extend(group.volumes.iter().enumerate().map(|(volume, logical)| Volume {
                 device: format!("/dev/{}/{}", group.name, logical.name),
-                aliases: vec![format!("/dev/mapper/{}", lvm::mapper_name(&group.name, &logical.name))],
+                aliases: lvm::aliases(&group, logical),
                 place: Place::Logical { group: position, volume },
                 partition: None,
                 len: logical.len,

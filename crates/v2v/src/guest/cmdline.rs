@@ -25,6 +25,9 @@ pub struct Rewrite<'a> {
 const PARAVIRTUAL_ONLY: &[&str] =
     &["xencons=", "independent_wallclock=", "independent_wallclock", "earlyprintk=xen", "earlycon=xenboot", "xenfb", "video=xenfb"];
 
+/// Parameters that name a device.
+const DEVICES: &[&str] = &["root", "real_root", "resume", "real_resume", "boot", "cryptdevice", "cryptroot", "crypt_root"];
+
 /// Parameters that mean something only on Xen, likewise.
 const XEN_ONLY: &[&str] = &["clocksource=xen", "xen_emul_unplug=", "xen_blkfront.", "xen-blkfront.", "xen_netfront.", "xen-netfront."];
 
@@ -93,11 +96,11 @@ impl Rewrite<'_> {
         if let Some(tty) = word.strip_prefix("console=") {
             return (!is_xen_console(tty)).then(|| word.into());
         }
-        for name in ["root=", "resume=", "real_root="] {
-            if let Some(device) = word.strip_prefix(name)
-                && let Some(new) = if self.by_name { self.devices.plain(device) } else { self.devices.stable(device) }
-            {
-                return Some(format!("{name}{new}"));
+        if let Some((name, value)) = word.split_once('=').filter(|(name, _)| DEVICES.contains(name)) {
+            // mkinitcpio has the name of the opened volume behind its device.
+            let (device, rest) = value.split_at(value.find(':').unwrap_or(value.len()));
+            if let Some(new) = if self.by_name { self.devices.plain(device) } else { self.devices.stable(device) } {
+                return Some(format!("{name}={new}{rest}"));
             }
         }
         Some(word.into())
@@ -131,6 +134,12 @@ mod tests {
                 ("root=/dev/mapper/vg-root ro console=ttyS0,9600", "root=/dev/mapper/vg-root ro console=ttyS0,9600".into()),
                 ("root=/dev/xvdb1 -- splash", "root=/dev/vdb1 console=tty0 console=ttyS0,115200n8 -- splash".into()),
                 ("", "console=tty0 console=ttyS0,115200n8".into()),
+                (
+                    "cryptdevice=/dev/xvda2:root:allow-discards root=/dev/mapper/root boot=/dev/xvda1 console=tty1 console=ttyS0",
+                    format!(
+                        "cryptdevice=UUID={ROOT_UUID}:root:allow-discards root=/dev/mapper/root boot=UUID={SWAP_UUID} console=tty1 console=ttyS0"
+                    ),
+                ),
             ] {
                 assert_eq!(r.whole(old), new);
                 assert_eq!(r.whole(&r.whole(old)), new, "twice is once");

@@ -1,6 +1,8 @@
 //! Old device names and what they become: by UUID where one exists, else the new name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+use guestfs::inspect::fstab::of_hardware;
 
 use crate::layout::{Layout, Table, Volume};
 use crate::source::Source;
@@ -39,10 +41,24 @@ impl Devices {
         ["xvd", "sd", "hd", "vd"].iter().any(|p| name.starts_with(p)) && parse(name).is_some()
     }
 
+    /// Whether this is a link to a disk by its serial number or its place, which are others on the new machine.
+    pub fn is_hardware(name: &str) -> bool {
+        of_hardware(name.strip_prefix("/dev/").unwrap_or(name)).is_some()
+    }
+
+    /// Disk and partition of an old name, with or without `/dev/`.
+    fn place(&self, name: &str) -> Option<(u32, Option<u32>)> {
+        let name = name.strip_prefix("/dev/").unwrap_or(name);
+        let Some((disk, number)) = of_hardware(name) else { return parse(name).filter(|_| Self::is_disk_name(name)) };
+        // A single disk needs no name.
+        let letters: BTreeSet<u32> = self.volumes.keys().map(|key| key.0).chain(self.disks.keys().copied()).collect();
+        let single = letters.first().filter(|_| letters.len() == 1).copied();
+        Some((disk.and_then(|disk| u32::try_from(disk).ok()).or(single)?, number))
+    }
+
     /// The volume of an old name, with or without `/dev/`.
     pub fn volume(&self, name: &str) -> Option<&Volume> {
-        let name = name.strip_prefix("/dev/").unwrap_or(name);
-        self.volumes.get(&parse(name).filter(|_| Self::is_disk_name(name))?)
+        self.volumes.get(&self.place(name)?)
     }
 
     /// `UUID=…` where the volume has one that no other has, else the new name with `/dev/`.
@@ -63,11 +79,10 @@ impl Devices {
 
     /// The new name with `/dev/`; whole disks too.
     pub fn plain(&self, name: &str) -> Option<String> {
-        let bare = name.strip_prefix("/dev/").unwrap_or(name);
-        if let Some(volume) = self.volume(bare) {
+        if let Some(volume) = self.volume(name) {
             return Some(format!("/dev/{}", volume.target_device));
         }
-        match parse(bare).filter(|_| Self::is_disk_name(bare))? {
+        match self.place(name)? {
             (letter, None) => self.disks.get(&letter).map(|d| format!("/dev/{d}")),
             _ => None,
         }
@@ -115,6 +130,30 @@ mod tests {
         for name in ["/dev/xvdc1", "/dev/xvda9", "/dev/xvda", "/dev/mapper/a", "UUID=1", "proc", "/dev/sr0", "/dev/xvda2x"] {
             assert_eq!(devices.stable(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn links_by_serial_number_and_place() {
+        let (source, mut layout) = testing::xen_tools_guest();
+        let devices = Devices::new(&source, &layout);
+        let root = format!("UUID={}", testing::ROOT_UUID);
+        for (name, wanted) in [
+            ("/dev/disk/by-id/ata-QEMU_HARDDISK_QM00001-part2", Some(root.as_str())),
+            ("/dev/disk/by-id/scsi-SATA_QEMU_HARDDISK_QM00001-part2", Some(&root)),
+            ("/dev/disk/by-id/ata-QEMU_HARDDISK_QM00002", Some("/dev/vdb")),
+            ("/dev/disk/by-path/xen-vbd-51714-part1", Some(&root)),
+            ("/dev/disk/by-path/xen-vbd-51728-part1", Some("/dev/vdb1")),
+            ("/dev/disk/by-id/wwn-0x600-part2", None),
+            ("/dev/disk/by-id/ata-QEMU_HARDDISK_QM00003-part1", None),
+            ("/dev/disk/by-path/xen-vbd-99999999999-part1", None),
+        ] {
+            assert_eq!(devices.stable(name).as_deref(), wanted, "{name}");
+            assert!(Devices::is_hardware(name));
+        }
+        layout.disks.truncate(1);
+        let devices = Devices::new(&source, &layout);
+        assert_eq!(devices.stable("/dev/disk/by-id/wwn-0x600-part2"), Some(root));
+        assert!(!Devices::is_hardware("/dev/disk/by-uuid/x"));
     }
 
     #[test]

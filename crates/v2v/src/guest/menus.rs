@@ -15,7 +15,7 @@ const ENTRIES: usize = 1000;
 pub struct Named {
     /// The kernel's image: `/boot/bzImage`.
     pub image: String,
-    /// The first of its initrds.
+    /// The first of its initrds that is not microcode.
     pub initrd: Option<String>,
 }
 
@@ -37,8 +37,12 @@ pub fn named(fs: &dyn GuestFs) -> Vec<Named> {
                     found.extend(image.map(|image| Named { image, initrd: None }));
                 }
                 Some(word) if open && (word.starts_with("initrd") || word == "append") => {
-                    let path = if word == "append" { words.iter().find_map(|word| word.strip_prefix("initrd=")) } else { path };
-                    let initrd = path.and_then(|path| in_boot(fs, path.split(',').next().unwrap_or(path)));
+                    let paths: Vec<&str> = match words.iter().find_map(|word| word.strip_prefix("initrd=")) {
+                        Some(list) if word == "append" => list.split(',').collect(),
+                        _ if word == "append" => Vec::new(),
+                        _ => words[1..].iter().flat_map(|word| word.split(',')).collect(),
+                    };
+                    let initrd = paths.into_iter().filter(|path| !is_microcode(path)).find_map(|path| in_boot(fs, path));
                     if let Some(entry) = found.last_mut().filter(|entry| entry.initrd.is_none()) {
                         entry.initrd = initrd;
                     }
@@ -48,6 +52,11 @@ pub fn named(fs: &dyn GuestFs) -> Vec<Named> {
         }
     }
     found
+}
+
+/// Whether an initrd is for the processor alone, and not what starts the system: it comes before that one.
+pub fn is_microcode(path: &str) -> bool {
+    ["-uc.img", "-ucode.img", "ucode.cpio", "microcode.cpio"].iter().any(|end| path.ends_with(end))
 }
 
 /// A file that a menu names, which may be seen from /boot, from a subvolume's top, or from the menu's own folder.
@@ -74,6 +83,7 @@ mod tests {
             .file("/boot/vmlinuz-huge", "")
             .file("/boot/sub/kernel", "")
             .file("/boot/sub/initrd", "")
+            .file("/boot/intel-uc.img", "")
             .file(
                 "/boot/grub/grub.conf",
                 "default 0\ntitle a\nroot (hd0,0)\nkernel --no-mem-option (hd0,0)/bzImage root=/dev/xvda1\ninitrd /initrd.gz\ntitle b\n\
@@ -81,7 +91,7 @@ mod tests {
             )
             .file(
                 "/boot/grub/grub.cfg",
-                "menuentry 'a' {\n\tlinux /@/boot/vmlinuz-huge ro\n}\nmenuentry 'b' {\n\tlinux16 /boot/sub/kernel\n\tinitrd16 /boot/sub/initrd\n}\n",
+                "menuentry 'a' {\n\tlinux /@/boot/vmlinuz-huge ro\n}\nmenuentry 'b' {\n\tlinux16 /boot/sub/kernel\n\tinitrd16 /boot/intel-uc.img /boot/sub/initrd\n}\n",
             )
             .file("/boot/extlinux.conf", "LABEL a\n  KERNEL bzImage\n  APPEND initrd=initrd.gz,b root=/dev/xvda1\nlabel b\n linux ../../etc/passwd\n");
         let seen: Vec<(String, Option<String>)> = named(&fs).into_iter().map(|n| (n.image, n.initrd)).collect();

@@ -12,9 +12,9 @@ pub fn is_ordered(cx: &Context<'_>) -> bool {
     insserv && file("/etc/init.d/.depend.boot") && file("/usr/sbin/update-rc.d")
 }
 
-/// Has `update-rc.d` change a service's links in these runlevels.
+/// Has `update-rc.d` with an action (`defaults`) change a service's links in these runlevels.
 pub fn update_rc(cx: &mut Context<'_>, why: &str, service: &str, action: &str, levels: &[&str]) {
-    cx.fs.command(why, Command::new(["update-rc.d", service, action]));
+    cx.fs.command(why, Command::new(["update-rc.d", service].into_iter().chain(action.split(' '))));
     let places = places(cx, levels);
     cx.fs.makes(places);
 }

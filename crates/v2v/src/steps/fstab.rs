@@ -25,7 +25,7 @@ fn run(cx: &mut Context<'_>) -> crate::Result<()> {
             return Line::Become(replaced(line, range, &new));
         }
         let optional = word(3).split(',').any(|o| o == "noauto" || o == "nofail");
-        if Devices::is_disk_name(device) && !optional {
+        if (Devices::is_disk_name(device) || Devices::is_hardware(device)) && !optional {
             warnings.push(format!(
                 "/etc/fstab mounts {device} on {}, but the source has no such disk: the boot may wait for it; add the disk or the option nofail",
                 word(1)

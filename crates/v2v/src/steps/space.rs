@@ -10,8 +10,11 @@ use crate::step::{Context, Step};
 
 pub(super) const STEP: Step = Step { name: "space", about: "a filesystem that is full would end the conversion halfway", run };
 
-/// What a command that builds an initrd may need besides.
-const FOR_AN_INITRD: u64 = 160 << 20;
+/// What a command that builds an initrd may need besides: so many times the largest one that is there, for another machine's may be larger than
+/// this one's, within these bounds.
+const INITRDS: u64 = 3;
+const LEAST: u64 = 24 << 20;
+const MOST: u64 = 160 << 20;
 /// For directories and the like.
 const SPARE: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
@@ -28,7 +31,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let builds = cx.fs.commands().iter().any(|c| matches!(c.step, "initrd" | "kernel"));
     if builds && let Ok(stat) = cx.fs.stat(b"/boot") {
         let need = &mut needs.entry(stat.dev).or_insert((b"/boot".to_vec(), 0)).1;
-        *need = need.saturating_add(FOR_AN_INITRD as i64);
+        *need = need.saturating_add(for_an_initrd(cx) as i64);
     }
     for (dir, need) in needs.into_values() {
         let Ok(need) = u64::try_from(need) else { continue };
@@ -44,6 +47,13 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What an initrd that is built may need in /boot.
+fn for_an_initrd(cx: &Context<'_>) -> u64 {
+    let names = cx.names("/boot").into_iter().filter(|name| name.starts_with(b"initr"));
+    let sizes = names.filter_map(|name| cx.fs.stat(&[b"/boot/", &name[..]].concat()).ok()).map(|stat| stat.size);
+    sizes.max().map_or(MOST, |largest| largest.saturating_mul(INITRDS).clamp(LEAST, MOST))
 }
 
 /// The nearest directory above that the guest has.
@@ -87,6 +97,11 @@ mod tests {
         cx.fs.put(b"/boot/old", b"", None).unwrap();
         assert_eq!(cx.fs.sizes()[2], (b"/boot/old".to_vec(), 1 << 20, 0));
         assert_eq!(existing(&cx, b"/boot/new/kernel"), b"/boot");
+        for (initrds, wanted) in [(&[][..], MOST), (&[3 << 20], LEAST), (&[1 << 20, 20 << 20], 60 << 20), (&[90 << 20], MOST)] {
+            let base = initrds.iter().fold(MemFs::new().dir("/boot"), |fs, size| fs.file(&format!("/boot/initrd-{size}"), vec![0; *size]));
+            let cx = Context::new(&source, &layout, &options, Staged::new(&base)).unwrap();
+            assert_eq!(for_an_initrd(&cx), wanted);
+        }
         let mut full = MemFs::new().dir("/boot");
         full.free_blocks = 200;
         let mut cx = Context::new(&source, &layout, &options, Staged::new(&full)).unwrap();
