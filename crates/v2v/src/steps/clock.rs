@@ -74,7 +74,9 @@ fn hardware_clock(cx: &mut Context<'_>) {
     let linked = ["S", "0", "6"].iter().any(|l| cx.names(format!("/etc/rc{l}.d")).iter().any(|n| n.ends_with(b"hwclock.sh")));
     let systemd = cx.packages.has("systemd-sysv") || cx.fs.readlink(b"/sbin/init").is_ok_and(|t| t.ends_with(b"systemd"));
     if script && !linked && !systemd && cx.fs.is_file(b"/usr/sbin/update-rc.d") {
-        sysv::update_rc(cx, "xen-tools had switched the hardware clock off", "hwclock.sh", "defaults", &["S", "0", "6"]);
+        // Before insserv, the defaults are those of a service.
+        let action = if sysv::is_ordered(cx) { "defaults" } else { "start 11 S . stop 25 0 6 ." };
+        sysv::update_rc(cx, "xen-tools had switched the hardware clock off", "hwclock.sh", action, &["S", "0", "6"]);
     }
 }
 
@@ -129,7 +131,9 @@ mod tests {
             .file("/usr/sbin/update-rc.d", "")
             .file("/usr/sbin/ntpd", "")
             .link_to("/etc/rcS.d/S02hostname.sh", "x");
-        run_step(&base, &STEP, |cx| assert_eq!(cx.reports[0].commands, ["update-rc.d hwclock.sh defaults"]));
+        run_step(&base, &STEP, |cx| assert_eq!(cx.reports[0].commands, ["update-rc.d hwclock.sh start 11 S . stop 25 0 6 ."]));
+        let ordered = base.clone().file("/sbin/insserv", "").file("/etc/init.d/.depend.boot", "");
+        run_step(&ordered, &STEP, |cx| assert_eq!(cx.reports[0].commands, ["update-rc.d hwclock.sh defaults"]));
         let linked = base.clone().link_to("/etc/rcS.d/S08hwclock.sh", "../init.d/hwclock.sh");
         run_step(&linked, &STEP, |cx| assert!(cx.fs.is_unchanged()));
         let systemd = base.link_to("/sbin/init", "/lib/systemd/systemd");

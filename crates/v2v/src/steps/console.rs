@@ -18,7 +18,10 @@ const XEN_TTYS: [&str; 2] = ["hvc0", "xvc0"];
 const SYSTEMD: &str = "/etc/systemd/system";
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
-    cx.edit("/etc/inittab", inittab)?;
+    // Red Hat's has agetty, and none by the shorter name.
+    let gettys = ["/sbin/getty", "/sbin/agetty", "/usr/sbin/agetty"];
+    let getty = gettys.into_iter().find(|program| cx.fs.exists(program.as_bytes())).unwrap_or(gettys[0]);
+    cx.edit("/etc/inittab", |text| inittab(text, getty))?;
     securetty(cx)?;
     upstart(cx, "/etc/init", ".conf")?;
     upstart(cx, "/etc/event.d", "")?;
@@ -26,7 +29,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
 }
 
 /// sysvinit's table. xen-tools puts hvc0 in tty1's place and comments tty2 to tty6 out: both are taken back.
-fn inittab(text: &str) -> String {
+fn inittab(text: &str, getty: &str) -> String {
     let is_on = |tty: &str| text.lines().any(|l| !l.starts_with('#') && l.contains("respawn") && fields(l).iter().any(|w| w.1 == tty));
     let screen = is_on("tty1");
     let mut by_xen_tools = false;
@@ -59,14 +62,10 @@ fn inittab(text: &str) -> String {
     if new.lines().any(|l| !l.starts_with('#') && is_busyboxs(l)) {
         return add_line(&new, "ttyS0::respawn:/sbin/getty -L 115200 ttyS0 vt100");
     }
-    let getty =
+    let own =
         new.lines().find(|l| !l.starts_with('#') && l.contains("tty1")).and_then(|l| l.split(':').nth(3)).and_then(|c| c.split(' ').next());
-    match getty {
-        Some(agetty) if agetty.ends_with("agetty") || agetty.ends_with("/getty") => {
-            add_line(&new, &format!("S0:2345:respawn:{agetty} -L ttyS0 115200 vt100"))
-        }
-        _ => add_line(&new, "S0:2345:respawn:/sbin/getty -L ttyS0 115200 vt100"),
-    }
+    let getty = own.filter(|own| own.ends_with("agetty") || own.ends_with("/getty")).unwrap_or(getty);
+    add_line(&new, &format!("S0:2345:respawn:{getty} -L ttyS0 115200 vt100"))
 }
 
 /// BusyBox's init knows no runlevels: their field is empty.
@@ -118,6 +117,17 @@ fn upstart(cx: &mut Context<'_>, dir: &str, end: &str) -> Result<()> {
             add(cx, tty, &job.replace("runlevel [2345]", "runlevel [23]").replace("[!2345]", "[!23]"))?;
         }
         cx.fs.remove(old.as_bytes())?;
+    }
+    serial_as_screen(cx, dir, end)
+}
+
+/// A guest that was installed on a screen has jobs for screens only: one like the first screen's waits on the serial port.
+fn serial_as_screen(cx: &mut Context<'_>, dir: &str, end: &str) -> Result<()> {
+    let serial = format!("{dir}/ttyS0{end}");
+    let is_there = cx.fs.exists(format!("{dir}/serial{end}").as_bytes()) || cx.fs.lstat(serial.as_bytes()).is_ok();
+    if let Some(job) = cx.text(format!("{dir}/tty1{end}"))?.filter(|_| !is_there) {
+        let text = job.replace("38400 tty1", "-L 115200 tty1 vt100").replace("tty1", "ttyS0");
+        cx.fs.put(serial.as_bytes(), text.as_bytes(), None)?;
     }
     Ok(())
 }
@@ -217,6 +227,15 @@ mod tests {
     }
 
     #[test]
+    fn red_hats_agetty() {
+        let old = "id:3:initdefault:\n1:2345:respawn:/sbin/mingetty tty1\n2:2345:respawn:/sbin/mingetty tty2\n";
+        let base = MemFs::new().file("/etc/inittab", old).file("/sbin/agetty", "");
+        run_step(&base, &STEP, |cx| {
+            assert_eq!(cx.show("/etc/inittab"), format!("{old}S0:2345:respawn:/sbin/agetty -L ttyS0 115200 vt100\n"))
+        });
+    }
+
+    #[test]
     fn a_getty_beside_the_screens_moves_to_the_serial_port() {
         let old = "1:2345:respawn:/sbin/getty 38400 tty1\n#2:23:respawn:/sbin/getty 38400 tty2\nh0:2345:respawn:/sbin/agetty -L hvc0 9600 vt100\nx0:2345:respawn:/sbin/getty xvc0\n";
         run_step(&MemFs::new().file("/etc/inittab", old), &STEP, |cx| {
@@ -253,6 +272,16 @@ mod tests {
             assert!(cx.fs.lstat(b"/etc/init/hvc0.conf").is_err());
             assert_eq!(cx.names("/etc/init").len(), 7);
         });
+    }
+
+    #[test]
+    fn upstart_on_a_screen_gets_a_serial_login() {
+        let job = "start on stopped rc RUNLEVEL=[2345]\nrespawn\nexec /sbin/getty -8 38400 tty1\n";
+        run_step(&MemFs::new().file("/etc/init/tty1.conf", job), &STEP, |cx| {
+            assert_eq!(cx.show("/etc/init/ttyS0.conf"), job.replace("38400 tty1", "-L 115200 ttyS0 vt100"));
+        });
+        let red_hat = MemFs::new().file("/etc/init/tty1.conf", job).file("/etc/init/serial.conf", "start on serial-console-available\n");
+        run_step(&red_hat, &STEP, |cx| assert!(cx.fs.is_unchanged()));
     }
 
     #[test]

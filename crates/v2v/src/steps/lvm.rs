@@ -10,11 +10,26 @@ pub(super) const STEP: Step =
 fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     let devices = cx.devices.clone();
     for path in ["/etc/lvm/lvm.conf", "/etc/lvm/lvmlocal.conf"] {
+        // A list may go over several lines.
+        let mut inside = false;
+        let mut filter = String::new();
+        let mut filters = Vec::new();
         cx.edit_lines(path, |line| {
             let key = line.trim_start().split(['=', ' ', '\t']).next().unwrap_or_default();
-            let is_filter = matches!(key, "filter" | "global_filter");
-            Line::of(is_filter.then(|| renamed(line, &devices)).filter(|new| new != line))
+            if !(inside || matches!(key, "filter" | "global_filter")) || line.trim_start().starts_with('#') {
+                return Line::Keep;
+            }
+            let new = renamed(line, &devices);
+            filter += &new;
+            inside = !line.contains(']');
+            if !inside {
+                filters.push(std::mem::take(&mut filter));
+            }
+            Line::of((new != line).then_some(new))
         })?;
+        for filter in filters.iter().filter(|filter| refuses_all(filter)) {
+            cx.warn(format!("{path}: LVM may not find its volumes on the new machine's disks by {}", filter.trim()));
+        }
     }
     cx.edit_lines("/etc/lvm/devices/system.devices", |line| {
         let is_entry = line.starts_with("IDTYPE=devname");
@@ -25,19 +40,31 @@ fn run(cx: &mut Context<'_>) -> crate::Result<()> {
 
 /// A line with Xen's disks by their new names. In a pattern, what is no whole name of a disk that is known loses its `x`.
 fn renamed(line: &str, devices: &Devices) -> String {
-    const XEN: &str = "/dev/xvd";
+    const XEN: &str = "xvd";
     let (mut out, mut rest) = (String::new(), line);
     while let Some(at) = rest.find(XEN) {
         let (before, name) = rest.split_at(at);
-        let end = name[XEN.len()..].find(|c: char| !c.is_ascii_alphanumeric()).map_or(name.len(), |end| end + XEN.len());
+        let end = name.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(name.len());
         let (name, after) = name.split_at(end);
-        // A disk whose content became a partition is found there.
-        let new = devices.plain(name).unwrap_or_else(|| name.replace(XEN, "/dev/vd"));
         out += before;
-        out += &new;
+        if before.ends_with(|c: char| c.is_ascii_alphanumeric()) {
+            out += name;
+        } else {
+            // A disk whose content became a partition is found there.
+            let new = devices.plain(name).unwrap_or_else(|| name.replace(XEN, "vd"));
+            out += new.strip_prefix("/dev/").unwrap_or(&new);
+        }
         rest = after;
     }
     out + rest
+}
+
+/// Whether a filter takes no disk that it does not name, and names none of virtio's.
+fn refuses_all(filter: &str) -> bool {
+    let patterns: Vec<&str> = filter.split('"').skip(1).step_by(2).collect();
+    let takes =
+        |p: &&str| p.starts_with('a') && (p.contains("vd") || p.contains("/dev/disk") || matches!(&p[1..], "|.*|" | "/.*/" | "|.|"));
+    patterns.iter().any(|p| matches!(*p, "r|.*|" | "r/.*/")) && !patterns.iter().any(takes)
 }
 
 #[cfg(test)]
@@ -60,6 +87,22 @@ mod tests {
                 listed.replace("IDNAME=/dev/xvda2 DEVNAME=/dev/xvda2", "IDNAME=/dev/vda2 DEVNAME=/dev/vda2")
             );
         });
-        run_step(&MemFs::new().file("/etc/lvm/lvm.conf", "filter = [ \"a|.*|\" ]\n"), &STEP, |cx| assert!(cx.fs.is_unchanged()));
+        for (old, new) in [
+            ("filter = [ \"a|xvd.*|\", \"r|.*|\" ]\n", "filter = [ \"a|vd.*|\", \"r|.*|\" ]\n"),
+            ("filter = [\n\t\"a|^/dev/(sd|xvd).*|\",\n\t\"r|.*|\"\n]\n", "filter = [\n\t\"a|^/dev/(sd|vd).*|\",\n\t\"r|.*|\"\n]\n"),
+        ] {
+            run_step(&MemFs::new().file("/etc/lvm/lvm.conf", old), &STEP, |cx| {
+                assert_eq!(cx.show("/etc/lvm/lvm.conf"), new);
+                assert!(cx.reports[0].warnings.is_empty());
+            });
+        }
+        for (kept, warnings) in
+            [("\"a|.*|\"", 0), ("\"a|/dev/sda|\", \"r|.*|\"", 1), ("\"a|/dev/md|\", \"a|/dev/disk/by-uuid|\", \"r|.*|\"", 0)]
+        {
+            run_step(&MemFs::new().file("/etc/lvm/lvm.conf", format!("filter = [ {kept} ]\n")), &STEP, |cx| {
+                assert!(cx.fs.is_unchanged());
+                assert_eq!(cx.reports[0].warnings.len(), warnings, "{kept}");
+            });
+        }
     }
 }
