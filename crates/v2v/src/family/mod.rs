@@ -166,8 +166,9 @@ impl<'a> PackageSet<'a> {
     pub fn install(&self, cx: &mut Context<'_>, why: &str) -> Result<()> {
         let folder = format!("/var/tmp/guestlift-{}", self.option.trim_start_matches('-'));
         cx.fs.passing(folder.as_bytes());
-        for (package, file) in &self.files {
-            let kind = if file.kernel.is_some() || file.beside_others { BESIDE } else { INSTEAD };
+        let beside = self.beside(cx);
+        for ((package, _), beside) in self.files.iter().zip(beside) {
+            let kind = if beside { BESIDE } else { INSTEAD };
             cx.fs.put(format!("{folder}/{kind}/{}", package.name).as_bytes(), &package.data, None)?;
         }
         let script = format!("{folder}/install");
@@ -180,6 +181,24 @@ impl<'a> PackageSet<'a> {
         let makes = self.makes(cx);
         cx.fs.makes(makes);
         Ok(())
+    }
+
+    /// Which of them are installed beside older versions: kernels, and what needs one of these that nothing else has, as it comes after them.
+    fn beside(&self, cx: &Context<'_>) -> Vec<bool> {
+        let mut beside: Vec<bool> = self.files().map(|file| file.kernel.is_some() || file.beside_others).collect();
+        loop {
+            let needs_one = |file: &PackageFile| {
+                let has = |name: &String, which: bool| self.files().zip(&beside).any(|(f, beside)| *beside == which && f.is(name));
+                file.depends.iter().any(|row| {
+                    row.iter().any(|name| has(name, true)) && !row.iter().any(|name| cx.packages.provides(name) || has(name, false))
+                })
+            };
+            let next: Vec<bool> = self.files().zip(&beside).map(|(file, beside)| *beside || needs_one(file)).collect();
+            if next == beside {
+                return beside;
+            }
+            beside = next;
+        }
     }
 
     /// The paths that come with them: a folder that is new stands for all below it.
@@ -357,13 +376,16 @@ mod tests {
             ),
             given("kernel-modules.rpm", package("kernel-modules", &[], &[], &["installonlypkg(kernel-module)"])),
             given("linux-firmware.rpm", package("linux-firmware", &["/lib/firmware/x"], &[], &[])),
+            given("kernel.rpm", package("kernel", &[], &["kernel-modules"], &[])),
         ];
         let fs = MemFs::new().file("/etc/os-release", "ID=rocky\nVERSION_ID=9.4\n").file("/usr/bin/rpm", "");
         let fs = fs.dir("/var/lib/rpm").dir("/var/tmp").dir("/lib/modules/4.18");
         run_step_with(&fs, &Options::default(), &NOTHING, |cx| {
             let set = PackageSet::read(cx, "--kernel-package", &packages).unwrap();
             set.install(cx, "test").unwrap();
-            for file in ["beside/kernel-core.rpm", "beside/kernel-modules.rpm", "instead/linux-firmware.rpm", "install"] {
+            for file in
+                ["beside/kernel-core.rpm", "beside/kernel-modules.rpm", "beside/kernel.rpm", "instead/linux-firmware.rpm", "install"]
+            {
                 assert!(cx.fs.exists(format!("/var/tmp/guestlift-kernel-package/{file}").as_bytes()), "{file}");
             }
             assert!(cx.show("/var/tmp/guestlift-kernel-package/install").contains("rpm -i"));

@@ -26,8 +26,16 @@ pub(super) fn install(cx: &mut Context<'_>) -> Result<()> {
     let unit = |service: &str| ["/lib", "/usr/lib"].iter().any(|lib| brings(format!("{lib}/systemd/system/{service}.service")));
     let script = |service: &str| ["/etc/init.d", "/etc/rc.d/init.d"].iter().any(|dir| brings(format!("{dir}/{service}")));
     let Some(service) = GUEST_AGENTS.into_iter().find(|service| unit(service) || script(service)) else {
+        // SUSE's has udev start it.
+        if GUEST_AGENTS.into_iter().any(|service| unit(&format!("{service}@"))) {
+            packages.install(cx, "installs QEMU's guest agent")?;
+            cx.note("the agent starts when its channel is there");
+            return Ok(());
+        }
+        // Alpine's has its service in a package that the other does not name.
+        let script = if cx.family.ending == ".apk" { ", with qemu-guest-agent-openrc" } else { "" };
         return Err(cx.fail(format!(
-            "none of {} holds QEMU's guest agent (a service called {}): get the package qemu-guest-agent of the guest's own distribution",
+            "none of {} holds QEMU's guest agent (a service called {}): get the package qemu-guest-agent of the guest's own distribution{script}",
             packages.names(),
             GUEST_AGENTS.join(" or ")
         )));
@@ -112,6 +120,12 @@ mod tests {
                 assert!(switches.makes.contains(&made.to_string()), "{:?}", switches.makes);
             });
         }
+        run_step_with(&debian(), &agent(&["./usr/lib/systemd/system/qemu-ga@.service"]), &STEP, |cx| {
+            assert_eq!(
+                (cx.fs.commands().len(), cx.reports[0].notes.last().map(String::as_str)),
+                (1, Some("the agent starts when its channel is there"))
+            );
+        });
         run_step_with(&debian(), &agent(&both), &STEP, |cx| {
             assert!(cx.reports[0].warnings[0].contains("no tool that is known to switch qemu-guest-agent on"));
         });
