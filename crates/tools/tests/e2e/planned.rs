@@ -9,8 +9,15 @@ use guestfs::{Ext, FileType, GuestFs, OpenOptions, Stat};
 use imgcore::storage::FileStorage;
 use imgcore::{Formats, NoGate};
 
-use crate::booted::CONVERSION;
+use crate::booted::{CONVERSION, converted};
 use crate::guest::{Guest, run, v2v};
+
+/// The disks of a conversion with these options that did what its plan says, and no more.
+pub fn planned(guest: &Guest, dir: &Path, options: &[&str]) -> Vec<PathBuf> {
+    let disks = converted(guest, &guest.cfg, dir, options);
+    as_planned(guest, options, &disks);
+    disks
+}
 
 /// Demands that `v2v OPTIONS --plan` on a guest names the paths in which the converted `disks` differ from it, and no others.
 pub fn as_planned(guest: &Guest, options: &[&str], disks: &[PathBuf]) {

@@ -1,19 +1,12 @@
 //! Distributions that are not Debian: their layout, databases and tools over Debian's programs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::booted::{CONVERSION, boots, converted, healthy, scratch};
+use crate::booted::{CONVERSION, boots, healthy, scratch};
 use crate::console::{Console, Hardware, Writes};
 use crate::guest::{Guest, check_outputs, finish, outputs, recipe, run, v2v};
-use crate::planned::as_planned;
-use crate::updated::takes_a_newer_kernel;
-
-/// The disks of a conversion that did what its plan says.
-fn planned(guest: &Guest, dir: &Path) -> Vec<PathBuf> {
-    let disks = converted(guest, &guest.cfg, dir, &[]);
-    as_planned(guest, &[], &disks);
-    disks
-}
+use crate::planned::planned;
+use crate::updated::{DEBIANS_HOOKS, takes_a_newer_kernel};
 
 /// `v2v GUEST -os DIR` with more options.
 fn convert_with(guest: &Guest, out: &Path, options: &[&str]) {
@@ -25,7 +18,7 @@ fn convert_with(guest: &Guest, out: &Path, options: &[&str]) {
 fn red_hats_entries_dracut_and_ifcfg() {
     let Some(guest) = recipe("rhel") else { return };
     let dir = scratch();
-    let mut console = boots(&guest, planned(&guest, dir.path()));
+    let mut console = boots(&guest, planned(&guest, dir.path(), &[]));
     let cmdline = console.ok("cat /proc/cmdline");
     assert!(cmdline.contains("guestlift.kept=1") && !cmdline.contains("hvc0"), "the entry's own options: {cmdline}");
     let seen = console.ok("cat /etc/sysconfig/kernel");
@@ -77,7 +70,7 @@ fn a_guest_of_suse_with_a_kernel_for_xen_gets_another() {
 fn red_hats_grub2_without_entries_of_their_own() {
     let Some(guest) = recipe("rhel7") else { return };
     let dir = scratch();
-    let disks = planned(&guest, dir.path());
+    let disks = planned(&guest, dir.path(), &[]);
     let mut console = boots(&guest, disks.clone());
     let cmdline = console.ok("cat /proc/cmdline");
     assert!(cmdline.contains("guestlift.kept=2") && !cmdline.contains("hvc0"), "the menu's own options: {cmdline}");
@@ -99,7 +92,7 @@ fn alpines_init_initrd_and_extlinux() {
     // As the package's triggers do.
     let scripts = "mv /boot/vmlinuz-$v /boot/vmlinuz-virt && rm -f /boot/config-$v /boot/System.map-$v && \
                    mkinitfs -o /boot/initramfs-virt $v && update-extlinux";
-    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path()), scripts);
+    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), scripts);
     let seen = console.ok("cat /proc/cmdline; rc-status -a; grep ^ttyS0 /etc/inittab");
     assert!(seen.contains("BOOT_IMAGE=/boot/vmlinuz-virt") && !seen.contains("crashed") && !seen.contains("hvc0"), "{seen}");
 }
@@ -112,7 +105,7 @@ fn archs_presets_and_names() {
     let dir = scratch();
     // As the package manager's hooks do.
     let scripts = "mv /boot/vmlinuz-$v /boot/vmlinuz-linux && mkinitcpio -p linux";
-    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path()), scripts);
+    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), scripts);
     let seen = console.ok("cat /proc/cmdline; pacman -Q; grep -m1 ' / ' /proc/mounts");
     for wanted in ["BOOT_IMAGE=/boot/vmlinuz-linux", "guestlift.kept=1", "mkinitcpio 1-1", " / xfs "] {
         assert!(seen.contains(wanted), "{wanted} is not in {seen}");
@@ -134,7 +127,7 @@ fn archs_presets_and_names() {
 fn a_system_that_its_owner_made() {
     let Some(guest) = recipe("gentoo") else { return };
     let dir = scratch();
-    let disks = planned(&guest, dir.path());
+    let disks = planned(&guest, dir.path(), &[]);
     let hardware = Hardware { disks, extra: None, agent: None, macs: vec![&guest.mac], writes: Writes::Discarded };
     let mut console = Console::start(&hardware);
     console.login(&guest.name, &guest.password);
@@ -165,4 +158,41 @@ fn red_hats_mkinitrd_and_grubby() {
     let mut console = takes_a_newer_kernel(&guest, disks, "/sbin/new-kernel-pkg --package kernel --mkinitrd --depmod --install $v");
     let seen = console.ok("rpm -q kernel; cat /proc/cmdline /etc/sysconfig/kernel; grep ^co: /etc/inittab");
     assert!(seen.contains("kernel-1-1") && seen.contains("guestlift.kept=1") && seen.contains("agetty ttyS0"), "{seen}");
+}
+
+/// The same release's successor: dracut, LVM and /boot of its own, grub.conf, and a name that udev's rules give by MAC address.
+#[test]
+#[ignore = "its initrd is built in translation, which takes minutes: make test-guests"]
+fn red_hats_dracut_and_grub_legacy() {
+    let Some(guest) = recipe("rhel6") else { return };
+    let dir = scratch();
+    let scripts = "/sbin/new-kernel-pkg --package kernel --mkinitrd --dracut --depmod --install $v";
+    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), scripts);
+    let seen = console.ok("cat /proc/cmdline; grep ^co: /etc/inittab");
+    assert!(seen.contains("guestlift.kept=1") && seen.contains("agetty ttyS0") && !seen.contains("hvc0"), "{seen}");
+}
+
+/// btrfs with a default subvolume, dracut, and a menu whose paths begin there.
+#[test]
+#[ignore = "its initrd is built in translation, which takes minutes: make test-guests"]
+fn opensuses_dracut_and_subvolumes() {
+    let Some(guest) = recipe("leap") else { return };
+    let dir = scratch();
+    let scripts = "dracut /boot/initrd-$v $v && grub2-mkconfig -o /boot/grub2/grub.cfg";
+    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), scripts);
+    let seen = console.ok("cat /proc/cmdline; grep ' btrfs ' /proc/mounts");
+    for wanted in ["guestlift.kept=1", "subvol=/@/.snapshots/1/snapshot 0", "subvol=/@/home 0"] {
+        assert!(seen.contains(wanted), "{wanted} is not in {seen}");
+    }
+}
+
+/// A fully virtual guest of a XenServer's: its own GRUB on a GPT, /boot beside a volume group, a swap file, cloud-init, netplan's enX0.
+#[test]
+#[ignore = "one of many guests, and CI has little time: make test-guests"]
+fn ubuntus_installer_and_netplan() {
+    let Some(guest) = recipe("ubuntu") else { return };
+    let dir = scratch();
+    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), DEBIANS_HOOKS);
+    let seen = console.ok("cat /proc/cmdline; cloud-init status; networkctl --no-pager list | cat");
+    assert!(seen.contains("guestlift.kept=1") && seen.contains("status: done") && seen.contains("enX0"), "{seen}");
 }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::booted::{CONVERSION, converted, healthy, scratch};
+use crate::booted::{CONVERSION, healthy, scratch};
 use crate::console::{Console, Hardware, Writes};
 use crate::guest::{Guest, recipe, run, top};
-use crate::planned::as_planned;
+use crate::planned::planned;
 use crate::updated::{DEBIANS_HOOKS, takes_a_newer_kernel};
 
 /// The socket that leads to a result's agent.
@@ -29,8 +29,7 @@ fn ask_agent(dir: &Path, question: &str) -> String {
 
 /// Converts with these options, compares with the plan, and starts the result, whose disks keep what it writes.
 fn started<'a>(guest: &'a Guest, options: &[&str], dir: &Path) -> (Console, Hardware<'a>) {
-    let disks = converted(guest, &guest.cfg, dir, options);
-    as_planned(guest, options, &disks);
+    let disks = planned(guest, dir, options);
     let hardware = Hardware { disks, extra: None, agent: Some(agent_of(dir)), macs: vec![&guest.mac], writes: Writes::Kept };
     let mut console = Console::start(&hardware);
     console.login(&guest.name, &guest.password);
