@@ -63,7 +63,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     for path in GRUB_CFG {
         let Some(text) = cx.text(path)? else { continue };
         let entries = entries(&text);
-        let setting = text.lines().find_map(default_of).unwrap_or("0");
+        let setting = setting(&text);
         let remembered = setting.starts_with("${");
         let Some(current) = current(cx, &entries, setting)? else { continue };
         let starts = |entry: &Entry| entry.kernel.as_deref().and_then(|kernel| cx.kernel_at(kernel));
@@ -82,7 +82,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             }
         };
         if remembered {
-            remember(cx, &id)?
+            remember(cx, path, &id)?
         } else {
             set(cx, path, &id)?
         }
@@ -138,10 +138,15 @@ fn current<'a>(cx: &Context<'_>, entries: &'a [Entry], setting: &str) -> Result<
 pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String>> {
     let Some(text) = cx.text(path)? else { return Ok(None) };
     let entries = entries(&text);
-    let current = current(cx, &entries, text.lines().find_map(default_of).unwrap_or("0"))?;
+    let current = current(cx, &entries, setting(&text))?;
     // What the menu's own scripts would put in is not known elsewhere.
     let plain = |entry: &Entry| entry.args.split_ascii_whitespace().filter(|word| !word.contains('$')).collect::<Vec<_>>().join(" ");
     Ok(current.filter(|entry| entry.kernel.is_some()).map(plain))
+}
+
+/// The default that lasts: `next_entry` is for one start only.
+fn setting(text: &str) -> &str {
+    text.lines().filter_map(default_of).find(|value| *value != "${next_entry}").unwrap_or("0")
 }
 
 /// The value in `set default="…"`.
@@ -160,8 +165,13 @@ fn saved(cx: &Context<'_>) -> Result<Option<String>> {
     Ok(None)
 }
 
-fn remember(cx: &mut Context<'_>, id: &str) -> Result<()> {
-    for block in GRUBENV {
+/// In every block that is there, and in the one beside the menu, which GRUB reads.
+fn remember(cx: &mut Context<'_>, menu: &str, id: &str) -> Result<()> {
+    let beside = menu.replace("grub.cfg", "grubenv");
+    if cx.text(&beside)?.is_none() {
+        cx.fs.put(beside.as_bytes(), grubenv::empty().as_bytes(), None)?;
+    }
+    for block in GRUBENV.iter().copied().chain([beside.as_str()]) {
         let Some(old) = cx.text(block)? else { continue };
         match grubenv::with(&old, "saved_entry", id) {
             Some(new) => cx.edit(block, |_| new)?,
@@ -342,6 +352,37 @@ mod tests {
         run_after_kernel(&guest("${saved_entry}").file("/boot/grub2/grubenv", block), |cx| {
             assert_eq!(grubenv::get(&cx.show("/boot/grub2/grubenv"), "saved_entry"), Some("advanced-1>default-advanced"));
             assert!(cx.show("/boot/grub2/grub.cfg").starts_with("set default=\"${saved_entry}\""));
+        });
+        run_after_kernel(&guest("${saved_entry}"), |cx| {
+            let block = cx.show("/boot/grub2/grubenv");
+            assert_eq!((grubenv::get(&block, "saved_entry"), block.len()), (Some("advanced-1>default-advanced"), 1024));
+        });
+    }
+
+    /// As grub-mkconfig writes it.
+    #[test]
+    fn what_is_started_once_is_not_the_default() {
+        let head = |default: &str| {
+            format!(
+                "if [ -s $prefix/grubenv ]; then\n  set have_grubenv=true\n  load_env\nfi\nif [ \"${{next_entry}}\" ] ; then\n   set \
+                 default=\"${{next_entry}}\"\n   set next_entry=\n   save_env next_entry\n   set boot_once=true\nelse\n   set \
+                 default=\"{default}\"\nfi\n"
+            )
+        };
+        let with = |default: &str| {
+            let menu = CFG.strip_prefix("set default=\"@DEFAULT@\"\n").unwrap();
+            guest("").file("/boot/grub2/grub.cfg", format!("{}{menu}", head(default)))
+        };
+        run_after_kernel(&with("0"), |cx| {
+            let cfg = cx.show("/boot/grub2/grub.cfg");
+            assert!(cfg.starts_with(&head("advanced-1>default-advanced")), "{cfg}");
+            assert!(cx.text("/boot/grub2/grubenv").unwrap().is_none());
+            assert!(cx.show("/etc/default/grub").starts_with("GRUB_DEFAULT=\"advanced-1>default-advanced\"\n"));
+        });
+        run_after_kernel(&with("1>1"), |cx| assert!(cx.fs.is_unchanged()));
+        run_after_kernel(&with("${saved_entry}"), |cx| {
+            assert_eq!(grubenv::get(&cx.show("/boot/grub2/grubenv"), "saved_entry"), Some("advanced-1>default-advanced"));
+            assert!(cx.show("/boot/grub2/grub.cfg").starts_with(&head("${saved_entry}")));
         });
     }
 }
