@@ -100,7 +100,8 @@ pub struct Donor<'a> {
 /// What steps tell those after them.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The kernel that the result starts; set by step `kernel`. `None` where the guest brings a boot loader and kernels that are not looked for.
+    /// The kernel that the result starts; set by step `kernel`, and by step `bootloader` where a menu of the
+    /// guest's own stays, whose default is another. `None` where the guest brings a boot loader and kernels that are not looked for.
     pub kernel: Option<Kernel>,
     /// All kernels that can start on the target, the chosen one first; set by step `kernel`.
     pub kernels: Vec<Kernel>,
@@ -248,6 +249,13 @@ impl<'a> Context<'a> {
     /// The user gave the kernel that the result is to start, by whatever option: it comes before what was the default.
     pub fn is_kernel_given(&self) -> bool {
         self.donor.is_some() || self.facts.kernel.as_ref().is_some_and(|kernel| kernel.pending)
+    }
+
+    /// Makes one of the kernels the one that the result starts.
+    pub fn choose(&mut self, kernel: Kernel) {
+        self.facts.kernels.retain(|known| *known != kernel);
+        self.facts.kernels.insert(0, kernel.clone());
+        self.facts.kernel = Some(kernel);
     }
 
     /// A path in /boot as a boot loader sees it, which knows only the filesystem that it lies on, from its top; SUSE's GRUB is told to begin at

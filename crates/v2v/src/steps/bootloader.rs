@@ -11,7 +11,7 @@ use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{Truth, truth};
 use crate::guest::has_program;
-use crate::guest::kernels::compare_versions;
+use crate::guest::kernels::{Kernel, compare_versions};
 use crate::layout::{Table, Volume};
 use crate::source::Boot;
 use crate::stack::{Layer, Mounted, holder};
@@ -30,6 +30,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let esp = cx.options.esp.as_ref();
     if cx.is_hvm() && esp.is_none() {
         cx.facts.boot_loader = "the guest's own, as on Xen".into();
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
         return Ok(());
     }
     let (place, image) = match boot_place(cx)? {
@@ -60,6 +61,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     {
         cx.facts.boot_loader = format!("{loader} of the guest");
         cx.note(format!("the disk starts by itself: {loader}"));
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
         return Ok(());
     }
     if let Some((image, start)) = &image {
@@ -84,21 +86,17 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
 
 /// A loader on an ESP, which hands over to the same configuration.
 fn for_uefi(cx: &mut Context<'_>, esp: &Esp, place: BootPlace, image: Option<(Arc<dyn Image>, u64)>) -> Result<()> {
-    if let Some(kernel) = &cx.facts.kernel
-        && let Some(config) = cx.text(format!("/boot/config-{}", kernel.version))?
-        && !config.lines().any(|l| l == "CONFIG_EFI=y")
-    {
-        return Err(cx.fail(format!("the kernel {} was built without CONFIG_EFI: convert without --firmware uefi", kernel.version)));
-    }
     if esp.has_loader {
         cx.facts.boot_loader = format!("the one that the guest has on its ESP, {}", esp.device);
-        return Ok(());
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
+        return has_efi(cx);
     }
     if let Some((image, start)) = &image {
         check_readable(image.as_ref(), *start).map_err(|e| cx.fail(e.to_string()))?;
     }
     let grub = Grub::find_efi().map_err(|e| cx.fail(e.to_string()))?;
     let menu = configure(cx, &grub, &place)?;
+    has_efi(cx)?;
     cx.facts.loader = Some(grub.loader(&place).map_err(|e| cx.fail(e.to_string()))?);
     cx.facts.boot_loader = format!("GRUB 2 for UEFI on {}, {menu}", esp.device);
     let made = if esp.is_new { "a new ESP at the end of its disk, in a GPT" } else { "the guest's own ESP" };
@@ -111,10 +109,46 @@ fn for_uefi(cx: &mut Context<'_>, esp: &Esp, place: BootPlace, image: Option<(Ar
     Ok(())
 }
 
+/// Not every kernel starts by UEFI.
+fn has_efi(cx: &Context<'_>) -> Result<()> {
+    if let Some(kernel) = &cx.facts.kernel
+        && let Some(config) = cx.text(format!("/boot/config-{}", kernel.version))?
+        && !config.lines().any(|l| l == "CONFIG_EFI=y")
+    {
+        return Err(cx.fail(format!("the kernel {} was built without CONFIG_EFI: convert without --firmware uefi", kernel.version)));
+    }
+    Ok(())
+}
+
+/// Where a menu of the guest's own is what starts, its default's kernel is the one that must find the disks. The steps before saw to it that the
+/// default starts on the target.
+fn own_menu_starts(cx: &mut Context<'_>, menu: &Truth) -> Result<()> {
+    if let Some(kernel) = started_by(cx, menu)?
+        && Some(&kernel) != cx.facts.kernel.as_ref()
+    {
+        cx.note(format!("{} starts: it is the default of the guest's own menu", kernel.image));
+        cx.choose(kernel);
+    }
+    Ok(())
+}
+
+/// The kernel that a menu starts by default; the chosen one where that is not known, or was asked for.
+fn started_by(cx: &Context<'_>, menu: &Truth) -> Result<Option<Kernel>> {
+    let known = match menu {
+        _ if cx.is_kernel_given() => None,
+        Truth::GrubCfg(path) => grub2_default::default_kernel(cx, path)?,
+        Truth::MenuLst(path) => grub_legacy::default_kernel(cx, path)?,
+        Truth::Syslinux(path) => extlinux::default_kernel(cx, path)?,
+        Truth::Nothing => None,
+    };
+    Ok(known.or_else(|| cx.facts.kernel.clone()))
+}
+
 /// Gives GRUB its files in the guest; says where its menu comes from.
 fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'static str> {
-    let syslinux = match truth(&cx.fs, &cx.packages) {
-        Truth::Syslinux(path) => Some(path),
+    let truth = truth(&cx.fs, &cx.packages);
+    let syslinux = match &truth {
+        Truth::Syslinux(path) => Some(path.clone()),
         _ => None,
     };
     let given = match &syslinux {
@@ -132,6 +166,11 @@ fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'s
     let configured = install_files(&mut cx.fs, grub, place, &menu)?;
     if configured == Configured::GrubCfg {
         cx.edit(GRUB_CFG, with_timeout)?;
+    }
+    match configured {
+        Configured::FindsKernels => {}
+        Configured::GrubCfg => own_menu_starts(cx, &Truth::GrubCfg(GRUB_CFG.into()))?,
+        Configured::MenuLst | Configured::Syslinux => own_menu_starts(cx, &truth)?,
     }
     Ok(match configured {
         Configured::GrubCfg => "with the guest's own grub.cfg",
@@ -244,12 +283,14 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
 ///
 /// One whose default is not the newest kernel was made so by a person, and stays; so does one that starts what no name leads to.
 fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
-    let Truth::MenuLst(path) = truth(&cx.fs, &cx.packages) else { return Ok(None) };
+    let truth = truth(&cx.fs, &cx.packages);
+    let Truth::MenuLst(path) = &truth else { return Ok(None) };
     // Debian's, Red Hat's, SUSE's.
     let updater = ["update-grub", "grubby", "update-bootloader"].iter().any(|program| has_program(&cx.fs, program));
     let newest = cx.facts.kernels.iter().max_by(|a, b| compare_versions(&a.version, &b.version));
-    let Some(args) = grub_legacy::default_args(cx, &path)? else { return Ok(None) };
-    if updater || cx.facts.kernel.as_ref() != newest || !is_chosen_found(cx) {
+    let Some(args) = grub_legacy::default_args(cx, path)? else { return Ok(None) };
+    let starts = started_by(cx, &truth)?;
+    if updater || starts.as_ref() != newest || !starts.as_ref().is_none_or(is_found) {
         return Ok(None);
     }
     let kept = format!("{path}.xen");
@@ -436,6 +477,64 @@ mod tests {
         let entry = "title x\nlinux /boot/vmlinuz-6.1\noptions root=/dev/xvda2 ro my.option=2 $tuned_params\n";
         let base = guest().file("/boot/grub2/grub.cfg", "blscfg\n").file("/boot/loader/entries/1-6.1.conf", entry);
         run_on(&base, |cx| assert!(cx.show(GRUB_CFG).contains(" ro my.option=2 console=tty0"), "{}", cx.show(GRUB_CFG)));
+    }
+
+    /// A guest of two kernels that a menu of its own starts, which is HVM or has this menu read by our GRUB; the kernel that is chosen.
+    fn chosen(base: MemFs, menu: &[(&str, &str)], hvm: bool) -> (String, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(folder.path());
+        let (mut source, layout) = crate::testing::xen_tools_guest();
+        if hvm {
+            source.boot = Boot::Bios;
+        }
+        let base = ["6.1", "6.2"].into_iter().fold(base, |fs, version| {
+            let fs = fs.file(&format!("/boot/vmlinuz-{version}"), bzimage(version));
+            fs.file(&format!("/boot/initrd.img-{version}"), "x")
+        });
+        let base = base.file("/etc/fstab", "/dev/xvda2 / ext4 defaults 0 1\n");
+        let base = menu.iter().fold(base, |fs, (path, text)| fs.file(path, text));
+        let mut cx = Context::new(&source, &layout, &options, crate::staged::Staged::new(&base)).unwrap();
+        let steps = [&super::super::kernel::STEP, &grub_legacy::STEP, &grub2_default::STEP, &bls::STEP, &extlinux::STEP, &STEP];
+        steps.into_iter().for_each(|step| cx.run(step).unwrap());
+        let kernel = cx.facts.kernel.clone().unwrap();
+        assert_eq!(cx.facts.kernels.first(), Some(&kernel));
+        assert_eq!(cx.facts.kernels.len(), 2);
+        (kernel.version, cx.reports.pop().unwrap().notes)
+    }
+
+    #[test]
+    fn the_kernel_that_the_guests_own_menu_starts_is_the_chosen_one() {
+        let settings = "# GRUB Environment Block\nsaved_entry=1-6.1\n";
+        let block = format!("{settings}{}", "#".repeat(1024 - settings.len()));
+        let cfg = "set default=\"@\"\nmenuentry 'new' {\n\tlinux /boot/vmlinuz-6.2\n}\nmenuentry 'old' --id 1-6.1 {\n\tlinux /boot/vmlinuz-6.1\n}\n";
+        let (first, second, remembered) = (cfg.replace('@', "0"), cfg.replace('@', "1"), cfg.replace('@', "${saved_entry}"));
+        let conf = "default @\nlabel new\n\tlinux /boot/vmlinuz-6.2\nlabel old\n\tlinux /boot/vmlinuz-6.1\n".replace('@', "old");
+        let menu = "default 1\ntitle new\nkernel /boot/vmlinuz-6.2\ntitle old\nkernel /boot/vmlinuz-6.1\n";
+        let (new, old) = ("title new\nlinux /boot/vmlinuz-6.2\n", "title old\nlinux /boot/vmlinuz-6.1\n");
+        let bls = |setting| {
+            let files = [("/boot/loader/entries/1-6.2.conf", new), ("/boot/loader/entries/1-6.1.conf", old)];
+            [&[("/boot/grub2/grub.cfg", setting), ("/boot/grub2/grubenv", block.as_str())][..], &files].concat()
+        };
+        let cases: [(Vec<(&str, &str)>, bool, &str); 11] = [
+            (vec![(GRUB_CFG, &first)], true, "6.2"),
+            (vec![(GRUB_CFG, &second)], true, "6.1"),
+            (vec![(GRUB_CFG, &second)], false, "6.1"),
+            (vec![("/boot/grub2/grub.cfg", &remembered), ("/boot/grub2/grubenv", &block)], true, "6.1"),
+            (bls("set default=\"${saved_entry}\"\nblscfg\n"), true, "6.1"),
+            (bls("set default=0\nblscfg\n"), true, "6.2"),
+            // Ours is what starts, and finds the newest.
+            (bls("set default=\"${saved_entry}\"\nblscfg\n"), false, "6.2"),
+            (vec![("/boot/extlinux/extlinux.conf", &conf)], true, "6.1"),
+            (vec![("/boot/extlinux/extlinux.conf", &conf), ("/usr/sbin/u-boot-update", "")], false, "6.1"),
+            (vec![("/boot/grub/menu.lst", menu)], true, "6.1"),
+            (vec![("/boot/grub/menu.lst", menu)], false, "6.1"),
+        ];
+        for (menu, hvm, expected) in cases {
+            let (version, notes) = chosen(MemFs::new(), &menu, hvm);
+            assert_eq!(version, expected, "{menu:?} {hvm}");
+            let told = notes.iter().any(|n| n == "/boot/vmlinuz-6.1 starts: it is the default of the guest's own menu");
+            assert_eq!(told, expected == "6.1", "{notes:?}");
+        }
     }
 
     #[test]

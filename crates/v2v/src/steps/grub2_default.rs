@@ -7,6 +7,7 @@ use crate::guest::grubenv::{self, GRUBENV};
 use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
+use crate::steps::bls;
 
 pub(super) const STEP: Step =
     Step { name: "grub2-default", about: "the default entry may be one that only Xen starts: another becomes the default", run };
@@ -128,9 +129,14 @@ fn made_later(cx: &Context<'_>, kernel: &Kernel) -> Result<String> {
     Ok(if flat { entry } else { format!("gnulinux-advanced-{device}>{entry}") })
 }
 
+/// What a setting of the default means, which may be one that is remembered.
+fn meant(cx: &Context<'_>, setting: &str) -> Result<String> {
+    Ok(if setting.starts_with("${") { saved(cx)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() })
+}
+
 /// The entry that a setting of the default means: one that is nowhere means the first.
 fn current<'a>(cx: &Context<'_>, entries: &'a [Entry], setting: &str) -> Result<Option<&'a Entry>> {
-    let default = if setting.starts_with("${") { saved(cx)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() };
+    let default = meant(cx, setting)?;
     Ok(entries.iter().find(|e| e.is(&default)).or(entries.first()))
 }
 
@@ -142,6 +148,17 @@ pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String
     // What the menu's own scripts would put in is not known elsewhere.
     let plain = |entry: &Entry| entry.args.split_ascii_whitespace().filter(|word| !word.contains('$')).collect::<Vec<_>>().join(" ");
     Ok(current.filter(|entry| entry.kernel.is_some()).map(plain))
+}
+
+/// The kernel of the default entry, which may be a file of its own.
+pub(super) fn default_kernel(cx: &Context<'_>, path: &str) -> Result<Option<Kernel>> {
+    let Some(text) = cx.text(path)? else { return Ok(None) };
+    if text.lines().any(|line| fields(line).first().is_some_and(|word| word.1 == "blscfg")) {
+        return bls::kernel_of_entry(cx, &meant(cx, setting(&text))?);
+    }
+    let entries = entries(&text);
+    let kernel = current(cx, &entries, setting(&text))?.and_then(|entry| entry.kernel.as_deref());
+    Ok(kernel.and_then(|kernel| cx.kernel_at(kernel)).cloned())
 }
 
 /// The default that lasts: `next_entry` is for one start only.
