@@ -198,10 +198,7 @@ fn boot_place(cx: &Context<'_>) -> Result<Found> {
     if let Some(mount) = mount.filter(|m| !m.layers.is_empty()) {
         return on_layers(cx, mount);
     }
-    let separate = match mount {
-        Some(mount) => mount.path == "/boot",
-        None => cx.mounted("/boot")? != cx.mounted("/")?,
-    };
+    let separate = cx.has_own_boot()?;
     let volume = match mount {
         Some(mount) => cx.layout.volumes().find(|v| mount.bottom == [(v.disk, v.source_offset)]).cloned(),
         None => cx.mounted("/boot")?.or_else(|| only_filesystem(cx)),

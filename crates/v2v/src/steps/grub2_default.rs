@@ -104,8 +104,7 @@ fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &st
     } else {
         args
     });
-    let search =
-        cx.mounted("/boot")?.and_then(|volume| volume.uuid).map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
+    let search = cx.uuid_of("/boot")?.map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
     let initrd = kernel
         .initrd
         .as_ref()
@@ -121,7 +120,7 @@ fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &st
 
 /// What grub-mkconfig will call the entry of a kernel: Xen's stay in its menu, and may come before it.
 fn made_later(cx: &Context<'_>, kernel: &Kernel) -> Result<String> {
-    let device = cx.mounted("/")?.and_then(|volume| volume.uuid).unwrap_or_default();
+    let device = cx.uuid_of("/")?.unwrap_or_default();
     let entry = format!("gnulinux-{}-advanced-{device}", kernel.version);
     let flat = cx
         .text(SETTINGS)?
@@ -273,6 +272,7 @@ fn id_of(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stack::Mounted;
     use crate::testing::{MemFs, ROOT_UUID, bzimage, mounted_subvolume, run_step};
 
     /// SLES 12's menu in a guest that has both kernels.
@@ -343,6 +343,25 @@ mod tests {
             assert!(cfg.ends_with(&entry), "{cfg}");
             let later = format!("GRUB_DEFAULT=\"gnulinux-advanced-{ROOT_UUID}>gnulinux-3.12-default-advanced-{ROOT_UUID}\"\n");
             assert!(cx.show("/etc/default/grub").starts_with(&later), "what grub-mkconfig will call it");
+        });
+    }
+
+    /// No volume of a layout is either of them.
+    #[test]
+    fn an_array_with_boot_is_known_by_its_uuid() {
+        let cfg = "menuentry 'x' {\n\tlinux /vmlinuz-3.12-xen root=/dev/mapper/vg-root\n}\n";
+        let base = guest("0").file("/boot/grub2/grub.cfg", cfg).file("/etc/fstab", "/dev/mapper/vg-root / ext4\n/dev/md0 /boot ext4\n");
+        run_step(&base, &super::super::STEPS[0], |cx| {
+            let mount = |path, uuid: &str| Mounted { uuid: Some(uuid.into()), ..mounted_subvolume(path, "") };
+            cx.mounts = vec![mount("/", "root-uuid"), mount("/boot", "boot-uuid")];
+            cx.run(&STEP).unwrap();
+            let cfg = cx.show("/boot/grub2/grub.cfg");
+            let lines = "\tsearch --no-floppy --fs-uuid --set=root boot-uuid\n\tlinux /vmlinuz-3.12-default root=/dev/mapper/vg-root ";
+            assert!(cfg.contains(lines), "{cfg}");
+            let later = "GRUB_DEFAULT=\"gnulinux-advanced-root-uuid>gnulinux-3.12-default-advanced-root-uuid\"\n";
+            assert!(cx.show("/etc/default/grub").starts_with(later));
+            cx.mounts.clear();
+            assert_eq!(cx.seen_by_boot_loader("/boot/x").unwrap(), "/boot/x", "where nothing is known but fstab");
         });
     }
 
