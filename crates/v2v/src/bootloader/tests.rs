@@ -96,7 +96,8 @@ fn made(mut fs: MemFs, target: &str, mke2fs: &[&str], expected: Configured) -> R
     let place = BootPlace::new(&layout, &disk.volumes[0], "/boot".into()).unwrap();
     let kernel = kernels::find(&fs, Target::Kvm).into_iter().next();
     let root = format!("UUID={UUID}");
-    let menu = Menu { root: &root, options: "quiet console=ttyS0", kernel: kernel.as_ref(), syslinux: None };
+    let menu_lst = (expected == Configured::MenuLst).then_some("menu.lst");
+    let menu = Menu { root: &root, options: "quiet console=ttyS0", kernel: kernel.as_ref(), syslinux: None, menu_lst };
     let configured = install_files(&mut fs, &grub, &place, &menu).unwrap();
     assert_eq!(configured, expected);
 

@@ -158,11 +158,16 @@ fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'s
             given => given,
         },
     };
+    // One that was set aside gave its options; beside a menu that is kept up to date it is a leftover.
+    let menu_lst = match &truth {
+        Truth::MenuLst(path) if given.is_none() => path.strip_prefix("/boot/grub/"),
+        _ => None,
+    };
     let stays = syslinux.filter(|_| extlinux::is_maintained(cx) || !is_chosen_found(cx));
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
     let kernel = cx.facts.kernel.clone();
-    let menu = Menu { root: &root, options: &options, kernel: kernel.as_ref(), syslinux: stays.as_deref() };
+    let menu = Menu { root: &root, options: &options, kernel: kernel.as_ref(), syslinux: stays.as_deref(), menu_lst };
     let configured = install_files(&mut cx.fs, grub, place, &menu)?;
     if configured == Configured::GrubCfg {
         cx.edit(GRUB_CFG, with_timeout)?;
@@ -474,6 +479,20 @@ mod tests {
         let entry = "title x\nlinux /boot/vmlinuz-6.1\noptions root=/dev/xvda2 ro my.option=2 $tuned_params\n";
         let base = guest().file("/boot/grub2/grub.cfg", "blscfg\n").file("/boot/loader/entries/1-6.1.conf", entry);
         run_on(&base, |cx| assert!(cx.show(GRUB_CFG).contains(" ro my.option=2 console=tty0"), "{}", cx.show(GRUB_CFG)));
+    }
+
+    /// EL 6 that became 7, SLES 11 that became 12.
+    #[test]
+    fn a_menu_lst_that_an_upgrade_left_is_no_menu() {
+        let leftover = "default 1\ntitle new\nkernel /boot/vmlinuz-6.2\ntitle old\nkernel /boot/vmlinuz-6.1 old.option=1\n";
+        let cfg = "set default=\"0\"\nmenuentry 'x' {\n\tlinux /boot/vmlinuz-6.2 root=/dev/xvda2 my.option=1\n}\n";
+        for name in ["/boot/grub/menu.lst", "/boot/grub/grub.conf"] {
+            let (version, notes) = chosen(MemFs::new(), &[(name, leftover), ("/boot/grub2/grub.cfg", cfg)], false);
+            assert_eq!(version, "6.2");
+            assert!(notes.iter().any(|note| note.contains("finds the guest's kernels")), "{notes:?}");
+            let base = guest().file(name, leftover).file("/boot/grub2/grub.cfg", &cfg.replace("6.2", "6.1"));
+            run_on(&base, |cx| assert!(cx.show(GRUB_CFG).contains(" ro my.option=1 console=tty0"), "{}", cx.show(GRUB_CFG)));
+        }
     }
 
     /// A guest of two kernels that a menu of its own starts, which is HVM or has this menu read by our GRUB; the kernel that is chosen.
