@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use guestfs::{GuestFs, GuestFsMut};
+use guestfs::{FileType, GuestFs, GuestFsMut};
 use imgcore::Image;
 
 use crate::Result;
 use crate::bootloader::{BootPlace, Configured, Grub, Menu, check_readable, install_files, is_found, starts_by_itself};
 use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
-use crate::guest::grub::{Truth, truth};
+use crate::guest::grub::{MENU_LST, Truth, truth};
 use crate::guest::has_program;
 use crate::guest::kernels::{Kernel, compare_versions};
 use crate::layout::{Table, Volume};
@@ -295,12 +295,30 @@ fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
     if updater || starts.as_ref() != newest || !starts.as_ref().is_none_or(is_found) {
         return Ok(None);
     }
-    let kept = format!("{path}.xen");
-    cx.fs.rename(path.as_bytes(), kept.as_bytes())?;
+    let kept = set_aside(cx, path)?;
     cx.note(format!(
         "nothing in the guest keeps {path} up to date: it is kept as {kept}, and its default entry's options are used for every kernel"
     ));
     Ok(Some(args))
+}
+
+/// Sets a menu aside by all names that it has in its folder; returns what it is called then.
+fn set_aside(cx: &mut Context<'_>, path: &str) -> Result<String> {
+    let file = |name: &str| cx.fs.stat(name.as_bytes()).ok().map(|stat| (stat.dev, stat.ino));
+    let folder = |name: &str| name.rsplit_once('/').map(|(folder, _)| folder.to_string());
+    let is_it = |name: &&str| file(name) == file(path) && folder(name) == folder(path);
+    let names: Vec<&str> = MENU_LST.iter().copied().filter(is_it).collect();
+    let is_link = |name: &&str| cx.fs.lstat(name.as_bytes()).is_ok_and(|stat| stat.kind == FileType::Symlink);
+    // A link to the other name would lead nowhere.
+    let (links, files): (Vec<&str>, Vec<&str>) = names.into_iter().partition(is_link);
+    let (gone, kept) = if files.is_empty() { (files, links) } else { (links, files) };
+    for name in gone {
+        cx.fs.remove(name.as_bytes())?;
+    }
+    for name in &kept {
+        cx.fs.rename(name.as_bytes(), format!("{name}.xen").as_bytes())?;
+    }
+    Ok(format!("{}.xen", kept.first().unwrap_or(&path)))
 }
 
 /// Whether the names of the chosen kernel and its initrd tell what belongs together.
@@ -440,6 +458,17 @@ mod tests {
         run_on(&base, |cx| {
             assert!(cx.show(GRUB_CFG).contains("my.option=1 console=tty0"));
             assert!(cx.fs.exists(b"/boot/grub/menu.lst.xen") && !cx.fs.exists(b"/boot/grub/menu.lst"));
+        });
+        // As Gentoo has it.
+        let linked = guest().file("/boot/grub/grub.conf", menu).link_to("/boot/grub/menu.lst", "grub.conf");
+        run_on(&linked, |cx| {
+            assert!(cx.show(GRUB_CFG).contains("my.option=1 console=tty0"));
+            assert_eq!(cx.show("/boot/grub/grub.conf.xen"), menu);
+            let gone = ["menu.lst", "grub.conf", "menu.lst.xen"];
+            assert!(gone.iter().all(|name| cx.fs.lstat(format!("/boot/grub/{name}").as_bytes()).is_err()));
+            assert!(
+                cx.reports[1].notes.iter().any(|note| note.contains("/boot/grub/menu.lst") && note.contains("/boot/grub/grub.conf.xen"))
+            );
         });
         let pinned = base.file("/boot/vmlinuz-6.2", bzimage("6.2"));
         let folder = tempfile::tempdir().unwrap();
