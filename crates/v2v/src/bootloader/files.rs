@@ -2,7 +2,7 @@
 
 use guestfs::{Attributes, Ext, FileType, GuestFs, GuestFsMut};
 
-use super::{BootPlace, Grub, config};
+use super::{BootPlace, Grub, config, order};
 use crate::Result;
 use crate::guest::kernels::Kernel;
 
@@ -57,7 +57,8 @@ pub fn install_files(fs: &mut dyn GuestFsMut, grub: &Grub, place: &BootPlace, wa
     } else if let Some(name) = wanted.menu_lst {
         (config::for_menu_lst(place, name), Configured::MenuLst)
     } else {
-        (config::finds_kernels(place, wanted.root, wanted.options, wanted.kernel), Configured::FindsKernels)
+        let named = wanted.kernel.filter(|kernel| !config::is_found(kernel) || !order::starts(fs, kernel));
+        (config::finds_kernels(place, wanted.root, wanted.options, named), Configured::FindsKernels)
     };
     fs.write(b"/boot/grub/grub.cfg", &mut text.as_bytes(), Some(Attributes::root(0o644)))?;
     Ok(configured)

@@ -500,6 +500,35 @@ mod tests {
     }
 
     #[test]
+    fn our_menu_starts_the_chosen_kernel() {
+        let with = |kernels: &[(&str, Vec<u8>)]| {
+            let base = MemFs::new().file("/etc/fstab", "/dev/xvda2 / ext4 defaults 0 1\n");
+            kernels.iter().fold(base, |fs, (name, image)| {
+                fs.file(&format!("/boot/vmlinuz-{name}"), image).file(&format!("/boot/initramfs-{name}.img"), "x")
+            })
+        };
+        let arch = with(&[("linux", bzimage("6.9.1-arch1-1")), ("linux-lts", bzimage("6.6.30-1-lts"))]);
+        let named = |name: &str| {
+            format!(
+                "\nfind_initrd {name}\nif [ -f /boot/vmlinuz-{name} ]; then\nadd /boot/vmlinuz-{name} {name} $initrd\nfi\nif [ -n \"$best\""
+            )
+        };
+        run_on(&arch, |cx| assert!(cx.show(GRUB_CFG).contains(&named("linux")), "{}", cx.show(GRUB_CFG)));
+        // The newer one has no driver.
+        let unfit = with(&[("6.1", bzimage("6.1")), ("6.2", bzimage("6.2"))]).file("/boot/config-6.2", "CONFIG_VIRTIO_PCI=y\n");
+        run_on(&unfit, |cx| assert!(cx.show(GRUB_CFG).contains(&named("6.1")), "{}", cx.show(GRUB_CFG)));
+        // What is first by itself stays so by itself.
+        for other in ["2.6.26-2-xen-amd64", "2.6.26-2-amd64.debug", "2.6.26-1-amd64"] {
+            let base = with(&[("2.6.26-2-amd64", bzimage("2.6.26-2-amd64")), (other, bzimage(other))]);
+            let base = base.file("/boot/config-2.6.26-2-xen-amd64", "CONFIG_X86_64_XEN=y\n");
+            run_on(&base, |cx| {
+                assert_eq!(cx.facts.kernel.as_ref().unwrap().version, "2.6.26-2-amd64");
+                assert!(!cx.show(GRUB_CFG).contains("\nadd "), "{other}");
+            });
+        }
+    }
+
+    #[test]
     fn a_menu_in_grub2s_folder_gives_its_options() {
         let cfg = "set default=\"0\"\nmenuentry 'SLES' {\n\tlinux /boot/vmlinuz-6.1 root=/dev/xvda2 my.option=1 console=hvc0\n}\n";
         run_on(&guest().file("/boot/grub2/grub.cfg", cfg), |cx| {
