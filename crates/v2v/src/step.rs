@@ -100,7 +100,8 @@ pub struct Donor<'a> {
 /// What steps tell those after them.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The kernel that the result starts; set by step `kernel`. `None` where the guest brings a boot loader and kernels that are not looked for.
+    /// The kernel that the result starts; set by step `kernel`, and by step `bootloader` where a menu of the
+    /// guest's own stays, whose default is another. `None` where the guest brings a boot loader and kernels that are not looked for.
     pub kernel: Option<Kernel>,
     /// All kernels that can start on the target, the chosen one first; set by step `kernel`.
     pub kernels: Vec<Kernel>,
@@ -250,10 +251,33 @@ impl<'a> Context<'a> {
         self.donor.is_some() || self.facts.kernel.as_ref().is_some_and(|kernel| kernel.pending)
     }
 
+    /// Makes one of the kernels the one that the result starts.
+    pub fn choose(&mut self, kernel: Kernel) {
+        self.facts.kernels.retain(|known| *known != kernel);
+        self.facts.kernels.insert(0, kernel.clone());
+        self.facts.kernel = Some(kernel);
+    }
+
+    /// /boot is a filesystem of its own.
+    pub fn has_own_boot(&self) -> Result<bool> {
+        match holder(&self.mounts, "/boot") {
+            Some(mount) => Ok(mount.path == "/boot"),
+            None => Ok(self.mounted("/boot")? != self.mounted("/")?),
+        }
+    }
+
+    /// The UUID of the filesystem that holds a path, whatever it lies on.
+    pub fn uuid_of(&self, path: &str) -> Result<Option<String>> {
+        match holder(&self.mounts, path) {
+            Some(mount) => Ok(mount.uuid.clone()),
+            None => Ok(self.mounted(path)?.and_then(|volume| volume.uuid)),
+        }
+    }
+
     /// A path in /boot as a boot loader sees it, which knows only the filesystem that it lies on, from its top; SUSE's GRUB is told to begin at
     /// the default subvolume.
     pub fn seen_by_boot_loader(&self, path: &str) -> Result<String> {
-        let separate = self.mounted("/boot")? != self.mounted("/")?;
+        let separate = self.has_own_boot()?;
         let below = path.strip_prefix("/boot").filter(|_| separate).unwrap_or(path);
         let mut menus = GRUB_CFG.iter().filter_map(|path| self.text(path).ok().flatten());
         let is_from_subvolume = menus.any(|menu| menu.contains("btrfs_relative_path=\"yes\""));

@@ -2,6 +2,7 @@
 
 use super::BootPlace;
 use super::grub::is_plain;
+use super::order::{self, PASSED_OVER};
 use crate::guest::kernels::Kernel;
 
 /// How our configurations begin, so that a second conversion may replace them.
@@ -45,20 +46,28 @@ pub(super) fn for_syslinux(place: &BootPlace, path: &str) -> String {
 /// Finds kernels at each start, so that installing or removing one needs nothing more.
 ///
 /// The newest by its version is the default. GRUB's scripts can't sort, and its globs come in no order: versions are compared number by
-/// number. Kernels of Xen's own (`-xen`, but not Debian's `-xen-amd64`) do not start on KVM and are passed over, as are rescue images and backup copies.
+/// number. Kernels of Xen's own (`-xen`, but not Debian's `-xen-amd64` from 6 on) do not start on KVM and are passed over, as are those for debugging,
+/// rescue images and backup copies. [`order`] tells the same in Rust.
 ///
-/// A kernel that [its name](is_found) does not lead to is named, and goes before all others.
-pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str, kernel: Option<&Kernel>) -> String {
+/// A kernel may be named, and then goes before all others.
+pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str, named: Option<&Kernel>) -> String {
     let (search, dir) = (search(place), &path(&place.boot_dir));
-    let named = kernel.filter(|kernel| !is_found(kernel));
     let seen = |file: &str| format!("{dir}{}", path(file.strip_prefix("/boot").unwrap_or(file)));
-    let named = named.map(|k| format!("add {} {} {}", seen(&k.image), word(&k.version), k.initrd.as_deref().map(seen).unwrap_or_default()));
+    let named = named.map(|k| match order::version_of(&k.image).filter(|_| is_found(k)) {
+        // It may be removed, or get an initrd, and is then found by its name.
+        Some(version) => {
+            let (image, version) = (seen(&k.image), word(version));
+            format!("find_initrd {version}\nif [ -f {image} ]; then\nadd {image} {version} $initrd\nfi")
+        }
+        None => format!("add {} {} {}", seen(&k.image), word(&k.version), k.initrd.as_deref().map(seen).unwrap_or_default()),
+    });
     let root = word(root);
     let options: String = options.split_whitespace().map(|o| format!(" {}", word(o))).collect();
     let compare = |n| format!("  elif [ $v{n} -ne $b{n} ]; then if [ $v{n} -gt $b{n} ]; then set newer=1; fi\n");
     FINDS_KERNELS
         .replace("@COMPARE@", &(0..NUMBERS).map(compare).collect::<String>())
         .replace("@KEEP@", &(0..NUMBERS).map(|n| format!("    set b{n}=$v{n}\n")).collect::<String>())
+        .replace("@PASSED_OVER@", &PASSED_OVER.join("|").replace('.', "\\."))
         .replace("@MARK@", MARK)
         .replace("@CONSOLES@", CONSOLES)
         .replace("@SEARCH@", &search)
@@ -71,11 +80,11 @@ pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str, kernel
 }
 
 /// How kernels' names begin that are found, and what the initrds are called of one whose name ends with `$1`.
-const IMAGES: [&str; 3] = ["vmlinuz-", "kernel-", "bzImage-"];
-const INITRDS: [&str; 5] = ["initrd.img-$1", "initramfs-$1.img", "initrd-$1", "initrd-$1.img", "initramfs-$1"];
+pub(super) const IMAGES: [&str; 3] = ["vmlinuz-", "kernel-", "bzImage-"];
+pub(super) const INITRDS: [&str; 5] = ["initrd.img-$1", "initramfs-$1.img", "initrd-$1", "initrd-$1.img", "initramfs-$1"];
 
 /// Numbers by which kernels are compared: whether there is an initrd, the release's three, and four of the package's: 427.13.1.el9.
-const NUMBERS: usize = 8;
+pub(super) const NUMBERS: usize = 8;
 
 /// Whether a kernel and its initrd are found by their names at each start.
 pub(crate) fn is_found(kernel: &Kernel) -> bool {
@@ -144,7 +153,7 @@ function take {
 for kernel in @KERNELS@; do
   if [ ! -f "$kernel" ]; then continue; fi
   regexp --set=2:version '.*/(vmlinuz|kernel|bzImage)-(.*)' "$kernel"
-  if regexp '(-xen$|el5xen|xenU|rescue|config|\.old|\.bak|\.dpkg)' "$version"; then continue; fi
+  if regexp '(-xen$|2\.6\.(18|26)-.*-xen-|@PASSED_OVER@)' "$version"; then continue; fi
   # In names like genkernel-x86_64-6.1.2-gentoo the numbers come later.
   set number=$version
   regexp --set=1:number '([0-9]+\.[0-9].*)' "$version"

@@ -2,7 +2,7 @@
 
 use guestfs::{Attributes, Ext, FileType, GuestFs, GuestFsMut};
 
-use super::{BootPlace, Grub, config};
+use super::{BootPlace, Grub, config, order};
 use crate::Result;
 use crate::guest::kernels::Kernel;
 
@@ -30,6 +30,8 @@ pub struct Menu<'a> {
     pub kernel: Option<&'a Kernel>,
     /// syslinux's configuration, where that is the guest's own and stays the menu.
     pub syslinux: Option<&'a str>,
+    /// The name of GRUB legacy's in `/boot/grub`, likewise.
+    pub menu_lst: Option<&'a str>,
 }
 
 /// Puts GRUB's modules for a BIOS into `/boot/grub/i386-pc` of the guest, and a `grub.cfg` beside them where the guest has none.
@@ -49,15 +51,14 @@ pub fn install_files(fs: &mut dyn GuestFsMut, grub: &Grub, place: &BootPlace, wa
     if has_entries(&existing) && !ours(&existing) {
         return Ok(Configured::GrubCfg);
     }
-    let is_menu = |name: &&str| read(format!("/boot/grub/{name}").as_bytes()).lines().any(|l| l.split_whitespace().next() == Some("title"));
-    let menu = ["menu.lst", "grub.conf"].into_iter().find(is_menu);
     let (text, configured) = if let Some(path) = wanted.syslinux {
         let seen = path.strip_prefix("/boot").map_or(path.to_owned(), |rest| format!("{}{rest}", place.boot_dir));
         (config::for_syslinux(place, &seen), Configured::Syslinux)
-    } else if let Some(name) = menu {
+    } else if let Some(name) = wanted.menu_lst {
         (config::for_menu_lst(place, name), Configured::MenuLst)
     } else {
-        (config::finds_kernels(place, wanted.root, wanted.options, wanted.kernel), Configured::FindsKernels)
+        let named = wanted.kernel.filter(|kernel| !config::is_found(kernel) || !order::starts(fs, kernel));
+        (config::finds_kernels(place, wanted.root, wanted.options, named), Configured::FindsKernels)
     };
     fs.write(b"/boot/grub/grub.cfg", &mut text.as_bytes(), Some(Attributes::root(0o644)))?;
     Ok(configured)

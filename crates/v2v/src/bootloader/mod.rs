@@ -18,6 +18,7 @@ mod efi;
 mod embed;
 mod files;
 mod grub;
+mod order;
 mod readable;
 
 #[cfg(test)]

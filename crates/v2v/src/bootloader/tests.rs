@@ -12,11 +12,9 @@ use imgcore::raw::Raw;
 use imgcore::storage::MemStorage;
 use imgcore::{Image, ImageMut, NoProgress, copy};
 
-use super::{BootPlace, Configured, Grub, Menu, check_readable, install_files, starts_by_itself};
+use super::{BootPlace, Configured, Grub, Menu, check_readable, install_files, order, starts_by_itself};
 use crate::disk_build;
-use crate::guest::kernels;
 use crate::source::{Boot, Source, SourceDisk};
-use crate::target::Target;
 use crate::testing::MemFs;
 
 const MIB: u64 = 1 << 20;
@@ -94,9 +92,9 @@ fn made(mut fs: MemFs, target: &str, mke2fs: &[&str], expected: Configured) -> R
     let layout = disk_build::compute(&source_of(&fs), &disk_build::examine(&source_of(&fs)).unwrap(), &Default::default()).unwrap();
     let disk = &layout.disks[0];
     let place = BootPlace::new(&layout, &disk.volumes[0], "/boot".into()).unwrap();
-    let kernel = kernels::find(&fs, Target::Kvm).into_iter().next();
     let root = format!("UUID={UUID}");
-    let menu = Menu { root: &root, options: "quiet console=ttyS0", kernel: kernel.as_ref(), syslinux: None };
+    let menu_lst = (expected == Configured::MenuLst).then_some("menu.lst");
+    let menu = Menu { root: &root, options: "quiet console=ttyS0", kernel: None, syslinux: None, menu_lst };
     let configured = install_files(&mut fs, &grub, &place, &menu).unwrap();
     assert_eq!(configured, expected);
 
@@ -157,7 +155,8 @@ fn a_guest_without_a_boot_loader_starts_its_newest_kernel() {
     if !can_run() {
         return;
     }
-    let kernels = ["6.1.0-9-amd64", "6.1.0-13-amd64", "5.10.0-30-amd64", "6.1.0-50-xen", "6.1.0-13-amd64.old", "7.0.0-1-amd64"];
+    let kernels =
+        ["6.1.0-9-amd64", "6.1.0-13-amd64", "5.10.0-30-amd64", "6.1.0-50-xen", "6.1.0-13-amd64.old", "2.6.26-2-amd64", "7.0.0-1-amd64"];
     let mut fs = root();
     for kernel in kernels {
         fs = fs.file(&format!("/boot/vmlinuz-{kernel}"), "no kernel");
@@ -172,8 +171,17 @@ fn a_guest_without_a_boot_loader_starts_its_newest_kernel() {
             fs = fs.file(&format!("/boot/{name}-genkernel-x86_64-{release}.el9_4"), text);
         }
     }
+    // Newer, and passed over.
+    for release in ["2.6.26-2-xen-amd64", "6.1.0-70.el9.x86_64+debug", "6.1.0-70-amd64-dbg", "8.2.6.18-6-xen-686"] {
+        for name in ["vmlinuz", "initrd.img"] {
+            fs = fs.file(&format!("/boot/{name}-{release}"), "x");
+        }
+    }
+    let newest = "/boot/kernel-genkernel-x86_64-6.1.0-14.10.1.el9_4";
+    assert_eq!(order::first(&fs, None).as_deref(), Some(newest));
     let disk = made(fs, "xvda2", &["-t", "ext4"], Configured::FindsKernels);
-    let wanted = "Loading /boot/kernel-genkernel-x86_64-6.1.0-14.10.1.el9_4 ...";
+    let wanted = format!("Loading {newest} ...");
+    let wanted = wanted.as_str();
     let console = boot(&disk, wanted);
     assert!(console.contains(wanted) && !console.contains("error:"), "{console}");
 }

@@ -87,7 +87,9 @@ pub fn truth(fs: &dyn GuestFs, packages: &Packages) -> Truth {
     };
     let menu_lst = with(MENU_LST, &["kernel"]);
     let grub_cfg = with(GRUB_CFG, &["linux", "linux16", "linuxefi", "blscfg"]);
-    let legacy_only = packages.has("grub-legacy") || packages.has("grub") && !packages.has("grub2-common");
+    // Arch's and Alpine's package "grub" is GRUB 2.
+    let is_legacys = || matches!(packages.format, "deb" | "rpm") && !packages.names().any(|name| name.starts_with("grub2"));
+    let legacy_only = packages.has("grub-legacy") || packages.has("grub") && is_legacys();
     match (grub_cfg, with(SYSLINUX, &["linux", "kernel"]), menu_lst) {
         (_, _, Some(menu)) if legacy_only => Truth::MenuLst(menu),
         (Some(cfg), _, _) => Truth::GrubCfg(cfg),
@@ -123,6 +125,16 @@ mod tests {
         assert_eq!(truth(&menu, &none), Truth::MenuLst("/boot/grub/menu.lst".into()));
         assert_eq!(truth(&both, &none), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
         assert_eq!(truth(&both, &legacy), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        let dpkg = |names: &[&str]| {
+            let status: String =
+                names.iter().map(|name| format!("Package: {name}\nStatus: install ok installed\nVersion: 1\n\n")).collect();
+            Packages::read(&MemFs::new().file("/var/lib/dpkg/status", status))
+        };
+        assert_eq!(truth(&both, &dpkg(&["grub"])), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&both, &dpkg(&["grub", "grub2"])), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
+        let alpine = Packages::read(&MemFs::new().file("/lib/apk/db/installed", "P:grub\nV:2.12-r5\nA:x86_64\n\n"));
+        assert!(alpine.has("grub") && alpine.format == "apk");
+        assert_eq!(truth(&both, &alpine), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
         assert_eq!(truth(&empty, &none), Truth::MenuLst("/boot/grub/menu.lst".into()));
         assert_eq!(truth(&MemFs::new(), &legacy), Truth::Nothing);
         let syslinux = MemFs::new().file("/boot/extlinux/extlinux.conf", "default l\nlabel l\n\tkernel /vmlinuz\n");

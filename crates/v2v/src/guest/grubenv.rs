@@ -13,6 +13,11 @@ pub fn get<'a>(block: &'a str, name: &str) -> Option<&'a str> {
     block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
 }
 
+/// A block without a setting.
+pub fn empty() -> String {
+    format!("{HEADER}{}", "#".repeat(SIZE - HEADER.len()))
+}
+
 /// The block with a setting changed or added; `None` where it does not fit, or this is no such block.
 pub fn with(block: &str, name: &str, value: &str) -> Option<String> {
     let settings = block.strip_prefix(HEADER)?.trim_end_matches('#');
@@ -42,6 +47,7 @@ mod tests {
         assert!(new.starts_with(&format!("{HEADER}saved_entry=a\nkernelopts=root=UUID=1 ro\nboot_success=1\n####")) && new.len() == SIZE);
         assert_eq!(with(&block, "kernelopts", &"x".repeat(SIZE)), None);
         assert_eq!(with("saved_entry=a\n", "a", "b"), None);
+        assert_eq!(with(&empty(), "a", "b").map(|block| block.len()), Some(SIZE));
         assert_eq!(get(&block, "saved"), None);
     }
 }

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grubenv::{self, GRUBENV};
+use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, fields};
 use crate::step::{Context, Step};
 
@@ -143,6 +144,13 @@ pub(super) fn default_args(cx: &Context<'_>) -> Result<Option<String>> {
         }
     }
     Ok(found)
+}
+
+/// The kernel of the entry of this name. The first of all, where none has it, is the newest: GRUB sorts them.
+pub(super) fn kernel_of_entry(cx: &Context<'_>, name: &str) -> Result<Option<Kernel>> {
+    let file = ENTRIES.iter().flat_map(|dir| entries(cx, dir)).find(|file| id(file) == name);
+    let text = file.map(|file| cx.text(&file)).transpose()?.flatten();
+    Ok(text.and_then(|text| cx.kernel_at(kernel_of(&text)?).cloned()))
 }
 
 /// The entry that is remembered stays if it starts on KVM.

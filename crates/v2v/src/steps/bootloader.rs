@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use guestfs::{GuestFs, GuestFsMut};
+use guestfs::{FileType, GuestFs, GuestFsMut};
 use imgcore::Image;
 
 use crate::Result;
 use crate::bootloader::{BootPlace, Configured, Grub, Menu, check_readable, install_files, is_found, starts_by_itself};
 use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
-use crate::guest::grub::{Truth, truth};
+use crate::guest::grub::{MENU_LST, Truth, truth};
 use crate::guest::has_program;
-use crate::guest::kernels::compare_versions;
+use crate::guest::kernels::{Kernel, compare_versions};
 use crate::layout::{Table, Volume};
 use crate::source::Boot;
 use crate::stack::{Layer, Mounted, holder};
@@ -30,6 +30,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let esp = cx.options.esp.as_ref();
     if cx.is_hvm() && esp.is_none() {
         cx.facts.boot_loader = "the guest's own, as on Xen".into();
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
         return Ok(());
     }
     let (place, image) = match boot_place(cx)? {
@@ -60,6 +61,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     {
         cx.facts.boot_loader = format!("{loader} of the guest");
         cx.note(format!("the disk starts by itself: {loader}"));
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
         return Ok(());
     }
     if let Some((image, start)) = &image {
@@ -84,21 +86,17 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
 
 /// A loader on an ESP, which hands over to the same configuration.
 fn for_uefi(cx: &mut Context<'_>, esp: &Esp, place: BootPlace, image: Option<(Arc<dyn Image>, u64)>) -> Result<()> {
-    if let Some(kernel) = &cx.facts.kernel
-        && let Some(config) = cx.text(format!("/boot/config-{}", kernel.version))?
-        && !config.lines().any(|l| l == "CONFIG_EFI=y")
-    {
-        return Err(cx.fail(format!("the kernel {} was built without CONFIG_EFI: convert without --firmware uefi", kernel.version)));
-    }
     if esp.has_loader {
         cx.facts.boot_loader = format!("the one that the guest has on its ESP, {}", esp.device);
-        return Ok(());
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
+        return has_efi(cx);
     }
     if let Some((image, start)) = &image {
         check_readable(image.as_ref(), *start).map_err(|e| cx.fail(e.to_string()))?;
     }
     let grub = Grub::find_efi().map_err(|e| cx.fail(e.to_string()))?;
     let menu = configure(cx, &grub, &place)?;
+    has_efi(cx)?;
     cx.facts.loader = Some(grub.loader(&place).map_err(|e| cx.fail(e.to_string()))?);
     cx.facts.boot_loader = format!("GRUB 2 for UEFI on {}, {menu}", esp.device);
     let made = if esp.is_new { "a new ESP at the end of its disk, in a GPT" } else { "the guest's own ESP" };
@@ -111,10 +109,46 @@ fn for_uefi(cx: &mut Context<'_>, esp: &Esp, place: BootPlace, image: Option<(Ar
     Ok(())
 }
 
+/// Not every kernel starts by UEFI.
+fn has_efi(cx: &Context<'_>) -> Result<()> {
+    if let Some(kernel) = &cx.facts.kernel
+        && let Some(config) = cx.text(format!("/boot/config-{}", kernel.version))?
+        && !config.lines().any(|l| l == "CONFIG_EFI=y")
+    {
+        return Err(cx.fail(format!("the kernel {} was built without CONFIG_EFI: convert without --firmware uefi", kernel.version)));
+    }
+    Ok(())
+}
+
+/// Where a menu of the guest's own is what starts, its default's kernel is the one that must find the disks. The steps before saw to it that the
+/// default starts on the target.
+fn own_menu_starts(cx: &mut Context<'_>, menu: &Truth) -> Result<()> {
+    if let Some(kernel) = started_by(cx, menu)?
+        && Some(&kernel) != cx.facts.kernel.as_ref()
+    {
+        cx.note(format!("{} starts: it is the default of the guest's own menu", kernel.image));
+        cx.choose(kernel);
+    }
+    Ok(())
+}
+
+/// The kernel that a menu starts by default; the chosen one where that is not known, or was asked for.
+fn started_by(cx: &Context<'_>, menu: &Truth) -> Result<Option<Kernel>> {
+    let known = match menu {
+        _ if cx.is_kernel_given() => None,
+        Truth::GrubCfg(path) => grub2_default::default_kernel(cx, path)?,
+        Truth::MenuLst(path) => grub_legacy::default_kernel(cx, path)?,
+        Truth::Syslinux(path) => extlinux::default_kernel(cx, path)?,
+        Truth::Nothing => None,
+    };
+    Ok(known.or_else(|| cx.facts.kernel.clone()))
+}
+
 /// Gives GRUB its files in the guest; says where its menu comes from.
 fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'static str> {
-    let syslinux = match truth(&cx.fs, &cx.packages) {
-        Truth::Syslinux(path) => Some(path),
+    let truth = truth(&cx.fs, &cx.packages);
+    let syslinux = match &truth {
+        Truth::Syslinux(path) => Some(path.clone()),
         _ => None,
     };
     let given = match &syslinux {
@@ -124,14 +158,24 @@ fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'s
             given => given,
         },
     };
+    // One that was set aside gave its options; beside a menu that is kept up to date it is a leftover.
+    let menu_lst = match &truth {
+        Truth::MenuLst(path) if given.is_none() => path.strip_prefix("/boot/grub/"),
+        _ => None,
+    };
     let stays = syslinux.filter(|_| extlinux::is_maintained(cx) || !is_chosen_found(cx));
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
     let kernel = cx.facts.kernel.clone();
-    let menu = Menu { root: &root, options: &options, kernel: kernel.as_ref(), syslinux: stays.as_deref() };
+    let menu = Menu { root: &root, options: &options, kernel: kernel.as_ref(), syslinux: stays.as_deref(), menu_lst };
     let configured = install_files(&mut cx.fs, grub, place, &menu)?;
     if configured == Configured::GrubCfg {
         cx.edit(GRUB_CFG, with_timeout)?;
+    }
+    match configured {
+        Configured::FindsKernels => {}
+        Configured::GrubCfg => own_menu_starts(cx, &Truth::GrubCfg(GRUB_CFG.into()))?,
+        Configured::MenuLst | Configured::Syslinux => own_menu_starts(cx, &truth)?,
     }
     Ok(match configured {
         Configured::GrubCfg => "with the guest's own grub.cfg",
@@ -159,10 +203,7 @@ fn boot_place(cx: &Context<'_>) -> Result<Found> {
     if let Some(mount) = mount.filter(|m| !m.layers.is_empty()) {
         return on_layers(cx, mount);
     }
-    let separate = match mount {
-        Some(mount) => mount.path == "/boot",
-        None => cx.mounted("/boot")? != cx.mounted("/")?,
-    };
+    let separate = cx.has_own_boot()?;
     let volume = match mount {
         Some(mount) => cx.layout.volumes().find(|v| mount.bottom == [(v.disk, v.source_offset)]).cloned(),
         None => cx.mounted("/boot")?.or_else(|| only_filesystem(cx)),
@@ -244,20 +285,40 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
 ///
 /// One whose default is not the newest kernel was made so by a person, and stays; so does one that starts what no name leads to.
 fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
-    let Truth::MenuLst(path) = truth(&cx.fs, &cx.packages) else { return Ok(None) };
+    let truth = truth(&cx.fs, &cx.packages);
+    let Truth::MenuLst(path) = &truth else { return Ok(None) };
     // Debian's, Red Hat's, SUSE's.
     let updater = ["update-grub", "grubby", "update-bootloader"].iter().any(|program| has_program(&cx.fs, program));
     let newest = cx.facts.kernels.iter().max_by(|a, b| compare_versions(&a.version, &b.version));
-    let Some(args) = grub_legacy::default_args(cx, &path)? else { return Ok(None) };
-    if updater || cx.facts.kernel.as_ref() != newest || !is_chosen_found(cx) {
+    let Some(args) = grub_legacy::default_args(cx, path)? else { return Ok(None) };
+    let starts = started_by(cx, &truth)?;
+    if updater || starts.as_ref() != newest || !starts.as_ref().is_none_or(is_found) {
         return Ok(None);
     }
-    let kept = format!("{path}.xen");
-    cx.fs.rename(path.as_bytes(), kept.as_bytes())?;
+    let kept = set_aside(cx, path)?;
     cx.note(format!(
         "nothing in the guest keeps {path} up to date: it is kept as {kept}, and its default entry's options are used for every kernel"
     ));
     Ok(Some(args))
+}
+
+/// Sets a menu aside by all names that it has in its folder; returns what it is called then.
+fn set_aside(cx: &mut Context<'_>, path: &str) -> Result<String> {
+    let file = |name: &str| cx.fs.stat(name.as_bytes()).ok().map(|stat| (stat.dev, stat.ino));
+    let folder = |name: &str| name.rsplit_once('/').map(|(folder, _)| folder.to_string());
+    let is_it = |name: &&str| file(name) == file(path) && folder(name) == folder(path);
+    let names: Vec<&str> = MENU_LST.iter().copied().filter(is_it).collect();
+    let is_link = |name: &&str| cx.fs.lstat(name.as_bytes()).is_ok_and(|stat| stat.kind == FileType::Symlink);
+    // A link to the other name would lead nowhere.
+    let (links, files): (Vec<&str>, Vec<&str>) = names.into_iter().partition(is_link);
+    let (gone, kept) = if files.is_empty() { (files, links) } else { (links, files) };
+    for name in gone {
+        cx.fs.remove(name.as_bytes())?;
+    }
+    for name in &kept {
+        cx.fs.rename(name.as_bytes(), format!("{name}.xen").as_bytes())?;
+    }
+    Ok(format!("{}.xen", kept.first().unwrap_or(&path)))
 }
 
 /// Whether the names of the chosen kernel and its initrd tell what belongs together.
@@ -398,6 +459,17 @@ mod tests {
             assert!(cx.show(GRUB_CFG).contains("my.option=1 console=tty0"));
             assert!(cx.fs.exists(b"/boot/grub/menu.lst.xen") && !cx.fs.exists(b"/boot/grub/menu.lst"));
         });
+        // As Gentoo has it.
+        let linked = guest().file("/boot/grub/grub.conf", menu).link_to("/boot/grub/menu.lst", "grub.conf");
+        run_on(&linked, |cx| {
+            assert!(cx.show(GRUB_CFG).contains("my.option=1 console=tty0"));
+            assert_eq!(cx.show("/boot/grub/grub.conf.xen"), menu);
+            let gone = ["menu.lst", "grub.conf", "menu.lst.xen"];
+            assert!(gone.iter().all(|name| cx.fs.lstat(format!("/boot/grub/{name}").as_bytes()).is_err()));
+            assert!(
+                cx.reports[1].notes.iter().any(|note| note.contains("/boot/grub/menu.lst") && note.contains("/boot/grub/grub.conf.xen"))
+            );
+        });
         let pinned = base.file("/boot/vmlinuz-6.2", bzimage("6.2"));
         let folder = tempfile::tempdir().unwrap();
         run_step_with(&pinned, &options(folder.path()), &super::super::kernel::STEP, |cx| {
@@ -428,6 +500,35 @@ mod tests {
     }
 
     #[test]
+    fn our_menu_starts_the_chosen_kernel() {
+        let with = |kernels: &[(&str, Vec<u8>)]| {
+            let base = MemFs::new().file("/etc/fstab", "/dev/xvda2 / ext4 defaults 0 1\n");
+            kernels.iter().fold(base, |fs, (name, image)| {
+                fs.file(&format!("/boot/vmlinuz-{name}"), image).file(&format!("/boot/initramfs-{name}.img"), "x")
+            })
+        };
+        let arch = with(&[("linux", bzimage("6.9.1-arch1-1")), ("linux-lts", bzimage("6.6.30-1-lts"))]);
+        let named = |name: &str| {
+            format!(
+                "\nfind_initrd {name}\nif [ -f /boot/vmlinuz-{name} ]; then\nadd /boot/vmlinuz-{name} {name} $initrd\nfi\nif [ -n \"$best\""
+            )
+        };
+        run_on(&arch, |cx| assert!(cx.show(GRUB_CFG).contains(&named("linux")), "{}", cx.show(GRUB_CFG)));
+        // The newer one has no driver.
+        let unfit = with(&[("6.1", bzimage("6.1")), ("6.2", bzimage("6.2"))]).file("/boot/config-6.2", "CONFIG_VIRTIO_PCI=y\n");
+        run_on(&unfit, |cx| assert!(cx.show(GRUB_CFG).contains(&named("6.1")), "{}", cx.show(GRUB_CFG)));
+        // What is first by itself stays so by itself.
+        for other in ["2.6.26-2-xen-amd64", "2.6.26-2-amd64.debug", "2.6.26-1-amd64"] {
+            let base = with(&[("2.6.26-2-amd64", bzimage("2.6.26-2-amd64")), (other, bzimage(other))]);
+            let base = base.file("/boot/config-2.6.26-2-xen-amd64", "CONFIG_X86_64_XEN=y\n");
+            run_on(&base, |cx| {
+                assert_eq!(cx.facts.kernel.as_ref().unwrap().version, "2.6.26-2-amd64");
+                assert!(!cx.show(GRUB_CFG).contains("\nadd "), "{other}");
+            });
+        }
+    }
+
+    #[test]
     fn a_menu_in_grub2s_folder_gives_its_options() {
         let cfg = "set default=\"0\"\nmenuentry 'SLES' {\n\tlinux /boot/vmlinuz-6.1 root=/dev/xvda2 my.option=1 console=hvc0\n}\n";
         run_on(&guest().file("/boot/grub2/grub.cfg", cfg), |cx| {
@@ -436,6 +537,78 @@ mod tests {
         let entry = "title x\nlinux /boot/vmlinuz-6.1\noptions root=/dev/xvda2 ro my.option=2 $tuned_params\n";
         let base = guest().file("/boot/grub2/grub.cfg", "blscfg\n").file("/boot/loader/entries/1-6.1.conf", entry);
         run_on(&base, |cx| assert!(cx.show(GRUB_CFG).contains(" ro my.option=2 console=tty0"), "{}", cx.show(GRUB_CFG)));
+    }
+
+    /// EL 6 that became 7, SLES 11 that became 12.
+    #[test]
+    fn a_menu_lst_that_an_upgrade_left_is_no_menu() {
+        let leftover = "default 1\ntitle new\nkernel /boot/vmlinuz-6.2\ntitle old\nkernel /boot/vmlinuz-6.1 old.option=1\n";
+        let cfg = "set default=\"0\"\nmenuentry 'x' {\n\tlinux /boot/vmlinuz-6.2 root=/dev/xvda2 my.option=1\n}\n";
+        for name in ["/boot/grub/menu.lst", "/boot/grub/grub.conf"] {
+            let (version, notes) = chosen(MemFs::new(), &[(name, leftover), ("/boot/grub2/grub.cfg", cfg)], false);
+            assert_eq!(version, "6.2");
+            assert!(notes.iter().any(|note| note.contains("finds the guest's kernels")), "{notes:?}");
+            let base = guest().file(name, leftover).file("/boot/grub2/grub.cfg", &cfg.replace("6.2", "6.1"));
+            run_on(&base, |cx| assert!(cx.show(GRUB_CFG).contains(" ro my.option=1 console=tty0"), "{}", cx.show(GRUB_CFG)));
+        }
+    }
+
+    /// A guest of two kernels that a menu of its own starts, which is HVM or has this menu read by our GRUB; the kernel that is chosen.
+    fn chosen(base: MemFs, menu: &[(&str, &str)], hvm: bool) -> (String, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(folder.path());
+        let (mut source, layout) = crate::testing::xen_tools_guest();
+        if hvm {
+            source.boot = Boot::Bios;
+        }
+        let base = ["6.1", "6.2"].into_iter().fold(base, |fs, version| {
+            let fs = fs.file(&format!("/boot/vmlinuz-{version}"), bzimage(version));
+            fs.file(&format!("/boot/initrd.img-{version}"), "x")
+        });
+        let base = base.file("/etc/fstab", "/dev/xvda2 / ext4 defaults 0 1\n");
+        let base = menu.iter().fold(base, |fs, (path, text)| fs.file(path, text));
+        let mut cx = Context::new(&source, &layout, &options, crate::staged::Staged::new(&base)).unwrap();
+        let steps = [&super::super::kernel::STEP, &grub_legacy::STEP, &grub2_default::STEP, &bls::STEP, &extlinux::STEP, &STEP];
+        steps.into_iter().for_each(|step| cx.run(step).unwrap());
+        let kernel = cx.facts.kernel.clone().unwrap();
+        assert_eq!(cx.facts.kernels.first(), Some(&kernel));
+        assert_eq!(cx.facts.kernels.len(), 2);
+        (kernel.version, cx.reports.pop().unwrap().notes)
+    }
+
+    #[test]
+    fn the_kernel_that_the_guests_own_menu_starts_is_the_chosen_one() {
+        let settings = "# GRUB Environment Block\nsaved_entry=1-6.1\n";
+        let block = format!("{settings}{}", "#".repeat(1024 - settings.len()));
+        let cfg = "set default=\"@\"\nmenuentry 'new' {\n\tlinux /boot/vmlinuz-6.2\n}\nmenuentry 'old' --id 1-6.1 {\n\tlinux /boot/vmlinuz-6.1\n}\n";
+        let (first, second, remembered) = (cfg.replace('@', "0"), cfg.replace('@', "1"), cfg.replace('@', "${saved_entry}"));
+        let conf = "default @\nlabel new\n\tlinux /boot/vmlinuz-6.2\nlabel old\n\tlinux /boot/vmlinuz-6.1\n".replace('@', "old");
+        let menu = "default 1\ntitle new\nkernel /boot/vmlinuz-6.2\ntitle old\nkernel /boot/vmlinuz-6.1\n";
+        let (new, old) = ("title new\nlinux /boot/vmlinuz-6.2\n", "title old\nlinux /boot/vmlinuz-6.1\n");
+        let bls = |setting| {
+            let files = [("/boot/loader/entries/1-6.2.conf", new), ("/boot/loader/entries/1-6.1.conf", old)];
+            [&[("/boot/grub2/grub.cfg", setting), ("/boot/grub2/grubenv", block.as_str())][..], &files].concat()
+        };
+        let cases: [(Vec<(&str, &str)>, bool, &str); 11] = [
+            (vec![(GRUB_CFG, &first)], true, "6.2"),
+            (vec![(GRUB_CFG, &second)], true, "6.1"),
+            (vec![(GRUB_CFG, &second)], false, "6.1"),
+            (vec![("/boot/grub2/grub.cfg", &remembered), ("/boot/grub2/grubenv", &block)], true, "6.1"),
+            (bls("set default=\"${saved_entry}\"\nblscfg\n"), true, "6.1"),
+            (bls("set default=0\nblscfg\n"), true, "6.2"),
+            // Ours is what starts, and finds the newest.
+            (bls("set default=\"${saved_entry}\"\nblscfg\n"), false, "6.2"),
+            (vec![("/boot/extlinux/extlinux.conf", &conf)], true, "6.1"),
+            (vec![("/boot/extlinux/extlinux.conf", &conf), ("/usr/sbin/u-boot-update", "")], false, "6.1"),
+            (vec![("/boot/grub/menu.lst", menu)], true, "6.1"),
+            (vec![("/boot/grub/menu.lst", menu)], false, "6.1"),
+        ];
+        for (menu, hvm, expected) in cases {
+            let (version, notes) = chosen(MemFs::new(), &menu, hvm);
+            assert_eq!(version, expected, "{menu:?} {hvm}");
+            let told = notes.iter().any(|n| n == "/boot/vmlinuz-6.1 starts: it is the default of the guest's own menu");
+            assert_eq!(told, expected == "6.1", "{notes:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use guestfs::Ext;
 use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::SYSLINUX;
+use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
 
@@ -66,6 +67,12 @@ pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String
     let entries = entries(&text);
     let plain = |append: &str| append.split_ascii_whitespace().filter(|w| !w.starts_with("initrd=")).collect::<Vec<_>>().join(" ");
     Ok(default_of(&text, &entries).map(|entry| plain(entry.append)))
+}
+
+/// The kernel of that entry.
+pub(super) fn default_kernel(cx: &Context<'_>, path: &str) -> Result<Option<Kernel>> {
+    let text = whole(cx, path)?;
+    Ok(default_of(&text, &entries(&text)).and_then(|entry| cx.kernel_at(&beside(path, entry.kernel))).cloned())
 }
 
 fn rewrite(text: &str, words: &Rewrite<'_>) -> String {

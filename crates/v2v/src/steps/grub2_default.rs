@@ -7,6 +7,7 @@ use crate::guest::grubenv::{self, GRUBENV};
 use crate::guest::kernels::Kernel;
 use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
+use crate::steps::bls;
 
 pub(super) const STEP: Step =
     Step { name: "grub2-default", about: "the default entry may be one that only Xen starts: another becomes the default", run };
@@ -63,7 +64,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     for path in GRUB_CFG {
         let Some(text) = cx.text(path)? else { continue };
         let entries = entries(&text);
-        let setting = text.lines().find_map(default_of).unwrap_or("0");
+        let setting = setting(&text);
         let remembered = setting.starts_with("${");
         let Some(current) = current(cx, &entries, setting)? else { continue };
         let starts = |entry: &Entry| entry.kernel.as_deref().and_then(|kernel| cx.kernel_at(kernel));
@@ -82,7 +83,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             }
         };
         if remembered {
-            remember(cx, &id)?
+            remember(cx, path, &id)?
         } else {
             set(cx, path, &id)?
         }
@@ -103,8 +104,7 @@ fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &st
     } else {
         args
     });
-    let search =
-        cx.mounted("/boot")?.and_then(|volume| volume.uuid).map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
+    let search = cx.uuid_of("/boot")?.map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
     let initrd = kernel
         .initrd
         .as_ref()
@@ -120,7 +120,7 @@ fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &st
 
 /// What grub-mkconfig will call the entry of a kernel: Xen's stay in its menu, and may come before it.
 fn made_later(cx: &Context<'_>, kernel: &Kernel) -> Result<String> {
-    let device = cx.mounted("/")?.and_then(|volume| volume.uuid).unwrap_or_default();
+    let device = cx.uuid_of("/")?.unwrap_or_default();
     let entry = format!("gnulinux-{}-advanced-{device}", kernel.version);
     let flat = cx
         .text(SETTINGS)?
@@ -128,9 +128,14 @@ fn made_later(cx: &Context<'_>, kernel: &Kernel) -> Result<String> {
     Ok(if flat { entry } else { format!("gnulinux-advanced-{device}>{entry}") })
 }
 
+/// What a setting of the default means, which may be one that is remembered.
+fn meant(cx: &Context<'_>, setting: &str) -> Result<String> {
+    Ok(if setting.starts_with("${") { saved(cx)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() })
+}
+
 /// The entry that a setting of the default means: one that is nowhere means the first.
 fn current<'a>(cx: &Context<'_>, entries: &'a [Entry], setting: &str) -> Result<Option<&'a Entry>> {
-    let default = if setting.starts_with("${") { saved(cx)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() };
+    let default = meant(cx, setting)?;
     Ok(entries.iter().find(|e| e.is(&default)).or(entries.first()))
 }
 
@@ -138,10 +143,26 @@ fn current<'a>(cx: &Context<'_>, entries: &'a [Entry], setting: &str) -> Result<
 pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String>> {
     let Some(text) = cx.text(path)? else { return Ok(None) };
     let entries = entries(&text);
-    let current = current(cx, &entries, text.lines().find_map(default_of).unwrap_or("0"))?;
+    let current = current(cx, &entries, setting(&text))?;
     // What the menu's own scripts would put in is not known elsewhere.
     let plain = |entry: &Entry| entry.args.split_ascii_whitespace().filter(|word| !word.contains('$')).collect::<Vec<_>>().join(" ");
     Ok(current.filter(|entry| entry.kernel.is_some()).map(plain))
+}
+
+/// The kernel of the default entry, which may be a file of its own.
+pub(super) fn default_kernel(cx: &Context<'_>, path: &str) -> Result<Option<Kernel>> {
+    let Some(text) = cx.text(path)? else { return Ok(None) };
+    if text.lines().any(|line| fields(line).first().is_some_and(|word| word.1 == "blscfg")) {
+        return bls::kernel_of_entry(cx, &meant(cx, setting(&text))?);
+    }
+    let entries = entries(&text);
+    let kernel = current(cx, &entries, setting(&text))?.and_then(|entry| entry.kernel.as_deref());
+    Ok(kernel.and_then(|kernel| cx.kernel_at(kernel)).cloned())
+}
+
+/// The default that lasts: `next_entry` is for one start only.
+fn setting(text: &str) -> &str {
+    text.lines().filter_map(default_of).find(|value| *value != "${next_entry}").unwrap_or("0")
 }
 
 /// The value in `set default="…"`.
@@ -160,8 +181,13 @@ fn saved(cx: &Context<'_>) -> Result<Option<String>> {
     Ok(None)
 }
 
-fn remember(cx: &mut Context<'_>, id: &str) -> Result<()> {
-    for block in GRUBENV {
+/// In every block that is there, and in the one beside the menu, which GRUB reads.
+fn remember(cx: &mut Context<'_>, menu: &str, id: &str) -> Result<()> {
+    let beside = menu.replace("grub.cfg", "grubenv");
+    if cx.text(&beside)?.is_none() {
+        cx.fs.put(beside.as_bytes(), grubenv::empty().as_bytes(), None)?;
+    }
+    for block in GRUBENV.iter().copied().chain([beside.as_str()]) {
         let Some(old) = cx.text(block)? else { continue };
         match grubenv::with(&old, "saved_entry", id) {
             Some(new) => cx.edit(block, |_| new)?,
@@ -246,6 +272,7 @@ fn id_of(line: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stack::Mounted;
     use crate::testing::{MemFs, ROOT_UUID, bzimage, mounted_subvolume, run_step};
 
     /// SLES 12's menu in a guest that has both kernels.
@@ -319,6 +346,25 @@ mod tests {
         });
     }
 
+    /// No volume of a layout is either of them.
+    #[test]
+    fn an_array_with_boot_is_known_by_its_uuid() {
+        let cfg = "menuentry 'x' {\n\tlinux /vmlinuz-3.12-xen root=/dev/mapper/vg-root\n}\n";
+        let base = guest("0").file("/boot/grub2/grub.cfg", cfg).file("/etc/fstab", "/dev/mapper/vg-root / ext4\n/dev/md0 /boot ext4\n");
+        run_step(&base, &super::super::STEPS[0], |cx| {
+            let mount = |path, uuid: &str| Mounted { uuid: Some(uuid.into()), ..mounted_subvolume(path, "") };
+            cx.mounts = vec![mount("/", "root-uuid"), mount("/boot", "boot-uuid")];
+            cx.run(&STEP).unwrap();
+            let cfg = cx.show("/boot/grub2/grub.cfg");
+            let lines = "\tsearch --no-floppy --fs-uuid --set=root boot-uuid\n\tlinux /vmlinuz-3.12-default root=/dev/mapper/vg-root ";
+            assert!(cfg.contains(lines), "{cfg}");
+            let later = "GRUB_DEFAULT=\"gnulinux-advanced-root-uuid>gnulinux-3.12-default-advanced-root-uuid\"\n";
+            assert!(cx.show("/etc/default/grub").starts_with(later));
+            cx.mounts.clear();
+            assert_eq!(cx.seen_by_boot_loader("/boot/x").unwrap(), "/boot/x", "where nothing is known but fstab");
+        });
+    }
+
     #[test]
     fn kernels_are_seen_from_the_top_of_btrfs() {
         let cfg = "menuentry 'x' {\n\tlinux /@/boot/vmlinuz-3.12-@KIND@ root=/dev/xvda2\n}\n";
@@ -342,6 +388,37 @@ mod tests {
         run_after_kernel(&guest("${saved_entry}").file("/boot/grub2/grubenv", block), |cx| {
             assert_eq!(grubenv::get(&cx.show("/boot/grub2/grubenv"), "saved_entry"), Some("advanced-1>default-advanced"));
             assert!(cx.show("/boot/grub2/grub.cfg").starts_with("set default=\"${saved_entry}\""));
+        });
+        run_after_kernel(&guest("${saved_entry}"), |cx| {
+            let block = cx.show("/boot/grub2/grubenv");
+            assert_eq!((grubenv::get(&block, "saved_entry"), block.len()), (Some("advanced-1>default-advanced"), 1024));
+        });
+    }
+
+    /// As grub-mkconfig writes it.
+    #[test]
+    fn what_is_started_once_is_not_the_default() {
+        let head = |default: &str| {
+            format!(
+                "if [ -s $prefix/grubenv ]; then\n  set have_grubenv=true\n  load_env\nfi\nif [ \"${{next_entry}}\" ] ; then\n   set \
+                 default=\"${{next_entry}}\"\n   set next_entry=\n   save_env next_entry\n   set boot_once=true\nelse\n   set \
+                 default=\"{default}\"\nfi\n"
+            )
+        };
+        let with = |default: &str| {
+            let menu = CFG.strip_prefix("set default=\"@DEFAULT@\"\n").unwrap();
+            guest("").file("/boot/grub2/grub.cfg", format!("{}{menu}", head(default)))
+        };
+        run_after_kernel(&with("0"), |cx| {
+            let cfg = cx.show("/boot/grub2/grub.cfg");
+            assert!(cfg.starts_with(&head("advanced-1>default-advanced")), "{cfg}");
+            assert!(cx.text("/boot/grub2/grubenv").unwrap().is_none());
+            assert!(cx.show("/etc/default/grub").starts_with("GRUB_DEFAULT=\"advanced-1>default-advanced\"\n"));
+        });
+        run_after_kernel(&with("1>1"), |cx| assert!(cx.fs.is_unchanged()));
+        run_after_kernel(&with("${saved_entry}"), |cx| {
+            assert_eq!(grubenv::get(&cx.show("/boot/grub2/grubenv"), "saved_entry"), Some("advanced-1>default-advanced"));
+            assert!(cx.show("/boot/grub2/grub.cfg").starts_with(&head("${saved_entry}")));
         });
     }
 }

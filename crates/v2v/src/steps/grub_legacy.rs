@@ -113,6 +113,13 @@ pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String
     Ok(entries(&text).into_iter().nth(default_of(cx, &text)).map(|e| e.args))
 }
 
+/// The kernel that the default entry starts.
+pub(super) fn default_kernel(cx: &Context<'_>, path: &str) -> Result<Option<Kernel>> {
+    let Some(text) = cx.text(path)? else { return Ok(None) };
+    let entry = entries(&text).into_iter().nth(default_of(cx, &text));
+    Ok(entry.and_then(|entry| cx.kernel_at(&entry.kernel).cloned()))
+}
+
 struct Entry {
     kernel: String,
     args: String,
@@ -146,7 +153,6 @@ fn with_default(cx: &mut Context<'_>, text: &str, device: Option<&BootDevice>) -
     if let Some(Some(kernel)) = kernels.get(default)
         && (!cx.is_kernel_given() || kernel == &chosen)
     {
-        cx.facts.kernel = Some(kernel.clone());
         return set_default(text, default);
     }
     if let Some(at) = kernels.iter().position(|k| k.as_ref() == Some(&chosen)) {
