@@ -548,7 +548,7 @@ mod tests {
             let (version, notes) = chosen(MemFs::new(), &[(name, leftover), ("/boot/grub2/grub.cfg", cfg)], false);
             assert_eq!(version, "6.2");
             assert!(notes.iter().any(|note| note.contains("finds the guest's kernels")), "{notes:?}");
-            let base = guest().file(name, leftover).file("/boot/grub2/grub.cfg", &cfg.replace("6.2", "6.1"));
+            let base = guest().file(name, leftover).file("/boot/grub2/grub.cfg", cfg.replace("6.2", "6.1"));
             run_on(&base, |cx| assert!(cx.show(GRUB_CFG).contains(" ro my.option=1 console=tty0"), "{}", cx.show(GRUB_CFG)));
         }
     }
@@ -589,7 +589,8 @@ mod tests {
             let files = [("/boot/loader/entries/1-6.2.conf", new), ("/boot/loader/entries/1-6.1.conf", old)];
             [&[("/boot/grub2/grub.cfg", setting), ("/boot/grub2/grubenv", block.as_str())][..], &files].concat()
         };
-        let cases: [(Vec<(&str, &str)>, bool, &str); 11] = [
+        type Files<'a> = Vec<(&'a str, &'a str)>;
+        let cases: [(Files<'_>, bool, &str); 11] = [
             (vec![(GRUB_CFG, &first)], true, "6.2"),
             (vec![(GRUB_CFG, &second)], true, "6.1"),
             (vec![(GRUB_CFG, &second)], false, "6.1"),
