@@ -41,7 +41,7 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
         if path.contains("/lib/systemd/system/")
             && path.ends_with(".service")
             && content.take(UNIT_LIMIT).read_to_string(&mut unit).is_ok()
-            && !unit.lines().any(|line| line.trim() == "[Install]")
+            && !unit.lines().any(is_installed)
         {
             static_units.push(path.clone());
         }
@@ -59,6 +59,12 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
         // Each kernel's package has a name of its own.
         beside_others: false,
     })
+}
+
+/// Whether a unit says by this line what enabling it is; Debian's agent has the section for that, and nothing in it.
+fn is_installed(line: &str) -> bool {
+    const KEYS: [&str; 5] = ["WantedBy", "RequiredBy", "UpheldBy", "Alias", "Also"];
+    line.split_once('=').is_some_and(|(key, value)| KEYS.contains(&key.trim()) && !value.trim().is_empty())
 }
 
 /// The names in a relationship field (`a (>= 1) | b, c:any`): alternatives by row.
@@ -153,8 +159,11 @@ pub(crate) mod tests {
 
     #[test]
     fn a_unit_that_something_else_starts_is_told() {
-        let data = tar(&[("./lib/systemd/system/a.service", "[Service]\n"), ("./lib/systemd/system/b.service", "[Service]\n[Install]\n")]);
-        assert_eq!(read(&packed(&data, "Package: x\n")).unwrap().static_units, ["/lib/systemd/system/a.service"]);
+        let unit = |name: &str| format!("/lib/systemd/system/{name}.service");
+        let data = [("a", "[Service]\n"), ("b", "[Service]\n[Install]\nWantedBy=x.target\n"), ("c", "[Service]\n[Install]\n")];
+        let data = data.map(|(name, text)| (format!(".{}", unit(name)), text));
+        let data: Vec<(&str, &str)> = data.iter().map(|(path, text)| (path.as_str(), *text)).collect();
+        assert_eq!(read(&packed(&tar(&data), "Package: x\n")).unwrap().static_units, [unit("a"), unit("c")]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::guest::cmdline::Rewrite;
 use crate::guest::devices::Devices;
 use crate::guest::grub::{BootDevice, GRUB_CFG};
 use crate::guest::has_program;
+use crate::guest::menus::is_microcode;
 use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
 
@@ -68,8 +69,10 @@ fn rewrite(text: &str, words: &Rewrite<'_>, root: Option<&str>, device: Option<&
     let lines: Vec<&str> = text.lines().collect();
     let keyword = |line: &str| fields(line).first().map_or("", |w| w.1).to_string();
     let has_initrd = |at: usize| {
-        let rest = lines.iter().skip(at + 1).map(|l| keyword(l));
-        rest.take_while(|k| k != "}" && !is_linux(k)).any(|k| k.starts_with("initrd"))
+        // The processor's microcode finds no root.
+        let names_one = |line: &str| fields(line).iter().skip(1).any(|word| !is_microcode(word.1));
+        let rest = lines.iter().skip(at + 1).map(|l| (keyword(l), names_one(l)));
+        rest.take_while(|(k, _)| k != "}" && !is_linux(k)).any(|(k, names)| k.starts_with("initrd") && names)
     };
     let mut at = 0;
     map_lines(text, |line| {

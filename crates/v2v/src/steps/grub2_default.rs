@@ -62,11 +62,16 @@ struct Menu {
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     for path in GRUB_CFG {
-        let Some(text) = cx.text(path)? else { continue };
+        // Where the entries are files of their own, those here are others: the firmware's settings.
+        let Some(text) = cx.text(path)?.filter(|text| !has_files(text)) else { continue };
         let entries = entries(&text);
         let setting = setting(&text);
         let remembered = setting.starts_with("${");
         let Some(current) = current(cx, &entries, setting)? else { continue };
+        // A script chooses, as ours does.
+        if current.kernel.as_ref().is_some_and(|kernel| kernel.contains('$')) {
+            continue;
+        }
         let starts = |entry: &Entry| entry.kernel.as_deref().and_then(|kernel| cx.kernel_at(kernel));
         let chosen = cx.facts.kernel.clone();
         if starts(current).is_some_and(|kernel| Some(kernel) == chosen.as_ref() || !cx.is_kernel_given()) {
@@ -152,12 +157,17 @@ pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String
 /// The kernel of the default entry, which may be a file of its own.
 pub(super) fn default_kernel(cx: &Context<'_>, path: &str) -> Result<Option<Kernel>> {
     let Some(text) = cx.text(path)? else { return Ok(None) };
-    if text.lines().any(|line| fields(line).first().is_some_and(|word| word.1 == "blscfg")) {
+    if has_files(&text) {
         return bls::kernel_of_entry(cx, &meant(cx, setting(&text))?);
     }
     let entries = entries(&text);
     let kernel = current(cx, &entries, setting(&text))?.and_then(|entry| entry.kernel.as_deref());
     Ok(kernel.and_then(|kernel| cx.kernel_at(kernel)).cloned())
+}
+
+/// Whether the entries are files of their own (BLS).
+fn has_files(text: &str) -> bool {
+    text.lines().any(|line| fields(line).first().is_some_and(|word| word.1 == "blscfg"))
 }
 
 /// The default that lasts: `next_entry` is for one start only.
