@@ -33,9 +33,10 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
     let text = text.replace("\n ", " ");
     let field = |name: &str| text.lines().find_map(|l| Some(l.strip_prefix(name)?.strip_prefix(':')?.trim().to_string()));
     let list = |name: &str| field(name).map_or(Vec::new(), |f| relations(&f));
-    let mut static_units = Vec::new();
+    let (mut static_units, mut kernel) = (Vec::new(), None);
     // A kernel's other files are those of its checksums: it has many.
-    let kernel = find(package, b"data.tar", |path, content| {
+    let is_listed = !files.is_empty();
+    find(package, b"data.tar", |path, content| {
         let path = String::from_utf8_lossy(path.strip_prefix(b".").filter(|p| *p != b"/")?).into_owned();
         let mut unit = String::new();
         if path.contains("/lib/systemd/system/")
@@ -45,9 +46,13 @@ pub fn read(package: &[u8]) -> Result<PackageFile, String> {
         {
             static_units.push(path.clone());
         }
-        let release = path.strip_prefix("/boot/vmlinuz-").map(String::from);
-        files.insert(path.clone());
-        Some(BroughtKernel { release: release?, image: path })
+        if kernel.is_none()
+            && let Some(release) = path.strip_prefix("/boot/vmlinuz-")
+        {
+            kernel = Some(BroughtKernel { release: release.into(), image: path.clone() });
+        }
+        files.insert(path);
+        (is_listed && kernel.is_some()).then_some(())
     })?;
     Ok(PackageFile {
         name: field("Package").ok_or("its control file names no package")?,
@@ -131,11 +136,12 @@ pub(crate) mod tests {
 
     /// A package with these files and this control file.
     pub(crate) fn package(files: &[&str], control: &str) -> Vec<u8> {
-        packed(&tar(&files.iter().map(|f| (*f, "[Install]\n")).collect::<Vec<_>>()), control)
+        packed(&tar(&files.iter().map(|f| (*f, "[Install]\nWantedBy=multi-user.target\n")).collect::<Vec<_>>()), control, SUMS)
     }
 
-    fn packed(data: &[u8], control: &str) -> Vec<u8> {
-        let sums = "d41d8cd98f00b204e9800998ecf8427e  usr/share/doc/x/copyright\n";
+    const SUMS: &str = "d41d8cd98f00b204e9800998ecf8427e  usr/share/doc/x/copyright\n";
+
+    fn packed(data: &[u8], control: &str, sums: &str) -> Vec<u8> {
         let control = tar(&[("./md5sums", sums), ("./control", control)]);
         let mut deb = MAGIC.to_vec();
         for (name, body) in [("debian-binary", &b"2.0\n"[..]), ("control.tar.gz", &control), ("data.tar.gz", data)] {
@@ -163,13 +169,21 @@ pub(crate) mod tests {
         let data = [("a", "[Service]\n"), ("b", "[Service]\n[Install]\nWantedBy=x.target\n"), ("c", "[Service]\n[Install]\n")];
         let data = data.map(|(name, text)| (format!(".{}", unit(name)), text));
         let data: Vec<(&str, &str)> = data.iter().map(|(path, text)| (path.as_str(), *text)).collect();
-        assert_eq!(read(&packed(&tar(&data), "Package: x\n")).unwrap().static_units, [unit("a"), unit("c")]);
+        assert_eq!(read(&packed(&tar(&data), "Package: x\n", SUMS)).unwrap().static_units, [unit("a"), unit("c")]);
     }
 
     #[test]
     fn a_kernel_package_tells_its_release() {
         let file = read(&package(&["./boot/System.map-6.1", "./boot/vmlinuz-6.1.0-13-amd64"], "Package: x\n")).unwrap();
         assert_eq!(file.kernel.unwrap().release, "6.1.0-13-amd64");
+    }
+
+    #[test]
+    fn without_checksums_all_files_are_looked_at() {
+        let data = tar(&[("./boot/vmlinuz-2.6.18-6-686", "x"), ("./lib/modules/2.6.18-6-686/ext3.ko", "x")]);
+        let file = read(&packed(&data, "Package: x\n", "")).unwrap();
+        assert_eq!(file.files, ["/boot/vmlinuz-2.6.18-6-686", "/lib/modules/2.6.18-6-686/ext3.ko"]);
+        assert_eq!(file.kernel.unwrap().release, "2.6.18-6-686");
     }
 
     #[test]
