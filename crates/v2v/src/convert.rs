@@ -168,6 +168,14 @@ fn complete(request: &Request, mut opened: Opened) -> Result<Opened> {
     source.vcpus = request.vcpus.unwrap_or(source.vcpus);
     macs::assign(source, &request.macs)?;
     source.warnings.extend(Machine::unplugged(source, &request.plugs));
+    if request.target.is_xen() {
+        for disk in source.disks.iter_mut().filter(|disk| disk.read_only) {
+            source.warnings.push(format!("{} was read only: Xen emulates no such disk, and the result's can be written", disk.target));
+            disk.read_only = false;
+        }
+    }
+    // What an appliance's machine has for a clock, its server says.
+    source.local_time &= request.handover != Handover::Appliance;
     if request.handover == Handover::Appliance && !xva::has_one_network(&Machine::nics(source, &request.plugs)) {
         let several = "the NICs are on several networks, and the appliance names only the first: choose the others after the import";
         source.warnings.push(several.into());

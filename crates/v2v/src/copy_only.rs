@@ -104,6 +104,12 @@ impl Copy {
             )),
             None => warnings.push("the guest is copied and not converted: nothing in it is made to fit KVM, and it may not start".into()),
         }
+        if self.foreign.is_some() {
+            let read_only = source.disks.iter().filter(|disk| disk.read_only);
+            warnings.extend(
+                read_only.map(|d| format!("{} was read only: QEMU emulates no such disk, and the result's can be written", d.target)),
+            );
+        }
         if matches!(source.boot, Boot::Direct { .. }) {
             warnings.push("on Xen it was paravirtual: its kernel was started without a boot loader, and KVM will not do that".into());
         }

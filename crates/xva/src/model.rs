@@ -97,6 +97,8 @@ pub struct HostPolicy {
     pub local_time: bool,
     /// Names of what it uses of its host and of others: passed-through PCI devices, USB, GPUs.
     pub devices: Vec<&'static str>,
+    /// CD drives with a disc: their place among the drives, and the disc's name.
+    pub discs: Vec<(String, String)>,
 }
 
 /// How a virtual machine starts.

@@ -96,6 +96,7 @@ fn resolve(root: &Value, name: &str) -> Result<Appliance> {
         drives.sort_by(|a, b| a.order().cmp(&b.order()));
         let has = |class| objects.class(class).any(|(_, object)| object.get("VM").text() == id);
         let host = host_policy(vm, [("VUSB", "USB devices"), ("VGPU", "a part of a graphics card")].into_iter().filter(|(c, _)| has(*c)));
+        let host = HostPolicy { discs: discs(&objects, id), ..host };
         appliance.vms.push(Vm { host, ..self::vm(vm, drives, nics(&objects, id), has("VTPM")) });
     }
     if appliance.vms.is_empty() {
@@ -103,6 +104,14 @@ fn resolve(root: &Value, name: &str) -> Result<Appliance> {
     }
     appliance.vms.sort_by_key(|v| (v.snapshot, v.template));
     Ok(appliance)
+}
+
+fn discs(objects: &Objects<'_>, vm: &str) -> Vec<(String, String)> {
+    let holds_one =
+        |vbd: &&Value| vbd.get("type").text().eq_ignore_ascii_case("CD") && !vbd.get("empty").truth() && !is_null(vbd.get("VDI").text());
+    let drives = objects.class("VBD").map(|(_, vbd)| vbd).filter(|vbd| vbd.get("VM").text() == vm);
+    let name = |vbd: &Value| objects.find(vbd.get("VDI").text()).map_or("a disc", |vdi| vdi.get("name_label").text()).to_string();
+    drives.filter(holds_one).map(|vbd| (vbd.get("userdevice").text().to_string(), name(vbd))).collect()
 }
 
 fn is_null(reference: &str) -> bool {
@@ -176,6 +185,7 @@ fn host_policy(vm: &Value, devices: impl Iterator<Item = (&'static str, &'static
         start_delay: vm.get("start_delay").number().filter(|seconds| *seconds > 0),
         local_time: vm.get("platform").get("timeoffset").text().parse().is_ok_and(is_zone),
         devices: pci.into_iter().chain(devices.map(|(_, name)| name)).collect(),
+        discs: Vec::new(),
     }
 }
 

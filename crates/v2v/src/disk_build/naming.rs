@@ -71,12 +71,12 @@ fn match_to_fstab(source: &Source, contents: &[DiskContents], unnamed: &[usize])
     let ask = |why: String| {
         let list: Vec<String> = unnamed
             .iter()
-            .map(|i| format!("{}: {}, {}", source.disks[*i].target, kind_of(volume(*i)), imgcore::size::human(source.disks[*i].size)))
+            .map(|i| format!("{}: {}, {}", source.disks[*i].origin, kind_of(volume(*i)), imgcore::size::human(source.disks[*i].size)))
             .collect();
         Error::Invalid(format!(
             "{}: {why}. Say what the guest called them with --disk, for instance --disk xvda2={} (found {})",
             source.name,
-            source.disks[unnamed[0]].target,
+            source.disks[unnamed[0]].origin,
             list.join("; ")
         ))
     };

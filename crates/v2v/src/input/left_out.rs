@@ -51,6 +51,18 @@ pub(super) fn vlan(index: usize, which: &str) -> String {
     )
 }
 
+/// A NIC on a bridge that is none of Linux's own.
+pub(super) fn open_vswitch(index: usize) -> String {
+    format!(
+        "NIC {index} was on a bridge of Open vSwitch: add <virtualport type='openvswitch'/> to its interface where the new host's is one too"
+    )
+}
+
+/// A NIC that was attached otherwise than to a bridge.
+pub(super) fn attached(index: usize, how: &str) -> String {
+    format!("NIC {index} was attached {how}, which is not taken over: choose its place with --bridge or --network")
+}
+
 /// A disk that other guests write too.
 pub(super) fn shared_disk(name: &str) -> String {
     format!(

@@ -1,11 +1,11 @@
 //! Input `libvirtxml`: a libvirt domain of type `xen`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 
 use super::images::{self, Named};
-use super::xen_config::{add_named, is_grub};
+use super::xen_config::{add_named, is_grub, is_hvmloader};
 use super::{Input, Opened, Request, autostart, left_out, read_config, xen_disk, xen_vif};
 use crate::source::{Boot, Nic, Source, SourceDisk};
 use crate::{Error, Result};
@@ -71,6 +71,11 @@ impl<'a> Domain<'a> {
                 child(*nic, "vlan").into_iter().flat_map(|v| children(v, "tag")).filter_map(|t| t.attribute("id")).collect();
             if !tags.is_empty() {
                 warnings.push(left_out::vlan(index, &tags.join(" and ")));
+            } else if child(*nic, "virtualport").is_some_and(|port| port.attribute("type") == Some("openvswitch")) {
+                warnings.push(left_out::open_vswitch(index));
+            }
+            if let Some(kind) = nic.attribute("type").filter(|kind| !["bridge", "network"].contains(kind)) {
+                warnings.push(left_out::attached(index, &format!("as type '{kind}'")));
             }
         }
         let nics = nics.into_iter().map(|n| self.nic(n)).collect::<Result<_>>()?;
@@ -83,7 +88,7 @@ impl<'a> Domain<'a> {
             boot: self.boot(domain, &mut warnings),
             disks: self.disks(devices.unwrap_or(domain), &mut warnings)?,
             nics,
-            local_time: child(domain, "clock").and_then(|c| c.attribute("offset")) == Some("localtime"),
+            local_time: child(domain, "clock").is_some_and(is_local),
             policy: autostart::of_libvirt(self.request.guest),
             warnings,
             origin: format!("libvirt domain {}", self.file),
@@ -129,7 +134,12 @@ impl<'a> Domain<'a> {
         if kind == "hvm" {
             let loader = of_os("loader").unwrap_or_default().to_ascii_lowercase();
             let efi = os.and_then(|os| os.attribute("firmware")) == Some("efi") || loader.contains("ovmf") || loader.contains("edk2");
-            return if efi { Boot::Uefi } else { Boot::Bios };
+            match of_os("kernel").is_some_and(|kernel| !is_hvmloader(Path::new(&kernel))) {
+                _ if efi => return Boot::Uefi,
+                false => return Boot::Bios,
+                // QEMU starts the Xen host's kernel, as `-kernel` does.
+                true => {}
+            }
         }
         let pvh = kind == "xenpvh";
         let kernel = self.request.kernel.map(Into::into).or(of_os("kernel").map(PathBuf::from));
@@ -211,6 +221,14 @@ impl<'a> Domain<'a> {
     }
 }
 
+/// Whether a <clock> runs in local time; what libvirt reads of a running guest of Xen's has an offset from one of the two.
+fn is_local(clock: Node<'_, '_>) -> bool {
+    match clock.attribute("offset") {
+        Some("variable") => clock.attribute("basis") == Some("localtime"),
+        offset => offset == Some("localtime"),
+    }
+}
+
 fn children<'a, 'd: 'a>(node: Node<'a, 'd>, name: &'static str) -> impl Iterator<Item = Node<'a, 'd>> {
     node.children().filter(move |n| n.has_tag_name(name))
 }
@@ -282,11 +300,11 @@ mod tests {
     #[test]
     fn what_no_output_can_say_is_told_by_name() {
         let folder = Folder::new(&["disk.img", "swap.img", "autostart/web.xml"]);
-        let more =
-            "<hostdev mode='subsystem' type='pci'/><graphics type='vnc' passwd='secret'/></devices><cputune/><clock offset='localtime'/>";
+        let more = "<interface type='ethernet'><virtualport type='openvswitch'/></interface>\
+            <hostdev mode='subsystem' type='pci'/><graphics type='vnc' passwd='secret'/></devices><cputune/><clock offset='variable' adjustment='0' basis='localtime'/>";
         let guest = read_in(&folder, "web.xml", &PV.replace("</devices>", more).replace("<readonly/>", "<shareable/>")).unwrap();
         let named: Vec<_> = guest.warnings.iter().map(|w| w.split([':', ' ']).next().unwrap()).collect();
-        assert_eq!(named, ["<hostdev>", "<cputune>", "<graphics>", "xvda1", "hdc"], "{:?}", guest.warnings);
+        assert_eq!(named, ["<hostdev>", "<cputune>", "<graphics>", "NIC", "NIC", "xvda1", "hdc"], "{:?}", guest.warnings);
         assert!(guest.local_time && guest.policy.autostart);
     }
 
@@ -297,6 +315,7 @@ mod tests {
         let direct =
             Boot::Direct { kernel: Some("/k".into()), ramdisk: Some("/i".into()), cmdline: "root=/dev/xvda2 ro".into(), pvh: false };
         for (os, boot) in [
+            ("<os><type>hvm</type><kernel>/k</kernel><initrd>/i</initrd><cmdline>root=/dev/xvda2 ro</cmdline></os>", direct.clone()),
             ("<os><type>linux</type><kernel>/k</kernel><initrd>/i</initrd><cmdline>root=/dev/xvda2 ro</cmdline></os>", direct),
             ("<os><type>hvm</type><loader>/usr/lib/xen/boot/hvmloader</loader></os>", Boot::Bios),
             ("<os firmware='efi'><type>hvm</type></os>", Boot::Uefi),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use imgcore::{Formats, ImageMut, Progress};
 
+use crate::guest::devices;
 use crate::source::Source;
 use crate::{Error, Result};
 
@@ -118,6 +119,12 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
+    /// Whether it stands in for the disk of this name; `xvdb` does for a XenServer's position `1` too.
+    pub fn is_for(&self, target: &str) -> bool {
+        let is_position = target.bytes().all(|b| b.is_ascii_digit());
+        self.target.as_deref().is_some_and(|own| own == target || is_position && devices::parse(own) == devices::parse(target))
+    }
+
     /// Reads `FILE`, `xvda2=FILE`, either with `,format=raw` behind it.
     pub fn parse(text: &str) -> Result<Self> {
         let bad =
@@ -241,6 +248,14 @@ mod tests {
         for text in ["", "xvda2=", "xvda2=x,format=", "root=x"] {
             assert!(DiskFile::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_disk_stands_in_for_one_of_its_name_or_position() {
+        let own = DiskFile::parse("xvdb=x").unwrap();
+        assert!(own.is_for("xvdb") && own.is_for("1"));
+        assert!(["0", "xvdb1", "sdb", ""].iter().all(|other| !own.is_for(other)));
+        assert!(!DiskFile::parse("xvdb1=x").unwrap().is_for("1"));
     }
 
     #[test]

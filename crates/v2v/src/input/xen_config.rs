@@ -66,7 +66,9 @@ fn source(request: &Request<'_>, config: &Config) -> Result<Source> {
     }
     warnings.extend(left_out::XL.iter().filter(|(key, _)| says_something(config, key)).map(|(key, what)| format!("{key}: {what}")));
     let boot = boot(request, config, &mut warnings)?;
-    let nics: Vec<Nic> = (config.texts("vif")?.iter())
+    let vifs = config.texts("vif")?;
+    warnings.extend(vifs.iter().enumerate().flat_map(|(index, text)| xen_vif::left_out(index, text)));
+    let nics: Vec<Nic> = (vifs.iter())
         .map(|text| xen_vif::parse(text).map_err(|e| config.error(config.line("vif"), format!("vif '{text}': {e}"))))
         .collect::<Result<_>>()?;
     warnings.extend(nics.iter().enumerate().filter_map(|(i, nic)| left_out::tagged(i, nic.bridge.as_deref()?)));
@@ -133,7 +135,7 @@ pub(super) fn add_named(request: &Request<'_>, disks: &mut Vec<SourceDisk>, warn
         let Some(target) = &own.target else {
             return Err(Error::Invalid(format!("--disk {}: say how the guest calls it: --disk xvdb={0}", own.file.display())));
         };
-        if disks.iter().all(|d| d.target != *target) {
+        if !disks.iter().any(|d| own.is_for(&d.target)) {
             let image = images::open(request, &own.file, own.format.as_deref(), warnings)?;
             let (size, origin) = (image.size(), own.file.display().to_string());
             disks.push(SourceDisk { target: target.clone(), image: Some(image), size, read_only: false, bootable: false, origin });
@@ -156,14 +158,20 @@ fn boot(request: &Request<'_>, config: &Config, warnings: &mut Vec<String>) -> R
         "pv" => false,
         "pvh" => true,
         "hvm" => {
+            let own = config.text("kernel")?.is_some_and(|kernel| !is_hvmloader(Path::new(&kernel)));
             let firmware = config.text("firmware")?.or(config.text("bios")?).unwrap_or_default();
-            return Ok(if ["uefi", "ovmf"].contains(&firmware.as_str()) { Boot::Uefi } else { Boot::Bios });
+            match ["uefi", "ovmf"].contains(&firmware.as_str()) {
+                true => return Ok(Boot::Uefi),
+                false if !own => return Ok(Boot::Bios),
+                // QEMU starts the Xen host's kernel, as `-kernel` does.
+                false => false,
+            }
         }
         other => return Err(config.error(config.line("type"), format!("type '{other}' must be pv, pvh or hvm"))),
     };
     let inside = Boot::Direct { kernel: None, ramdisk: None, cmdline: String::new(), pvh };
     let extra = config.text("extra")?;
-    if let Some(bootloader) = config.text("bootloader")?.or(config.text("firmware")?) {
+    if let Some(bootloader) = config.text("bootloader")?.or(config.text("firmware")?).filter(|_| kind != "hvm") {
         if let Some(extra) = config.text("cmdline")?.or(extra) {
             warnings.push(format!("'{extra}' was added to the kernel's command line by Xen ({bootloader}), and is not taken over"));
         }
@@ -178,6 +186,11 @@ fn boot(request: &Request<'_>, config: &Config, warnings: &mut Vec<String>) -> R
     };
     let ramdisk = request.ramdisk.map(Path::to_owned).or(config.text("ramdisk")?.map(PathBuf::from));
     Ok(Boot::Direct { kernel: Some(kernel), ramdisk, cmdline, pvh })
+}
+
+/// Whether a kernel is really Xen's firmware, which starts a fully virtual guest's own boot loader.
+pub(super) fn is_hvmloader(kernel: &Path) -> bool {
+    kernel.file_name().is_some_and(|name| name.to_string_lossy().starts_with("hvmloader"))
 }
 
 /// Whether a kernel is really GRUB, which then reads the guest's own configuration.
@@ -299,6 +312,7 @@ vif = [ "", "model=e1000,bridge=br1" ]
             ("kernel='/k'; root='/dev/xvda1'; extra='quiet'; cmdline='root=/dev/xvda9'", direct(Some("/k"), None, "root=/dev/xvda9")),
             ("kernel='/k'; extra='root=/dev/sda1 ro'", direct(Some("/k"), None, "root=/dev/sda1 ro")),
             ("builder='hvm'; kernel='hvmloader'", Boot::Bios),
+            ("type='hvm'; firmware='bios'; kernel='/k'; root='/dev/xvda ro'", direct(Some("/k"), None, "root=/dev/xvda ro")),
             ("type='hvm'; bios='ovmf'", Boot::Uefi),
             ("type='hvm'; firmware='uefi'", Boot::Uefi),
         ] {

@@ -1,5 +1,6 @@
 //! One NIC of a Xen configuration: xl-network-configuration(5).
 
+use super::left_out;
 use crate::source::Nic;
 
 /// Parses one specification. An error says what is wrong, not where.
@@ -24,6 +25,20 @@ pub fn parse(text: &str) -> Result<Nic, String> {
         }
     }
     Ok(nic)
+}
+
+/// What a specification says of the NIC's place that no output can say, as warnings.
+pub fn left_out(index: usize, text: &str) -> Vec<String> {
+    let parameters = text.split(',').filter_map(|p| p.split_once('=')).map(|(key, value)| (key.trim(), value.trim()));
+    let warning = |(key, value): (&str, &str)| match key {
+        "vlan" => Some(left_out::vlan(index, value)),
+        "script" if value.rsplit('/').next() == Some("vif-openvswitch") => Some(left_out::open_vswitch(index)),
+        "script" if value.rsplit('/').next() != Some("vif-bridge") => Some(left_out::attached(index, &format!("by {value}"))),
+        "gatewaydev" | "netdev" => Some(left_out::attached(index, &format!("to {value} of its Xen host"))),
+        "backend" if value != "0" && value != "Domain-0" => Some(left_out::attached(index, &format!("to the domain {value}"))),
+        _ => None,
+    };
+    parameters.filter(|(_, value)| !value.is_empty()).filter_map(warning).collect()
 }
 
 /// A MAC address in the form of the outputs: lower case, colons.
@@ -55,6 +70,16 @@ mod tests {
             assert_eq!(parse(text).as_ref(), Ok(&expected), "{text}");
         }
         assert_eq!(parse("type=ioemu,model=e1000").unwrap().model.as_deref(), Some("e1000"));
+        for (text, warning) in [
+            ("bridge=xenbr0,vlan=10", "NIC 3 was in VLAN 10: "),
+            ("bridge=ovsbr0, script=vif-openvswitch", "NIC 3 was on a bridge of Open vSwitch: "),
+            ("ip=10.0.0.1,script=/etc/xen/scripts/vif-route", "NIC 3 was attached by /etc/xen/scripts/vif-route, "),
+            ("backend=router", "NIC 3 was attached to the domain router, "),
+        ] {
+            let warnings = left_out(3, text);
+            assert!(matches!(&warnings[..], [one] if one.starts_with(warning)), "{text}: {warnings:?}");
+        }
+        assert!(left_out(0, "mac=00:16:3e:0a:0b:0c,bridge=xenbr0,script=vif-bridge,vlan=").is_empty());
         assert_eq!(parse("devid=2").unwrap().device, Some(2));
         for text in ["devid=x", "mac=00:16:3e", "mac=00:16:3e:00:00:0g", "dhcp"] {
             assert!(parse(text).is_err(), "{text}");

@@ -83,11 +83,15 @@ pub(super) fn source(
     for drive in &vm.drives {
         let target = drive.device.strip_prefix("/dev/").unwrap_or(&drive.device).to_owned();
         let Some(model) = appliance.disks.get(drive.disk) else { continue };
-        let (image, origin, from) = match request.disks.iter().find(|d| d.target.as_deref() == Some(&target)) {
+        let origin = format!("{file}#{}", model.id);
+        // The archive's own disk under a name says what the guest called it.
+        let renamed = request.disks.iter().find(|own| own.file.as_os_str() == origin.as_str()).and_then(|own| own.target.clone());
+        let target = renamed.unwrap_or(target);
+        let (image, origin, from) = match request.disks.iter().find(|own| own.is_for(&target) && own.file.as_os_str() != origin.as_str()) {
             Some(own) => {
                 (Some(images::open(request, &own.file, own.format.as_deref(), &mut warnings)?), own.file.display().to_string(), None)
             }
-            None => (image(drive.disk)?, format!("{file}#{}", model.id), Some(drive.disk)),
+            None => (image(drive.disk)?, origin, Some(drive.disk)),
         };
         let size = image.as_ref().map_or(model.size, |i| i.size());
         disks.push(SourceDisk { target, image, size, read_only: drive.read_only, bootable: drive.bootable, origin });
@@ -164,6 +168,7 @@ fn warn(vm: &Vm, appliance: &Appliance, warnings: &mut Vec<String>) {
     for device in &vm.host.devices {
         warnings.push(format!("{} uses {device} of its Xen host, which are not passed through: add <hostdev> to the domain", vm.name));
     }
+    warnings.extend(vm.host.discs.iter().map(|(drive, disc)| left_out::cd_drive(&format!("drive {drive}"), disc)));
     warnings.extend(vm.drives.iter().filter(|d| d.shared).map(|d| left_out::shared_disk(&d.device)));
     if vm.vtpm {
         warnings

@@ -84,6 +84,8 @@ pub struct MachineNic {
     pub model: NicModel,
     /// Where it is plugged in; libvirt's default network when `None`.
     pub plug: Option<Plug>,
+    /// The source's name of the network behind that bridge, where it has one.
+    pub network: Option<String>,
     /// Its slot on the first PCI bus: NICs keep their order.
     pub slot: u8,
 }
@@ -99,11 +101,13 @@ impl Machine {
         if self.uefi { "q35" } else { "pc" }
     }
 
-    /// Attaches what systems without virtio's drivers know: IDE disks as long as they fit and the machine has IDE, else SATA; Intel's NICs.
+    /// Attaches what systems without virtio's drivers know: IDE disks as long as they fit and the machine has IDE, else SATA, none of them
+    /// read only, which QEMU emulates for neither; Intel's NICs.
     pub fn emulate_hardware(&mut self) {
         let bus = if self.uefi || self.disks.len() > 4 { Bus::Sata } else { Bus::Ide };
         for disk in &mut self.disks {
             disk.bus = bus;
+            disk.read_only = false;
             let prefix = if bus == Bus::Ide { "hd" } else { "sd" };
             disk.device = format!("{prefix}{}", disk.device.trim_start_matches("vd"));
         }
@@ -112,27 +116,35 @@ impl Machine {
 
     /// The NICs of a source, by the user's rules.
     pub fn nics(source: &Source, rules: &[PlugRule]) -> Vec<MachineNic> {
-        let plug = |nic: &Nic| {
-            let rule = rules.iter().find(|rule| names(rule, nic)).or(rules.iter().find(|r| r.old.is_none()));
-            let same = nic.bridge.clone().map(Plug::Bridge).or(nic.network.clone().map(Plug::Network));
-            rule.map(|r| r.new.clone()).or(same)
-        };
+        let rule = |nic: &Nic| rules.iter().find(|rule| names(rule, nic)).or(rules.iter().find(|r| r.old.is_none()));
+        let same = |nic: &Nic| nic.bridge.clone().map(Plug::Bridge).or(nic.network.clone().map(Plug::Network));
         let nic = |(index, nic): (usize, &Nic)| MachineNic {
             mac: nic.mac.clone().unwrap_or_default(),
             model: NicModel::default(),
-            plug: plug(nic),
+            plug: rule(nic).map(|r| r.new.clone()).or(same(nic)),
+            network: nic.network.clone().filter(|_| rule(nic).is_none()),
             slot: FIRST_NIC_SLOT + u8::try_from(index).unwrap_or(u8::MAX - FIRST_NIC_SLOT),
         };
         source.nics.iter().enumerate().map(nic).collect()
     }
 
-    /// Sentences on NICs that no rule is for, where there are rules: another spelling of their bridge may be meant.
+    /// Sentences on NICs that no rule is for, where there are rules: another spelling of their bridge may be meant. Where there are none, on
+    /// those of which nobody says where they are.
     pub fn unplugged(source: &Source, rules: &[PlugRule]) -> Vec<String> {
-        let is_for = |nic: &Nic| rules.is_empty() || rules.iter().any(|rule| rule.old.is_none() || names(rule, nic));
+        let has_place = |nic: &Nic| nic.bridge.is_some() || nic.network.is_some();
+        let is_for = |nic: &Nic| match rules {
+            [] => has_place(nic),
+            rules => rules.iter().any(|rule| rule.old.is_none() || names(rule, nic)),
+        };
         let left = source.nics.iter().enumerate().filter(|(_, nic)| !is_for(nic));
         let sentence = |(index, nic): (usize, &Nic)| {
             let own: Vec<&str> = nic.bridge.iter().chain(&nic.network).map(String::as_str).collect();
             let own = if own.is_empty() { "neither bridge nor network".into() } else { format!("'{}'", own.join("' or '")) };
+            if rules.is_empty() {
+                return format!(
+                    "NIC {index} has {own}, and is on the new host's default network: choose another with --bridge or --network"
+                );
+            }
             format!("no --bridge or --network is for NIC {index}, which has {own}")
         };
         left.map(sentence).collect()
@@ -155,7 +167,7 @@ pub(crate) fn example() -> Machine {
         format: DiskFormat::Qcow2,
         read_only,
     };
-    let nic = |mac: &str, plug, slot| MachineNic { mac: mac.into(), model: NicModel::default(), plug, slot };
+    let nic = |mac: &str, plug, slot| MachineNic { mac: mac.into(), model: NicModel::default(), plug, network: None, slot };
     Machine {
         name: "web".into(),
         uuid: Some("4dea22b3-1d52-d8f3-2516-782e98ab3fa0".into()),
@@ -204,7 +216,10 @@ mod tests {
             "no --bridge or --network is for NIC 3, which has neither bridge nor network",
         ];
         assert_eq!(Machine::unplugged(&source, &rules), left);
-        assert!(Machine::unplugged(&source, &[]).is_empty());
+        let unknown =
+            "NIC 3 has neither bridge nor network, and is on the new host's default network: choose another with --bridge or --network";
+        assert_eq!(Machine::unplugged(&source, &[]), [unknown]);
+        assert_eq!([&[][..], &rules].map(|rules| Machine::nics(&source, rules)[0].network.clone()), [Some("Lab: 1".into()), None]);
         assert_eq!(Machine::nics(&source, &[]).iter().map(|n| n.slot).collect::<Vec<_>>(), [3, 4, 5, 6]);
     }
 }

@@ -36,9 +36,10 @@ fn options(machine: &Machine) -> CreateOptions {
         .set("vcpus", machine.vcpus.to_string())
         .set("boot", if machine.uefi { "uefi" } else { "bios" })
         .set("mac", if macs.is_empty() { "none".into() } else { macs.join("/") });
-    match machine.nics.iter().find_map(|nic| nic.plug.as_ref()) {
-        Some(Plug::Bridge(bridge)) => options.set("bridge", bridge.as_str()),
-        Some(Plug::Network(network)) => options.set("network", network.as_str()),
+    // A network of that name goes before the bridge. Where there is none, which a bridge's name is meant to find, the bridge decides.
+    match machine.nics.first().and_then(|nic| Some((nic.plug.as_ref()?, nic.network.as_deref()))) {
+        Some((Plug::Bridge(bridge), network)) => options.set("bridge", bridge.as_str()).set("network", network.unwrap_or(bridge)),
+        Some((Plug::Network(network), _)) => options.set("network", network.as_str()),
         None => options,
     }
 }

@@ -41,7 +41,8 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         })?;
     }
     hardware_clock(cx);
-    if cx.text("/etc/adjtime")?.is_some_and(|text| text.lines().nth(2).is_some_and(|zone| zone.trim() == "LOCAL")) {
+    let is_local = |text: crate::guest::text::Text| text.lines().nth(2).is_some_and(|zone| zone.trim() == "LOCAL");
+    if !cx.source.local_time && cx.text("/etc/adjtime")?.is_some_and(is_local) {
         cx.warn("/etc/adjtime says that the hardware clock has local time, and the new machine's has UTC: run 'hwclock --systohc --utc' in the guest");
     }
     if !cx.is_hvm() && !KEEPERS.iter().any(|program| cx.fs.is_file(program.as_bytes())) {
