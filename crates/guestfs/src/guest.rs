@@ -266,6 +266,11 @@ fn mount_direct(volumes: &Volumes, inspection: &Inspection, options: &OpenOption
     let root = inspection.mounts.first().map(Mount::selection).unwrap_or_default();
     let mut tree = Tree::new(open_reader(volumes, inspection.root, &root)?);
     for mount in inspection.mounts.iter().filter(|m| m.path != b"/") {
+        // The appliance would do no better on what holds nothing that is known.
+        if volumes.volumes.get(mount.volume).is_some_and(|volume| volume.kind().is_empty()) {
+            (options.log)(&format!("{} is not mounted: no filesystem is known on its device", crate::show(&mount.path)));
+            continue;
+        }
         let reader = match open_reader(volumes, mount.volume, &mount.selection()) {
             // A subvolume that fstab names and that is gone.
             Err(e @ Error::Invalid(_)) => {

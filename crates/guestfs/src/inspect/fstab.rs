@@ -110,8 +110,14 @@ pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
         Some((disk, number)) => (disk?, number),
         None => split(name)?,
     };
-    if let Some(same) = position(&|v| v.device.strip_prefix("/dev/").and_then(split) == Some(wanted)) {
+    let called = |wanted| position(&|v| v.device.strip_prefix("/dev/").and_then(split) == Some(wanted));
+    if let Some(same) = called(wanted) {
         return Some(same);
+    }
+    // Red Hat 6's kernel calls Xen's `sda` xvde, as it keeps the first four names for IDE's.
+    let is_scsi = |disk: usize| volumes.disks.iter().any(|d| d.name.starts_with("sd") && split(&d.name).is_some_and(|(at, _)| at == disk));
+    if let Some(disk) = wanted.0.checked_sub(4).filter(|disk| name.starts_with("xvd") && is_scsi(*disk)) {
+        return called((disk, wanted.1));
     }
     // Or by its position, when the disks have no such names at all.
     if volumes.disks.iter().any(|d| split(&d.name).is_some()) {

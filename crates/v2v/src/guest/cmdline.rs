@@ -96,6 +96,9 @@ impl Rewrite<'_> {
         if let Some(tty) = word.strip_prefix("console=") {
             return (!is_xen_console(tty)).then(|| word.into());
         }
+        if let Some(options) = word.strip_prefix("rootflags=").and_then(|options| self.devices.in_options(options)) {
+            return Some(format!("rootflags={options}"));
+        }
         if let Some((name, value)) = word.split_once('=').filter(|(name, _)| DEVICES.contains(name)) {
             // mkinitcpio has the name of the opened volume behind its device.
             let (device, rest) = value.split_at(value.find(':').unwrap_or(value.len()));
@@ -132,6 +135,10 @@ mod tests {
                     format!("ro resume=UUID={SWAP_UUID} single console=tty0 console=ttyS0,115200n8"),
                 ),
                 ("root=/dev/mapper/vg-root ro console=ttyS0,9600", "root=/dev/mapper/vg-root ro console=ttyS0,9600".into()),
+                (
+                    "root=UUID=1 rootflags=subvol=@,device=/dev/xvda2,device=/dev/xvdb1 console=ttyS0",
+                    "root=UUID=1 rootflags=subvol=@,device=/dev/vda2,device=/dev/vdb1 console=ttyS0".into(),
+                ),
                 ("root=/dev/xvdb1 -- splash", "root=/dev/vdb1 console=tty0 console=ttyS0,115200n8 -- splash".into()),
                 ("", "console=tty0 console=ttyS0,115200n8".into()),
                 (

@@ -15,6 +15,10 @@ const LZ4: [u8; 4] = 0x184c_2102_u32.to_le_bytes();
 /// Length of a header of the `newc` format.
 const HEADER: usize = 110;
 
+/// Where initramfs-tools' initrds have the encrypted volumes, until Debian 9 and since.
+const CRYPTROOT: [&str; 2] = ["conf/conf.d/cryptroot", "cryptroot/crypttab"];
+const CRYPTROOT_LIMIT: u64 = 1 << 16;
+
 /// What an initrd holds, as far as drivers go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -28,6 +32,8 @@ pub struct Contents {
     pub udev: bool,
     /// Its scripts wait for a disk by the name that it had on Xen (dracut's `devexists-\\x2fdev\\x2fxvda2.sh`).
     pub waits_for_xen: bool,
+    /// What initramfs-tools' scripts open encrypted volumes by: paths and texts.
+    pub cryptroot: Vec<(String, String)>,
     /// It is packed by lz4, whose end kernels before 5.8 do not see: what comes behind it is lost.
     pub lz4: bool,
 }
@@ -117,6 +123,14 @@ fn archive<R: Read + ?Sized>(
         contents.see(&name);
         if enough(contents) {
             return Ok(true);
+        }
+        let name = name.trim_start_matches("./");
+        if CRYPTROOT.contains(&name) && size <= CRYPTROOT_LIMIT {
+            let mut text = vec![0; size as usize];
+            read.read_exact(&mut text).map_err(|e| format!("cut off in a cpio file: {e}"))?;
+            contents.cryptroot.push((name.into(), String::from_utf8_lossy(&text).into_owned()));
+            skip(read, padding(size))?;
+            continue;
         }
         skip(read, size + padding(size))?;
     }

@@ -13,12 +13,18 @@ use crate::source::Source;
 pub struct Devices {
     volumes: HashMap<(u32, Option<u32>), Volume>,
     disks: HashMap<u32, String>,
+    /// Disks that the configuration calls `sda` and so on.
+    scsi: BTreeSet<u32>,
 }
+
+/// Red Hat 6's kernel calls Xen's `sda` xvde, as it keeps the first four names for IDE's (`xen_blkfront.sda_is_xvda`).
+const SCSI_OFFSET: u32 = 4;
 
 impl Devices {
     /// The table of a layout.
     pub fn new(source: &Source, layout: &Layout) -> Self {
-        let mut devices = Devices::default();
+        let scsi = source.disks.iter().filter(|disk| disk.target.starts_with("sd")).filter_map(|disk| Some(parse(&disk.target)?.0));
+        let mut devices = Devices { scsi: scsi.collect(), ..Devices::default() };
         for volume in layout.volumes() {
             if let Some(key) = parse(&volume.source_device) {
                 devices.volumes.insert(key, volume.clone());
@@ -49,9 +55,13 @@ impl Devices {
     /// Disk and partition of an old name, with or without `/dev/`.
     fn place(&self, name: &str) -> Option<(u32, Option<u32>)> {
         let name = name.strip_prefix("/dev/").unwrap_or(name);
-        let Some((disk, number)) = of_hardware(name) else { return parse(name).filter(|_| Self::is_disk_name(name)) };
-        // A single disk needs no name.
         let letters: BTreeSet<u32> = self.volumes.keys().map(|key| key.0).chain(self.disks.keys().copied()).collect();
+        let Some((disk, number)) = of_hardware(name) else {
+            let (letter, number) = parse(name).filter(|_| Self::is_disk_name(name))?;
+            let scsi = letter.checked_sub(SCSI_OFFSET).filter(|disk| self.scsi.contains(disk) && name.starts_with("xvd"));
+            return Some((scsi.filter(|_| !letters.contains(&letter)).unwrap_or(letter), number));
+        };
+        // A single disk needs no name.
         let single = letters.first().filter(|_| letters.len() == 1).copied();
         Some((disk.and_then(|disk| u32::try_from(disk).ok()).or(single)?, number))
     }
@@ -88,6 +98,17 @@ impl Devices {
         }
     }
 
+    /// Options of a mount with the devices that some of them name by path, by their new names; `None` where none is known.
+    pub fn in_options(&self, options: &str) -> Option<String> {
+        const WITH_DEVICE: [&str; 5] = ["device", "logdev", "rtdev", "journal_path", "x-systemd.requires"];
+        let renamed = |option: &str| {
+            let (key, device) = option.split_once('=').filter(|(key, _)| WITH_DEVICE.contains(key))?;
+            Some(format!("{key}={}", self.plain(device)?))
+        };
+        let new: Vec<String> = options.split(',').map(|option| renamed(option).unwrap_or_else(|| option.into())).collect();
+        Some(new.join(",")).filter(|new| new != options)
+    }
+
     /// The volume of a UUID.
     pub fn by_uuid(&self, uuid: &str) -> Option<&Volume> {
         self.volumes.values().find(|v| v.uuid.as_deref().is_some_and(|u| u.eq_ignore_ascii_case(uuid)))
@@ -116,6 +137,19 @@ pub(crate) fn parse(name: &str) -> Option<(u32, Option<u32>)> {
 mod tests {
     use super::*;
     use crate::testing;
+
+    #[test]
+    fn red_hat_6_calls_sda_xvde() {
+        let (mut source, layout) = testing::xen_tools_guest();
+        source.disks.iter_mut().for_each(|disk| disk.target = disk.target.replace("xvd", "sd"));
+        let devices = Devices::new(&source, &layout);
+        let xen = Devices::new(&testing::xen_tools_guest().0, &layout);
+        assert_eq!(
+            (devices.plain("/dev/xvde2").as_deref(), devices.plain("/dev/xvda2").as_deref()),
+            (Some("/dev/vda2"), Some("/dev/vda2"))
+        );
+        assert_eq!((devices.plain("/dev/sde2"), xen.plain("/dev/xvde2")), (None, None));
+    }
 
     #[test]
     fn names_become_uuids_else_new_names() {

@@ -33,7 +33,11 @@ fn inittab(text: &str, getty: &str) -> String {
     let is_on = |tty: &str| text.lines().any(|l| !l.starts_with('#') && l.contains("respawn") && fields(l).iter().any(|w| w.1 == tty));
     let screen = is_on("tty1");
     let mut by_xen_tools = false;
-    let mut serial = text.lines().any(|l| !l.starts_with('#') && l.contains("respawn") && l.contains("ttyS0"));
+    // YaST's waits on `console`, which is the serial port.
+    let mut serial = text.lines().any(|l| {
+        let on_console = || l.split(|c: char| c == ':' || c.is_ascii_whitespace()).any(|word| word == "console");
+        !l.starts_with('#') && l.contains("respawn") && (l.contains("ttyS0") || on_console())
+    });
     let new = map_lines(text, |line| {
         if line.starts_with('#') || !line.contains("respawn") {
             return Line::Keep;
@@ -244,6 +248,16 @@ mod tests {
                 "1:2345:respawn:/sbin/getty 38400 tty1\n#2:23:respawn:/sbin/getty 38400 tty2\nh0:2345:respawn:/sbin/agetty -L ttyS0 9600 vt100\n"
             );
         });
+    }
+
+    #[test]
+    fn yasts_getty_on_the_console_stays_alone() {
+        let cons = "1:2345:respawn:/sbin/mingetty --noclear tty1\ncons:12345:respawn:/sbin/smart_agetty -L 42 console\n";
+        for xen in ["", "x0:12345:respawn:/sbin/agetty -L 9600 xvc0 xterm\n", "# x0:12345:respawn:/sbin/agetty -L 9600 xvc0 xterm\n"] {
+            run_step(&MemFs::new().file("/etc/inittab", format!("{cons}{xen}")), &STEP, |cx| {
+                assert_eq!(cx.show("/etc/inittab"), format!("{cons}{}", if xen.starts_with('#') { xen } else { "" }));
+            });
+        }
     }
 
     #[test]

@@ -6,8 +6,16 @@ use crate::step::{Context, Step};
 pub(super) const STEP: Step = Step { name: "crypttab", about: "encrypted volumes have other device names on the new machine", run };
 
 fn run(cx: &mut Context<'_>) -> crate::Result<()> {
+    // Arch's initrds have the other.
+    for path in ["/etc/crypttab", "/etc/crypttab.initramfs"] {
+        edit(cx, path)?;
+    }
+    Ok(())
+}
+
+fn edit(cx: &mut Context<'_>, path: &str) -> crate::Result<()> {
     let devices = cx.devices.clone();
-    cx.edit_lines("/etc/crypttab", |line| {
+    cx.edit_lines(path, |line| {
         let words = fields(line);
         let (Some((_, name)), Some((range, device))) = (words.first().cloned(), words.get(1).cloned()) else { return Line::Keep };
         if name.starts_with('#') {

@@ -26,13 +26,16 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let needed = cx.drivers_of(&kernel).disk;
     let modular: Vec<&str> = needed.iter().copied().filter(|m| !kernels::is_builtin(&cx.fs, &kernel.version, m)).collect();
     let Some(path) = &kernel.initrd.clone().filter(|path| cx.fs.is_file(path.as_bytes())) else {
-        return if modular.is_empty() { built_in(cx, &kernel, needed) } else { without_initrd(cx, &kernel) };
+        // What menus name must be there, whatever is built in: another guest's kernel has got the name of one.
+        let is_named = kernel.initrd.is_some();
+        return if modular.is_empty() && !is_named { built_in(cx, &kernel, needed) } else { without_initrd(cx, &kernel) };
     };
     let builder = initrd::of_guest(cx);
     let may_wait = builder.is_some_and(|builder| builder.waits_for_disks);
     let bytes = cx.fs.read(path.as_bytes(), LIMIT)?;
     let has_all = |c: &Contents| modular.iter().all(|m| c.modules.contains(*m));
-    let contents = cpio::scan(&bytes, &|c| has_all(c) && !may_wait).unwrap_or_else(|what| {
+    let opens = has_changed(cx, "/etc/crypttab");
+    let contents = cpio::scan(&bytes, &|c| has_all(c) && !may_wait && !opens).unwrap_or_else(|what| {
         cx.note(format!("{path} cannot be looked into ({what})"));
         Contents::default()
     });
@@ -41,7 +44,8 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         Some(settings) => Some(format!("has a copy of {settings} with Xen's disks")),
         None => contents.waits_for_xen.then(|| "waits for a disk by the name that it had on Xen".to_string()),
     };
-    let copies = builder.map(|builder| copies(cx, builder)).transpose()?.unwrap_or_default();
+    let mut copies = builder.map(|builder| copies(cx, builder)).transpose()?.unwrap_or_default();
+    copies.extend(contents.cryptroot.iter().filter_map(|(name, text)| Some((name.clone(), reopened(cx, text)?.into_bytes()))));
     if missing.is_empty() && stale.is_none() {
         if !copies.is_empty() && !contents.lz4 {
             append(cx, &kernel, path, bytes, &copies)?;
@@ -95,11 +99,34 @@ fn copies(cx: &Context<'_>, builder: &Builder) -> Result<Vec<File>> {
     let mut files = Vec::new();
     for name in cx.names(from) {
         let path = [from.as_bytes(), b"/", &name[..]].concat();
-        if cx.fs.changes().iter().any(|change| change.op.path() == path) {
+        if has_changed(cx, &path) {
             files.push((format!("{to}/{}", String::from_utf8_lossy(&name)), cx.fs.read(&path, 1 << 20)?));
         }
     }
     Ok(files)
+}
+
+/// What says which encrypted volumes are opened, where it names disks of Xen's (`target=root,source=/dev/xvda2`).
+fn reopened(cx: &Context<'_>, text: &str) -> Option<String> {
+    let word = |word: &str| {
+        let (key, device) = word.split_once("source=").map_or(("", word), |(_, device)| ("source=", device));
+        let new = cx.devices.stable(device).filter(|_| device.starts_with("/dev/"))?;
+        // Older scripts know no `UUID=` there.
+        Some(format!("{key}{}", new.replace("UUID=", "/dev/disk/by-uuid/")))
+    };
+    let is_end = |c: char| c == ',' || c.is_ascii_whitespace();
+    let new: String = text
+        .split_inclusive(is_end)
+        .map(|piece| {
+            let own = piece.trim_end_matches(is_end);
+            word(own).map_or(piece.into(), |new| new + &piece[own.len()..])
+        })
+        .collect();
+    (new != text).then_some(new)
+}
+
+fn has_changed(cx: &Context<'_>, path: impl AsRef<[u8]>) -> bool {
+    cx.fs.changes().iter().any(|change| change.op.path() == path.as_ref())
 }
 
 /// Puts files behind what an initrd holds: the kernel unpacks one archive after the other.
@@ -140,8 +167,7 @@ fn changed_settings(cx: &Context<'_>) -> Option<&'static str> {
         (Layer::Group, "/etc/lvm/devices/system.devices"),
     ];
     let layers = &holder(&cx.mounts, "/")?.layers;
-    let changed = |path: &str| cx.fs.changes().iter().any(|c| c.op.path() == path.as_bytes());
-    COPIED.iter().find(|(layer, path)| layers.contains(layer) && changed(path)).map(|(_, path)| *path)
+    COPIED.iter().find(|(layer, path)| layers.contains(layer) && has_changed(cx, path)).map(|(_, path)| *path)
 }
 
 /// How the guest's own tool builds this initrd; `None` where it has none, or no modules to put there.
@@ -151,27 +177,29 @@ fn rebuild(cx: &Context<'_>, kernel: &Kernel, initrd: &str) -> Option<Command> {
 }
 
 fn without_initrd(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
-    let modules = kernels::module_table(&cx.fs, &kernel.version);
-    if !modules.iter().any(|(file, _)| module_name(file).is_some_and(|name| cx.drivers_of(kernel).disk.contains(&name.as_str()))) {
-        cx.warn(format!(
-            "{} starts without an initrd: it must have {} and the root's filesystem built in, which cannot be seen",
-            kernel.image,
-            cx.drivers_of(kernel).block()
-        ));
-        return Ok(());
-    }
+    let (modules, drivers) = (kernels::module_table(&cx.fs, &kernel.version), cx.drivers_of(kernel));
+    let is_module = |driver: &&&str| modules.iter().any(|(file, _)| module_name(file).as_deref() == Some(**driver));
+    let why = match (drivers.disk.iter().rfind(is_module), &kernel.initrd) {
+        (Some(driver), _) => format!("{} has {driver} only as a module and no initrd yet", kernel.image),
+        (None, Some(_)) => format!("{} has no initrd yet", kernel.image),
+        (None, None) => {
+            cx.warn(format!(
+                "{} starts without an initrd: it must have {} and the root's filesystem built in, which cannot be seen",
+                kernel.image,
+                drivers.block()
+            ));
+            return Ok(());
+        }
+    };
     let image = kernel.initrd.clone().unwrap_or_else(|| (cx.family.initrd)(cx, kernel));
     let with_initrd = Kernel { initrd: Some(image.clone()), ..kernel.clone() };
     let Some(command) = rebuild(cx, kernel, &image) else {
         return Err(cx.fail(format!(
-            "{} has {} only as a module, there is no initrd for it, and the guest has no tool to make one: give it a kernel with such a tool \
-             by --kernel-package, or another guest's by --kernel-from",
-            kernel.image,
-            cx.drivers_of(kernel).block()
+            "{why}, and the guest has no tool to make one: give it a kernel with such a tool by --kernel-package, or another guest's by --kernel-from"
         )));
     };
     let makes = initrd::made(cx, &image, kernel);
-    cx.fs.command(format!("{} has {} only as a module", kernel.image, cx.drivers_of(kernel).block()), command);
+    cx.fs.command(why, command);
     cx.fs.makes(makes);
     cx.facts.kernel = Some(with_initrd.clone());
     if let Some(first) = cx.facts.kernels.first_mut() {
@@ -237,7 +265,7 @@ fn archive(files: &[File]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::step::Options;
-    use crate::testing::{MemFs, bzimage, run_step, xen_tools_guest};
+    use crate::testing::{MemFs, ROOT_UUID, bzimage, run_step, xen_tools_guest};
 
     fn initrd(modules: &[&str]) -> Vec<u8> {
         let mut cpio = Writer::default();
@@ -350,6 +378,26 @@ mod tests {
             let text = String::from_utf8_lossy(&whole).into_owned();
             assert!(text.contains("conf/conf.d/resume\0") && text.contains("RESUME=UUID="), "{:?}", cx.reports[2]);
             assert!(cx.fs.commands().is_empty());
+        });
+    }
+
+    #[test]
+    fn encrypted_volumes_in_an_initrd_follow() {
+        let mut cpio = Writer::default();
+        for module in ["virtio_blk", "virtio_pci"] {
+            cpio.file(&format!("lib/modules/6.1/kernel/{module}.ko"), b"elf");
+        }
+        cpio.file("conf/conf.d/cryptroot", b"target=root_crypt,source=/dev/xvda2,key=none,rootdev\ntarget=x,source=UUID=1,key=none\n");
+        let base = guest(&[])
+            .file("/boot/initrd.img-6.1", cpio.finish())
+            .file("/usr/sbin/update-initramfs", "")
+            .file("/etc/crypttab", "root_crypt /dev/xvda2 none luks\n");
+        run_step(&base, &super::super::kernel::STEP, |cx| {
+            cx.run(&super::super::crypttab::STEP).unwrap();
+            cx.run(&STEP).unwrap();
+            let found = cpio::scan(&cx.fs.read(b"/boot/initrd.img-6.1", 1 << 20).unwrap(), &|_| false).unwrap();
+            let new = format!("target=root_crypt,source=/dev/disk/by-uuid/{ROOT_UUID},key=none,rootdev\ntarget=x,source=UUID=1,key=none\n");
+            assert_eq!(found.cryptroot.last(), Some(&("conf/conf.d/cryptroot".to_string(), new)));
         });
     }
 

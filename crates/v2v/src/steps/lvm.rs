@@ -38,11 +38,11 @@ fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     Ok(())
 }
 
-/// A line with Xen's disks by their new names. In a pattern, what is no whole name of a disk that is known loses its `x`.
+/// A line with the source's disks by their new names. In a pattern, what is no whole name of a disk that is known loses its `x`.
 fn renamed(line: &str, devices: &Devices) -> String {
     const XEN: &str = "xvd";
     let (mut out, mut rest) = (String::new(), line);
-    while let Some(at) = rest.find(XEN) {
+    while let Some(at) = [XEN, "sd", "hd"].iter().filter_map(|prefix| rest.find(prefix)).min() {
         let (before, name) = rest.split_at(at);
         let end = name.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(name.len());
         let (name, after) = name.split_at(end);
@@ -88,6 +88,7 @@ mod tests {
             );
         });
         for (old, new) in [
+            ("filter = [ \"a|^/dev/sda2$|\", \"a|md|\", \"r|.*|\" ]\n", "filter = [ \"a|^/dev/vda2$|\", \"a|md|\", \"r|.*|\" ]\n"),
             ("filter = [ \"a|xvd.*|\", \"r|.*|\" ]\n", "filter = [ \"a|vd.*|\", \"r|.*|\" ]\n"),
             ("filter = [\n\t\"a|^/dev/(sd|xvd).*|\",\n\t\"r|.*|\"\n]\n", "filter = [\n\t\"a|^/dev/(sd|vd).*|\",\n\t\"r|.*|\"\n]\n"),
         ] {

@@ -1,5 +1,7 @@
 //! Where NICs get other MAC addresses, the guest's configuration names the new ones.
 
+use guestfs::GuestFsMut;
+
 use crate::Result;
 use crate::step::{Context, Step};
 
@@ -7,7 +9,7 @@ pub(super) const STEP: Step =
     Step { name: "mac", about: "NICs get other MAC addresses: configurations that name the old ones have to follow", run };
 
 /// Files and folders in which a MAC address stands.
-const PLACES: [&str; 10] = [
+const PLACES: [&str; 11] = [
     "/etc/network/interfaces",
     "/etc/network/interfaces.d",
     "/etc/iftab",
@@ -17,6 +19,7 @@ const PLACES: [&str; 10] = [
     "/etc/NetworkManager/system-connections",
     "/etc/sysconfig/network-scripts",
     "/etc/sysconfig/network",
+    "/etc/sysconfig/SuSEfirewall2",
     "/etc/cloud/cloud.cfg.d",
 ];
 
@@ -34,6 +37,25 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         for name in cx.names(place) {
             cx.edit([place.as_bytes(), b"/", &name[..]].concat(), |text| replaced(text, &changed))?;
         }
+        rename(cx, place, &changed)?;
+    }
+    Ok(())
+}
+
+/// Files that have an address in their name, as SUSE's had (`ifcfg-eth-id-00:16:3e:…`): all at once, too.
+fn rename(cx: &mut Context<'_>, dir: &str, changed: &[(String, String)]) -> Result<()> {
+    let mut renamed = Vec::new();
+    for name in cx.names(dir) {
+        let Ok(old) = String::from_utf8(name) else { continue };
+        let new = replaced(&old, changed);
+        if new != old {
+            let aside = format!("{dir}/{old}.guestlift");
+            cx.fs.rename(format!("{dir}/{old}").as_bytes(), aside.as_bytes())?;
+            renamed.push((aside, format!("{dir}/{new}")));
+        }
+    }
+    for (aside, new) in renamed {
+        cx.fs.rename(aside.as_bytes(), new.as_bytes())?;
     }
     Ok(())
 }
@@ -69,12 +91,16 @@ mod tests {
         let base = MemFs::new()
             .file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nHWADDR=00:16:3E:00:00:01\nONBOOT=yes\n")
             .file("/etc/netplan/50.yaml", "macaddress: \"00:16:3e:00:00:02\"\n")
+            .file("/etc/sysconfig/network/ifcfg-eth-id-00:16:3e:00:00:01", "IPADDR=10.0.0.1/24\n")
+            .file("/etc/sysconfig/network/ifcfg-eth-id-00:16:3e:00:00:02", "IPADDR=10.0.0.2/24\n")
             .file("/etc/network/interfaces", "auto eth0\n");
         let options = crate::step::Options::default();
         let mut cx = Context::new(&source, &layout, &options, Staged::new(&base)).unwrap();
         cx.run(&STEP).unwrap();
         assert_eq!(cx.show("/etc/sysconfig/network-scripts/ifcfg-eth0"), format!("DEVICE=eth0\nHWADDR={two}\nONBOOT=yes\n"));
         assert_eq!(cx.show("/etc/netplan/50.yaml"), format!("macaddress: \"{one}\"\n"));
+        assert_eq!(cx.show(&format!("/etc/sysconfig/network/ifcfg-eth-id-{two}")), "IPADDR=10.0.0.1/24\n");
+        assert_eq!(cx.show(&format!("/etc/sysconfig/network/ifcfg-eth-id-{one}")), "IPADDR=10.0.0.2/24\n");
         // The names stay with the NICs, by their new addresses.
         cx.run(&super::super::network::STEP).unwrap();
         let network: String = cx.fs.diff().iter().map(|d| d.text.clone()).collect();

@@ -11,7 +11,7 @@ use crate::step::{Context, Step};
 
 pub(super) const STEP: Step = Step { name: "selinux", about: "files that the conversion writes have no SELinux label yet", run };
 
-/// Older ones lack `-m`, without which nothing is labelled where SELinux is not running: all files are then labelled at the first boot.
+/// Without `-m` nothing is labelled where SELinux is not running. Where it fails, all files are labelled at the first boot.
 const SCRIPT: &str = "setfiles -m -i -F \"$@\" || : >/.autorelabel";
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
@@ -27,6 +27,9 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let policy = setting("SELINUXTYPE").filter(|p| !p.is_empty() && !p.contains('/')).unwrap_or_else(|| "targeted".into());
     let contexts = format!("/etc/selinux/{policy}/contexts/files/file_contexts");
     let setfiles = ["/sbin/setfiles", "/usr/sbin/setfiles"].iter().any(|p| cx.fs.is_file(p.as_bytes()));
+    // Those before its version 2.1 do not know `-m`.
+    let is_old = |version: &str| ["1.", "2.0."].iter().any(|old| version.starts_with(old));
+    let setfiles = setfiles && !cx.packages.version("policycoreutils").is_some_and(is_old);
     if setfiles && cx.fs.is_file(contexts.as_bytes()) {
         let words = ["/bin/sh", "-c", SCRIPT, "setfiles", &contexts].map(|w| w.as_bytes().to_vec());
         let command = Command::new(words.into_iter().chain(written(cx)));

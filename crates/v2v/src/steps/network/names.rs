@@ -147,9 +147,9 @@ fn ruled(cx: &Context<'_>, mac: &str) -> Result<Option<String>> {
         }
         let Some(text) = cx.text([b"/etc/udev/rules.d/", &file[..]].concat())? else { continue };
         let of_mac = |l: &&str| !l.trim_start().starts_with('#') && l.to_ascii_lowercase().contains(mac);
-        let name = text.lines().filter(of_mac).find_map(|l| Some(l.split_once("NAME=\"")?.1.split_once('"')?.0.to_string()));
-        if name.as_ref().is_some_and(|n| !n.is_empty() && n.chars().all(|c| c.is_ascii_alphanumeric())) {
-            return Ok(name);
+        let given = |l: &str| Some(l.split_once("NAME=\"").or(l.split_once("NAME:=\""))?.1.split_once('"')?.0.to_string());
+        if let Some(name) = text.lines().filter(of_mac).find_map(given).filter(|name| is_plain(name)) {
+            return Ok(Some(name));
         }
     }
     Ok(None)

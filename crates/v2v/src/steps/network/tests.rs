@@ -63,6 +63,16 @@ fn a_rule_of_the_guest_says_the_name() {
 }
 
 #[test]
+fn a_rule_may_say_any_name() {
+    let rule = "SUBSYSTEM==\"net\", ATTR{address}==\"00:16:3e:00:00:01\", NAME=\"net-ext\"\n";
+    let base = MemFs::new().file(RULES, rule).file("/lib/udev/rules.d/75-persistent-net-generator.rules", "");
+    run_step(&base, &STEP, |cx| {
+        assert!(cx.fs.is_unchanged());
+        assert_eq!(cx.reports[0].notes, ["net-ext is the NIC with 00:16:3e:00:00:01"]);
+    });
+}
+
+#[test]
 fn red_hats_and_suses_files_say_the_name() {
     let mac = "00:16:3E:00:00:01";
     let centos7 = MemFs::new()
