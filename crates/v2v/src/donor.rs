@@ -172,12 +172,21 @@ mod tests {
             assert!(cx.fs.exists(b"/boot/config-4.12-default") && cx.fs.lstat(b"/lib/modules/4.12-default/build").is_err());
             assert!(cx.reports[0].warnings.is_empty(), "{:?}", cx.reports[0].warnings);
         });
-        run(&guest.file("/sbin/mkinitrd", "").file("/etc/sysconfig/kernel", "INITRD_MODULES=\"\"\n"), &donor(), |outcome, cx| {
-            outcome.unwrap();
-            assert!(!cx.fs.exists(b"/boot/initrd-4.12-default"), "its own tool makes one");
-            cx.run(crate::steps::STEPS.iter().find(|s| s.name == "initrd").unwrap()).unwrap();
-            assert_eq!(cx.fs.commands()[0].shown(), "mkinitrd -k vmlinuz-4.12-default -i initrd-4.12-default");
-        });
+        let with_tool = guest.file("/sbin/mkinitrd", "").file("/etc/sysconfig/kernel", "INITRD_MODULES=\"\"\n");
+        let built_in = donor()
+            .file("/boot/config-4.12-default", "CONFIG_VIRTIO_PCI=y\nCONFIG_VIRTIO_BLK=y\n")
+            .file("/lib/modules/4.12-default/modules.dep", "kernel/ext4.ko:\n");
+        for (donor, why) in [(donor(), "has virtio_blk only as a module and no initrd yet"), (built_in, "has no initrd yet")] {
+            run(&with_tool, &donor, |outcome, cx| {
+                outcome.unwrap();
+                assert!(!cx.fs.exists(b"/boot/initrd-4.12-default"), "its own tool makes one");
+                cx.run(crate::steps::STEPS.iter().find(|s| s.name == "initrd").unwrap()).unwrap();
+                let command = &cx.fs.commands()[0];
+                assert_eq!(command.shown(), "mkinitrd -k vmlinuz-4.12-default -i initrd-4.12-default");
+                assert_eq!(command.why, format!("/boot/vmlinuz-4.12-default {why}"));
+                assert_eq!(cx.facts.kernel.as_ref().unwrap().initrd.as_deref(), Some("/boot/initrd-4.12-default"));
+            });
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The `grub.cfg` that a guest without one gets.
 
-use super::BootPlace;
 use super::grub::is_plain;
 use super::order::{self, PASSED_OVER};
+use super::{BootPlace, Menu};
 use crate::guest::kernels::Kernel;
 
 /// How our configurations begin, so that a second conversion may replace them.
@@ -49,8 +49,9 @@ pub(super) fn for_syslinux(place: &BootPlace, path: &str) -> String {
 /// number. Kernels of Xen's own (`-xen`, but not Debian's `-xen-amd64` from 6 on) do not start on KVM and are passed over, as are those for debugging,
 /// rescue images and backup copies. [`order`] tells the same in Rust.
 ///
-/// A kernel may be named, and then goes before all others.
-pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str, named: Option<&Kernel>) -> String {
+/// Those that are known not to start are passed over by their names, so that later ones are not. A kernel may be named, and then goes before all
+/// others.
+pub(super) fn finds_kernels(place: &BootPlace, menu: &Menu<'_>, named: Option<&Kernel>) -> String {
     let (search, dir) = (search(place), &path(&place.boot_dir));
     let seen = |file: &str| format!("{dir}{}", path(file.strip_prefix("/boot").unwrap_or(file)));
     let named = named.map(|k| match order::version_of(&k.image).filter(|_| is_found(k)) {
@@ -61,13 +62,15 @@ pub(super) fn finds_kernels(place: &BootPlace, root: &str, options: &str, named:
         }
         None => format!("add {} {} {}", seen(&k.image), word(&k.version), k.initrd.as_deref().map(seen).unwrap_or_default()),
     });
-    let root = word(root);
-    let options: String = options.split_whitespace().map(|o| format!(" {}", word(o))).collect();
+    let root = word(menu.root);
+    let options: String = menu.options.split_whitespace().map(|o| format!(" {}", word(o))).collect();
+    let unfit = order::told(menu.unfit).map(|image| format!("  if [ \"$kernel\" = {} ]; then continue; fi\n", seen(image)));
     let compare = |n| format!("  elif [ $v{n} -ne $b{n} ]; then if [ $v{n} -gt $b{n} ]; then set newer=1; fi\n");
     FINDS_KERNELS
         .replace("@COMPARE@", &(0..NUMBERS).map(compare).collect::<String>())
         .replace("@KEEP@", &(0..NUMBERS).map(|n| format!("    set b{n}=$v{n}\n")).collect::<String>())
         .replace("@PASSED_OVER@", &PASSED_OVER.join("|").replace('.', "\\."))
+        .replace("@UNFIT@", &unfit.collect::<String>())
         .replace("@MARK@", MARK)
         .replace("@CONSOLES@", CONSOLES)
         .replace("@SEARCH@", &search)
@@ -154,7 +157,7 @@ for kernel in @KERNELS@; do
   if [ ! -f "$kernel" ]; then continue; fi
   regexp --set=2:version '.*/(vmlinuz|kernel|bzImage)-(.*)' "$kernel"
   if regexp '(-xen$|2\.6\.(18|26)-.*-xen-|@PASSED_OVER@)' "$version"; then continue; fi
-  # In names like genkernel-x86_64-6.1.2-gentoo the numbers come later.
+@UNFIT@  # In names like genkernel-x86_64-6.1.2-gentoo the numbers come later.
   set number=$version
   regexp --set=1:number '([0-9]+\.[0-9].*)' "$version"
   # A kernel with an initrd goes before any without.

@@ -28,6 +28,8 @@ pub struct Menu<'a> {
     pub options: &'a str,
     /// The chosen kernel.
     pub kernel: Option<&'a Kernel>,
+    /// Images in /boot that cannot start.
+    pub unfit: &'a [String],
     /// syslinux's configuration, where that is the guest's own and stays the menu.
     pub syslinux: Option<&'a str>,
     /// The name of GRUB legacy's in `/boot/grub`, likewise.
@@ -57,8 +59,8 @@ pub fn install_files(fs: &mut dyn GuestFsMut, grub: &Grub, place: &BootPlace, wa
     } else if let Some(name) = wanted.menu_lst {
         (config::for_menu_lst(place, name), Configured::MenuLst)
     } else {
-        let named = wanted.kernel.filter(|kernel| !config::is_found(kernel) || !order::starts(fs, kernel));
-        (config::finds_kernels(place, wanted.root, wanted.options, named), Configured::FindsKernels)
+        let named = wanted.kernel.filter(|kernel| !config::is_found(kernel) || !order::starts(fs, kernel, wanted.unfit));
+        (config::finds_kernels(place, wanted, named), Configured::FindsKernels)
     };
     fs.write(b"/boot/grub/grub.cfg", &mut text.as_bytes(), Some(Attributes::root(0o644)))?;
     Ok(configured)

@@ -8,20 +8,21 @@ use super::config::{IMAGES, INITRDS, NUMBERS};
 use crate::guest::kernels::Kernel;
 
 /// What names of kernels hold that are passed over.
-pub(super) const PASSED_OVER: [&str; 9] = ["el5xen", "xenU", "rescue", "config", "debug", "-dbg", ".old", ".bak", ".dpkg"];
+pub(super) const PASSED_OVER: [&str; 10] = ["el5xen", "xenU", "xenpae", "rescue", "config", "debug", "-dbg", ".old", ".bak", ".dpkg"];
 
 /// Whether the script starts this kernel.
-pub(super) fn starts(fs: &(impl GuestFs + ?Sized), kernel: &Kernel) -> bool {
-    first(fs, Some(kernel)).is_some_and(|image| image == kernel.image)
+pub(super) fn starts(fs: &(impl GuestFs + ?Sized), kernel: &Kernel, unfit: &[String]) -> bool {
+    first(fs, Some(kernel), unfit).is_some_and(|image| image == kernel.image)
 }
 
-/// The image that goes before all others; `None` where some are equal, as GRUB's globs come in no order. `chosen` may not be there yet.
-pub(super) fn first(fs: &(impl GuestFs + ?Sized), chosen: Option<&Kernel>) -> Option<String> {
+/// The image that goes before all others; `None` where some are equal, as GRUB's globs come in no order. `chosen` may not be there yet. Images that
+/// are `unfit` are passed over.
+pub(super) fn first(fs: &(impl GuestFs + ?Sized), chosen: Option<&Kernel>, unfit: &[String]) -> Option<String> {
     let files = fs.read_dir(b"/boot").unwrap_or_default().into_iter().filter(|entry| entry.kind != FileType::Directory);
     let mut images: BTreeSet<String> = files.filter_map(|entry| Some(format!("/boot/{}", String::from_utf8(entry.name).ok()?))).collect();
     images.extend(chosen.map(|kernel| kernel.image.clone()));
     let ranked = images.into_iter().filter_map(|image| {
-        let version = version_of(&image).filter(|version| !is_passed_over(version))?;
+        let version = version_of(&image).filter(|version| !is_passed_over(version) && !unfit.contains(&image))?;
         let is_there = |initrd: &str| fs.is_file(format!("/boot/{}", initrd.replace("$1", version)).as_bytes());
         let has_initrd = match chosen.filter(|kernel| kernel.image == image) {
             Some(kernel) => kernel.initrd.is_some(),
@@ -33,6 +34,11 @@ pub(super) fn first(fs: &(impl GuestFs + ?Sized), chosen: Option<&Kernel>) -> Op
     ranked.sort();
     let (numbers, image) = ranked.pop()?;
     ranked.last().is_none_or(|(others, _)| *others < numbers).then_some(image)
+}
+
+/// Images that the script has to be told of by their names to pass them over.
+pub(super) fn told(unfit: &[String]) -> impl Iterator<Item = &String> {
+    unfit.iter().filter(|image| version_of(image).is_some_and(|version| !is_passed_over(version)))
 }
 
 /// What the script calls the version of an image: its name's end.
@@ -104,8 +110,9 @@ mod tests {
 
     #[test]
     fn the_first_is_one_alone() {
-        let first_of = |names: &[&str]| first(&names.iter().fold(MemFs::new(), |fs, name| fs.file(&format!("/boot/{name}"), "x")), None);
-        let cases: [(&[&str], Option<&str>); 8] = [
+        let with = |names: &[&str]| names.iter().fold(MemFs::new(), |fs, name| fs.file(&format!("/boot/{name}"), "x"));
+        let first_of = |names: &[&str]| first(&with(names), None, &[]);
+        let cases: [(&[&str], Option<&str>); 9] = [
             (&["vmlinuz-6.1.0-9-amd64", "vmlinuz-6.1.0-13-amd64", "memtest"], Some("vmlinuz-6.1.0-13-amd64")),
             (&["vmlinuz-6.1.0-9-amd64", "initrd.img-6.1.0-9-amd64", "vmlinuz-6.1.0-13-amd64"], Some("vmlinuz-6.1.0-9-amd64")),
             (&["vmlinuz-linux", "vmlinuz-linux-lts"], None),
@@ -115,9 +122,13 @@ mod tests {
             (&["vmlinuz-2.6.32-5-amd64", "vmlinuz-2.6.32-5-xen-amd64"], None),
             (&["vmlinuz-5.14.0-70.el9.x86_64", "vmlinuz-5.14.0-70.el9.x86_64+debug"], Some("vmlinuz-5.14.0-70.el9.x86_64")),
             (&["vmlinuz-6.1-xen"], None),
+            (&["vmlinuz-2.6.16.60-0.85.1-default", "vmlinuz-2.6.16.60-0.85.1-xenpae"], Some("vmlinuz-2.6.16.60-0.85.1-default")),
         ];
         for (names, expected) in cases {
             assert_eq!(first_of(names), expected.map(|name| format!("/boot/{name}")), "{names:?}");
         }
+        let unfit = ["vmlinuz-6.2", "vmlinuz-6.2-xen", "other"].map(|name| format!("/boot/{name}"));
+        assert_eq!(first(&with(&["vmlinuz-6.1", "vmlinuz-6.2"]), None, &unfit).as_deref(), Some("/boot/vmlinuz-6.1"));
+        assert_eq!(told(&unfit).collect::<Vec<_>>(), ["/boot/vmlinuz-6.2"]);
     }
 }

@@ -19,6 +19,8 @@ use crate::testing::MemFs;
 
 const MIB: u64 = 1 << 20;
 const UUID: &str = "11111111-2222-4333-8444-555555555555";
+/// An image that is known not to start.
+const UNFIT: &str = "/boot/vmlinuz-7.1.0-1-custom";
 
 fn can_run() -> bool {
     let missing: Vec<_> = ["qemu-system-x86_64", "mke2fs", "grub-mkimage"]
@@ -94,7 +96,8 @@ fn made(mut fs: MemFs, target: &str, mke2fs: &[&str], expected: Configured) -> R
     let place = BootPlace::new(&layout, &disk.volumes[0], "/boot".into()).unwrap();
     let root = format!("UUID={UUID}");
     let menu_lst = (expected == Configured::MenuLst).then_some("menu.lst");
-    let menu = Menu { root: &root, options: "quiet console=ttyS0", kernel: None, syslinux: None, menu_lst };
+    let unfit = [UNFIT.to_string()];
+    let menu = Menu { root: &root, options: "quiet console=ttyS0", kernel: None, unfit: &unfit, syslinux: None, menu_lst };
     let configured = install_files(&mut fs, &grub, &place, &menu).unwrap();
     assert_eq!(configured, expected);
 
@@ -177,8 +180,9 @@ fn a_guest_without_a_boot_loader_starts_its_newest_kernel() {
             fs = fs.file(&format!("/boot/{name}-{release}"), "x");
         }
     }
+    fs = fs.file(UNFIT, "x").file(&UNFIT.replace("vmlinuz", "initrd.img"), "x");
     let newest = "/boot/kernel-genkernel-x86_64-6.1.0-14.10.1.el9_4";
-    assert_eq!(order::first(&fs, None).as_deref(), Some(newest));
+    assert_eq!(order::first(&fs, None, &[UNFIT.to_string()]).as_deref(), Some(newest));
     let disk = made(fs, "xvda2", &["-t", "ext4"], Configured::FindsKernels);
     let wanted = format!("Loading {newest} ...");
     let wanted = wanted.as_str();

@@ -3,7 +3,9 @@
 use guestfs::inspect;
 
 use super::{Advice, Family, System};
-use crate::guest::rpm;
+use crate::guest::kernels::{Kernel, compare_versions};
+use crate::guest::{has_program, rpm};
+use crate::step::Context;
 
 pub(super) const FAMILY: Family = Family {
     name: "Red Hat",
@@ -13,12 +15,18 @@ pub(super) const FAMILY: Family = Family {
     install: INSTALL,
     records: RECORDS,
     kernel,
-    // mkinitrd's, until dracut came with 6.
-    initrd: |cx, kernel| match cx.release.major {
-        1..=5 if cx.release.id != "fedora" => format!("/boot/initrd-{}.img", kernel.version),
-        _ => format!("/boot/initramfs-{}.img", kernel.version),
-    },
+    initrd,
 };
+
+/// The first kernel of a distribution with dracut: Fedora 12's.
+const DRACUTS: &str = "2.6.31";
+
+/// As the guest's tool calls it, mkinitrd or dracut. Where packages bring the tool too, the kernel's time tells which.
+fn initrd(cx: &Context<'_>, kernel: &Kernel) -> String {
+    let has = |program| has_program(&cx.fs, program);
+    let is_dracuts = has("dracut") || !has("mkinitrd") && compare_versions(&kernel.version, DRACUTS).is_ge();
+    format!("/boot/{}-{}.img", if is_dracuts { "initramfs" } else { "initrd" }, kernel.version)
+}
 
 /// For every distribution with rpm. Its packages start no services: those that would ask systemd, which says that it is not there. An initrd that a
 /// kernel's package has dracut build must not be one for the host that it sees now.
@@ -47,4 +55,32 @@ fn kernel(system: &System<'_>) -> Advice {
         _ => ("kernel (not kernel-xen)", "yumdownloader --resolve"),
     };
     Advice { package: package.into(), how: format!("'{tool}' on a machine of that release") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::Step;
+    use crate::testing::{MemFs, run_step};
+
+    #[test]
+    fn initrds_are_called_by_the_tool_that_makes_them() {
+        const NOTHING: Step = Step { name: "nothing", about: "", run: |_| Ok(()) };
+        for (release, tools, version, name) in [
+            ("centos\nVERSION_ID=5", &["/sbin/mkinitrd"][..], "2.6.18-398.el5", "initrd"),
+            ("centos\nVERSION_ID=5", &[], "2.6.18-398.el5", "initrd"),
+            ("fedora\nVERSION_ID=11", &["/sbin/mkinitrd"], "2.6.30.10-105.2.23.fc11.x86_64", "initrd"),
+            ("rhel\nVERSION_ID=6.10", &["/sbin/dracut", "/sbin/mkinitrd"], "2.6.32-754.el6.x86_64", "initramfs"),
+            ("rhel\nVERSION_ID=6.10", &[], "2.6.32-754.el6.x86_64", "initramfs"),
+            ("amzn\nVERSION_ID=2", &["/usr/sbin/dracut"], "4.14.355-276.618.amzn2.x86_64", "initramfs"),
+            ("euleros\nVERSION_ID=2.0", &["/usr/bin/dracut"], "3.10.0-862.14.1.el7.x86_64", "initramfs"),
+        ] {
+            let fs = MemFs::new().file("/etc/os-release", format!("ID={release}\n"));
+            let kernel =
+                Kernel { version: version.into(), image: format!("/boot/vmlinuz-{version}"), initrd: None, unfit: None, pending: true };
+            run_step(&tools.iter().fold(fs, |fs, tool| fs.file(tool, "")), &NOTHING, |cx| {
+                assert_eq!(initrd(cx, &kernel), format!("/boot/{name}-{version}.img"), "{release} {tools:?}");
+            });
+        }
+    }
 }

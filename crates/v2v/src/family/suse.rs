@@ -22,8 +22,12 @@ pub(super) const FAMILY: Family = Family {
 
 fn kernel(system: &System<'_>) -> Advice {
     let how = match (system.release.id.starts_with("opensuse"), system.release.major) {
-        (false, 1..=10) => "from the installation medium's suse folder",
-        (false, 11) => "'zypper install --download-only' on a machine of that release, or from the installation medium's suse folder",
+        (_, 1..=10) => "from the installation medium's suse folder",
+        // It learned to download without installing later.
+        (false, 11) | (true, 11..=13) => {
+            "'zypper install --download-only' on a machine of that release, which leaves them in /var/cache/zypp/packages, or from the installation \
+             medium's suse folder"
+        }
         _ => "'zypper download' on a machine of that release",
     };
     Advice { package: "kernel-default (with kernel-default-base where that is a package of its own)".into(), how: how.into() }

@@ -61,8 +61,22 @@ pub enum Truth {
     Nothing,
 }
 
-/// Places of grub.cfg, in pygrub's order.
-pub const GRUB_CFG: &[&str] = &["/boot/grub/grub.cfg", "/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub2/grub.cfg"];
+/// Places of grub.cfg, in pygrub's order; then those on an ESP, where Red Hat's family has the menu for UEFI until 8 (Oracle's in redhat's folder),
+/// and Fedora until 33. What people turned CentOS into comes before it.
+pub const GRUB_CFG: &[&str] = &[
+    "/boot/grub/grub.cfg",
+    "/grub/grub.cfg",
+    "/boot/grub2/grub.cfg",
+    "/grub2/grub.cfg",
+    "/boot/efi/EFI/rocky/grub.cfg",
+    "/boot/efi/EFI/almalinux/grub.cfg",
+    "/boot/efi/EFI/redhat/grub.cfg",
+    "/boot/efi/EFI/centos/grub.cfg",
+    "/boot/efi/EFI/scientific/grub.cfg",
+    "/boot/efi/EFI/fedora/grub.cfg",
+];
+/// Where those distributions mount the ESP.
+const ESP: &str = "/boot/efi/";
 /// Places of GRUB legacy's configuration, in pygrub's order.
 pub const MENU_LST: &[&str] = &["/boot/grub/menu.lst", "/boot/grub/grub.conf", "/grub/menu.lst", "/grub/grub.conf"];
 /// Places of syslinux's configuration, in pygrub's order.
@@ -76,7 +90,9 @@ pub const SYSLINUX: &[&str] = &[
 ];
 
 /// Which configuration is the true one: pygrub's choice, but of the boot loader whose package is installed before one that is left over.
-pub fn truth(fs: &dyn GuestFs, packages: &Packages) -> Truth {
+///
+/// A menu on the ESP is for UEFI alone, and goes first then. One that only hands over to another has no entries, and is passed over.
+pub fn truth(fs: &dyn GuestFs, packages: &Packages, by_uefi: bool) -> Truth {
     let with = |paths: &[&str], words: &[&str]| {
         let starts = |path: &str| {
             let text = fs.read(path.as_bytes(), 4 << 20).unwrap_or_default();
@@ -86,7 +102,9 @@ pub fn truth(fs: &dyn GuestFs, packages: &Packages) -> Truth {
         paths.iter().find(|p| fs.is_file(p.as_bytes()) && starts(p)).map(|p| p.to_string())
     };
     let menu_lst = with(MENU_LST, &["kernel"]);
-    let grub_cfg = with(GRUB_CFG, &["linux", "linux16", "linuxefi", "blscfg"]);
+    let (on_esp, others): (Vec<&str>, Vec<&str>) = GRUB_CFG.iter().copied().partition(|path| path.starts_with(ESP));
+    let menus = if by_uefi { [on_esp, others].concat() } else { others };
+    let grub_cfg = with(&menus, &["linux", "linux16", "linuxefi", "blscfg"]);
     // Arch's and Alpine's package "grub" is GRUB 2.
     let is_legacys = || matches!(packages.format, "deb" | "rpm") && !packages.names().any(|name| name.starts_with("grub2"));
     let legacy_only = packages.has("grub-legacy") || packages.has("grub") && is_legacys();
@@ -122,22 +140,48 @@ mod tests {
         let menu = MemFs::new().file("/boot/grub/menu.lst", "title x\nkernel /boot/vmlinuz\n");
         let both = menu.clone().file("/boot/grub/grub.cfg", "menuentry x {\n\tlinux /boot/vmlinuz\n}\n");
         let empty = menu.clone().file("/boot/grub/grub.cfg", "legacy_configfile /boot/grub/menu.lst\n");
-        assert_eq!(truth(&menu, &none), Truth::MenuLst("/boot/grub/menu.lst".into()));
-        assert_eq!(truth(&both, &none), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
-        assert_eq!(truth(&both, &legacy), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&menu, &none, false), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&both, &none, false), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
+        assert_eq!(truth(&both, &legacy, false), Truth::MenuLst("/boot/grub/menu.lst".into()));
         let dpkg = |names: &[&str]| {
             let status: String =
                 names.iter().map(|name| format!("Package: {name}\nStatus: install ok installed\nVersion: 1\n\n")).collect();
             Packages::read(&MemFs::new().file("/var/lib/dpkg/status", status))
         };
-        assert_eq!(truth(&both, &dpkg(&["grub"])), Truth::MenuLst("/boot/grub/menu.lst".into()));
-        assert_eq!(truth(&both, &dpkg(&["grub", "grub2"])), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
+        assert_eq!(truth(&both, &dpkg(&["grub"]), false), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&both, &dpkg(&["grub", "grub2"]), false), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
         let alpine = Packages::read(&MemFs::new().file("/lib/apk/db/installed", "P:grub\nV:2.12-r5\nA:x86_64\n\n"));
         assert!(alpine.has("grub") && alpine.format == "apk");
-        assert_eq!(truth(&both, &alpine), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
-        assert_eq!(truth(&empty, &none), Truth::MenuLst("/boot/grub/menu.lst".into()));
-        assert_eq!(truth(&MemFs::new(), &legacy), Truth::Nothing);
+        assert_eq!(truth(&both, &alpine, false), Truth::GrubCfg("/boot/grub/grub.cfg".into()));
+        assert_eq!(truth(&empty, &none, false), Truth::MenuLst("/boot/grub/menu.lst".into()));
+        assert_eq!(truth(&MemFs::new(), &legacy, false), Truth::Nothing);
         let syslinux = MemFs::new().file("/boot/extlinux/extlinux.conf", "default l\nlabel l\n\tkernel /vmlinuz\n");
-        assert_eq!(truth(&syslinux, &none), Truth::Syslinux("/boot/extlinux/extlinux.conf".into()));
+        assert_eq!(truth(&syslinux, &none, false), Truth::Syslinux("/boot/extlinux/extlinux.conf".into()));
+    }
+
+    #[test]
+    fn menus_on_an_esp_are_uefis() {
+        const ESPS: &str = "/boot/efi/EFI/centos/grub.cfg";
+        const BIOSS: &str = "/boot/grub2/grub.cfg";
+        let entry = "menuentry 'CentOS Linux' {\n\tlinuxefi /vmlinuz-3.10.0-1160.el7.x86_64 ro\n}\n";
+        // As Red Hat's family has it from 9 on, Debian, and Ubuntu.
+        let stubs = [
+            "search --root-dev-only --fs-uuid --set=dev 5f1f\nset prefix=($dev)/grub2\nexport $prefix\nconfigfile $prefix/grub.cfg\n",
+            "search.fs_uuid 5f1f root hd0,gpt2 \nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n",
+        ];
+        let none = Packages::default();
+        let cfg = |path: &str| Truth::GrubCfg(path.into());
+        let alone = MemFs::new().file(ESPS, entry);
+        assert_eq!((truth(&alone, &none, true), truth(&alone, &none, false)), (cfg(ESPS), Truth::Nothing));
+        let both = alone.clone().file(BIOSS, entry);
+        assert_eq!((truth(&both, &none, true), truth(&both, &none, false)), (cfg(ESPS), cfg(BIOSS)));
+        let bls = both.clone().file(ESPS, "insmod blscfg\nblscfg\n");
+        assert_eq!(truth(&bls, &none, true), cfg(ESPS));
+        for stub in stubs {
+            assert_eq!(truth(&both.clone().file(ESPS, stub), &none, true), cfg(BIOSS));
+            assert_eq!(truth(&MemFs::new().file(ESPS, stub), &none, true), Truth::Nothing);
+        }
+        let became = both.file("/boot/efi/EFI/rocky/grub.cfg", entry);
+        assert_eq!(truth(&became, &none, true), cfg("/boot/efi/EFI/rocky/grub.cfg"));
     }
 }

@@ -2,11 +2,25 @@
 
 use super::text::{Line, add_line, map_lines};
 
-/// Where it lies.
-pub const GRUBENV: &[&str] = &["/boot/grub2/grubenv", "/boot/grub/grubenv"];
+/// Where it lies: beside a menu, mostly ([`GRUB_CFG`](super::grub::GRUB_CFG)), or linked from there.
+pub const GRUBENV: &[&str] = &[
+    "/boot/grub2/grubenv",
+    "/boot/grub/grubenv",
+    "/boot/efi/EFI/rocky/grubenv",
+    "/boot/efi/EFI/almalinux/grubenv",
+    "/boot/efi/EFI/redhat/grubenv",
+    "/boot/efi/EFI/centos/grubenv",
+    "/boot/efi/EFI/scientific/grubenv",
+    "/boot/efi/EFI/fedora/grubenv",
+];
 
 const HEADER: &str = "# GRUB Environment Block\n";
 const SIZE: usize = 1024;
+
+/// Whether GRUB reads this: packages leave an empty file where it may become one.
+pub fn is_block(text: &str) -> bool {
+    text.starts_with(HEADER)
+}
 
 /// A setting's value.
 pub fn get<'a>(block: &'a str, name: &str) -> Option<&'a str> {
@@ -49,5 +63,6 @@ mod tests {
         assert_eq!(with("saved_entry=a\n", "a", "b"), None);
         assert_eq!(with(&empty(), "a", "b").map(|block| block.len()), Some(SIZE));
         assert_eq!(get(&block, "saved"), None);
+        assert!(is_block(&block) && is_block(&empty()) && !is_block("") && !is_block("saved_entry=a\n"));
     }
 }

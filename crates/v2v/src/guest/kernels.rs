@@ -31,6 +31,10 @@ const NAMES: [&str; 4] = ["vmlinuz-", "vmlinux-", "kernel-", "bzImage-"];
 /// What those are called that have no release in their names, and their initrds.
 const BARE: ([&str; 3], [&str; 5]) =
     (["vmlinuz", "bzImage", "kernel"], ["initrd", "initrd.img", "initrd.gz", "initramfs", "initramfs.img"]);
+/// How the name of a signed copy ends, which the menus of Ubuntu 12.04 to 17.10 start by UEFI: it has no release, modules or initrd of its own.
+const SIGNED: &str = ".efi.signed";
+/// The first kernel whose bus has virtio's devices; the disk's driver came with the one before. Distributions gave it to older ones as modules.
+pub const VIRTIO_SINCE: &str = "2.6.25";
 /// The release in a bzImage's header lies before this.
 const HEAD: usize = 0x1_0300;
 
@@ -54,7 +58,7 @@ pub fn find(fs: &dyn GuestFs, target: Target) -> Vec<Kernel> {
     kernels.sort_by(|a, b| {
         let rank = |k: &Kernel| (k.unfit.is_some(), is_debug(&k.version), !has_modules(fs, &k.version));
         // Of a kernel's copies the one with an initrd, and with a name that later ones will not take.
-        let copy = |k: &Kernel| (k.initrd.is_none(), !k.image.contains(&k.version));
+        let copy = |k: &Kernel| (k.initrd.is_none(), !k.image.contains(&k.version), k.image.ends_with(SIGNED));
         rank(a).cmp(&rank(b)).then_with(|| compare_versions(&b.version, &a.version)).then_with(|| copy(a).cmp(&copy(b)))
     });
     kernels
@@ -69,7 +73,10 @@ fn kernel(fs: &dyn GuestFs, target: Target, image: String, menus: &[Named]) -> O
     let name = image.strip_prefix("/boot/")?;
     let suffix = NAMES.iter().find_map(|p| name.strip_prefix(p));
     let (version, initrd) = match suffix.filter(|suffix| suffix.starts_with(|c: char| c.is_ascii_digit())) {
-        Some(version) => (version.to_string(), initrd_of(fs, version)),
+        Some(version) => {
+            let version = version.strip_suffix(SIGNED).unwrap_or(version);
+            (version.to_string(), initrd_of(fs, version))
+        }
         None => {
             // Links are other names of kernels that are found anyway.
             let version = (kind == FileType::Regular).then(|| version_of(fs, &image)).flatten()?;
@@ -207,20 +214,23 @@ pub fn has_module(fs: &dyn GuestFs, version: &str, module: &str) -> bool {
     module_table(fs, version).iter().any(|(f, _)| module_name(f).as_deref() == Some(module)) || is_builtin(fs, version, module)
 }
 
-/// Compares releases as people do: runs of digits by value, the rest by character, `~` before all.
+/// Compares releases as people do: runs of digits by value, the rest by character, `~` before all. As with rpm, a number is newer than letters
+/// in its place: `1160.119.1.el7` than `1160.el7`.
 pub fn compare_versions(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {
         let text = |s: &[u8]| s.iter().position(u8::is_ascii_digit).unwrap_or(s.len());
         let (n, m) = (text(a), text(b));
-        let weight = |c: Option<&u8>| match c {
+        let weight = |s: &[u8], end: usize, i: usize| match s[..end].get(i) {
             Some(b'~') => 0u32,
+            // A number follows.
+            None if end < s.len() => 299,
             None => 1,
             Some(&c) if c.is_ascii_alphabetic() => u32::from(c) + 2,
             Some(&c) => u32::from(c) + 300,
         };
         for i in 0..n.max(m) {
-            match weight(a[..n].get(i)).cmp(&weight(b[..m].get(i))) {
+            match weight(a, n, i).cmp(&weight(b, m, i)) {
                 Ordering::Equal => {}
                 other => return other,
             }
@@ -256,6 +266,14 @@ mod tests {
             ("2.6.32-5-xen-amd64", "3.2.0-4-amd64"),
             ("6.1.0~rc3", "6.1.0"),
             ("5.10.0-8-amd64", "5.10.0-8-amd64.1"),
+            ("2.6.18-194.el5", "2.6.18-194.32.1.el5"),
+            ("2.6.32-754.el6.x86_64", "2.6.32-754.35.1.el6.x86_64"),
+            ("3.10.0-1160.el7.x86_64", "3.10.0-1160.119.1.el7.x86_64"),
+            ("4.14.35-1818.el7uek.x86_64", "4.14.35-1818.3.3.el7uek.x86_64"),
+            ("4.18.0-553.el8_10.x86_64", "4.18.0-553.16.1.el8_10.x86_64"),
+            ("4.18.0-553.16.1.el8_10.x86_64", "4.18.0-554.el8_10.x86_64"),
+            ("6.4.0-150600.21-default", "6.4.0-150600.21.3-default"),
+            ("6.1-rc3", "6.1-3"),
         ] {
             assert_eq!(compare_versions(old, new), Ordering::Less, "{old} {new}");
             assert_eq!(compare_versions(new, old), Ordering::Greater);
@@ -313,6 +331,27 @@ mod tests {
         let seen: Vec<_> = found.iter().map(|k| (k.version.as_str(), k.initrd.as_deref())).collect();
         let alpine = ("6.6.14-0-virt", Some("/boot/initramfs-virt"));
         assert_eq!(seen, [("6.9.1-1-lts", Some("/boot/initramfs-linux-lts.img")), alpine, ("6.1", None)]);
+    }
+
+    #[test]
+    fn a_signed_copy_is_of_its_kernels_release() {
+        let plain = "/boot/vmlinuz-4.4.0-210-generic";
+        let signed = format!("{plain}.efi.signed");
+        let initrd = "/boot/initrd.img-4.4.0-210-generic";
+        let alone = MemFs::new()
+            .file("/boot/grub/grub.cfg", format!("menuentry 'Ubuntu' {{\n\tlinux {signed} ro\n\tinitrd {initrd}\n}}\n"))
+            .file(&signed, bzimage("4.4.0-210-generic"))
+            .file("/boot/config-4.4.0-210-generic", PVOPS)
+            .file(initrd, "x")
+            .dir("/lib/modules/4.4.0-210-generic");
+        let both = alone.clone().file(plain, bzimage("4.4.0-210-generic"));
+        for (fs, images) in [(alone, &[signed.as_str()][..]), (both, &[plain, signed.as_str()])] {
+            let found = find(&fs, Target::Kvm);
+            let seen: Vec<&str> = found.iter().map(|k| k.image.as_str()).collect();
+            assert_eq!(seen, images);
+            let is_whole = |k: &Kernel| k.version == "4.4.0-210-generic" && k.initrd.as_deref() == Some(initrd) && k.unfit.is_none();
+            assert!(found.iter().all(is_whole), "{found:?}");
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@ use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grubenv::{self, GRUBENV};
 use crate::guest::kernels::Kernel;
-use crate::guest::text::{Line, fields};
+use crate::guest::text::{Line, fields, map_lines};
 use crate::step::{Context, Step};
+use crate::steps::grub2::{Bare, initrd_of, tell_stuck};
 
 pub(super) const STEP: Step = Step {
     name: "bls",
@@ -29,8 +30,15 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     for file in &files {
         let Some(text) = cx.text(file)? else { continue };
         let has_initrd = text.lines().any(|line| keyword(line) == "initrd");
-        let words = Rewrite { root: root.as_deref(), by_name: !has_initrd, ..cx.rewrite() };
-        let new = crate::guest::text::map_lines(&text, |line| {
+        let remembered = if is_remembered(cx, file)? { kernel_of(&text).and_then(|path| cx.kernel_at(path)).cloned() } else { None };
+        let mut bare = Bare::new(cx, remembered);
+        let lacking = if has_initrd { None } else { kernel_of(&text).and_then(|path| bare.initrd(path)) };
+        let stuck = bare.stuck;
+        let words = Rewrite { root: root.as_deref(), by_name: !has_initrd && lacking.is_none(), ..cx.rewrite() };
+        let new = map_lines(&text, |line| {
+            if keyword(line) == "linux" {
+                return Line::of(lacking.as_ref().map(|path| format!("{line}\ninitrd {path}")));
+            }
             if keyword(line) != "options" {
                 return Line::Keep;
             }
@@ -40,6 +48,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             Line::of((new != rest).then(|| format!("{}{new}", &line[..end])))
         });
         cx.edit(file, |_| new)?;
+        tell_stuck(cx, file, &stuck);
     }
     for block in GRUBENV {
         shared_options(cx, block, root.as_deref())?;
@@ -72,14 +81,17 @@ fn with_chosen(cx: &mut Context<'_>, mut files: Vec<String>) -> Result<Vec<Strin
         like = like.or(kernel_of(&text).is_some().then_some(text));
     }
     let (Some(text), Some(machine)) = (like, cx.text("/etc/machine-id")?) else { return Ok(files) };
+    let initrd = match initrd_of(cx, &kernel) {
+        Some(initrd) => format!("\ninitrd {}", cx.seen_by_boot_loader(&initrd)?),
+        None => String::new(),
+    };
     let mut lines = Vec::new();
     for line in text.lines() {
-        lines.push(match (keyword(line), &kernel.initrd) {
-            ("title", _) => format!("title Linux ({})", kernel.version),
-            ("version", _) => format!("version {}", kernel.version),
-            ("linux", _) => format!("linux {}", cx.seen_by_boot_loader(&kernel.image)?),
-            ("initrd", Some(initrd)) => format!("initrd {}", cx.seen_by_boot_loader(initrd)?),
-            ("initrd" | "id", _) => continue,
+        lines.push(match keyword(line) {
+            "title" => format!("title Linux ({})", kernel.version),
+            "version" => format!("version {}", kernel.version),
+            "linux" => format!("linux {}{initrd}", cx.seen_by_boot_loader(&kernel.image)?),
+            "initrd" | "id" => continue,
             _ => line.into(),
         });
     }
@@ -100,7 +112,7 @@ fn entries(cx: &Context<'_>, dir: &str) -> Vec<String> {
 }
 
 fn shared_options(cx: &mut Context<'_>, block: &str, root: Option<&str>) -> Result<()> {
-    let Some(old) = cx.text(block)? else { return Ok(()) };
+    let Some(old) = cx.text(block)?.filter(|text| grubenv::is_block(text)) else { return Ok(()) };
     let Some(options) = grubenv::get(&old, "kernelopts") else { return Ok(()) };
     let new = Rewrite { root, ..cx.rewrite() }.whole(options);
     match grubenv::with(&old, "kernelopts", &new) {
@@ -124,7 +136,7 @@ fn id(file: &str) -> &str {
 pub(super) fn default_args(cx: &Context<'_>) -> Result<Option<String>> {
     let mut block = None;
     for path in GRUBENV {
-        block = block.or(cx.text(path)?);
+        block = block.or(cx.text(path)?.filter(|text| grubenv::is_block(text)));
     }
     let setting = |name: &str| block.as_deref().and_then(|block| grubenv::get(block, name)).unwrap_or_default();
     let mut found = None;
@@ -153,9 +165,18 @@ pub(super) fn kernel_of_entry(cx: &Context<'_>, name: &str) -> Result<Option<Ker
     Ok(text.and_then(|text| cx.kernel_at(kernel_of(&text)?).cloned()))
 }
 
+/// Whether a menu remembers an entry.
+fn is_remembered(cx: &Context<'_>, file: &str) -> Result<bool> {
+    let mut found = false;
+    for block in GRUBENV {
+        found |= cx.text(block)?.is_some_and(|text| grubenv::get(&text, "saved_entry") == Some(id(file)));
+    }
+    Ok(found)
+}
+
 /// The entry that is remembered stays if it starts on KVM.
 fn default_entry(cx: &mut Context<'_>, block: &str, files: &[String]) -> Result<()> {
-    let Some(old) = cx.text(block)? else { return Ok(()) };
+    let Some(old) = cx.text(block)?.filter(|text| grubenv::is_block(text)) else { return Ok(()) };
     let mut chosen = None;
     for file in files {
         let Some(text) = cx.text(file)? else { continue };
@@ -215,6 +236,35 @@ mod tests {
             assert!(text.contains(&options), "{text}");
             assert_eq!(grubenv::get(&cx.show("/boot/grub2/grubenv"), "saved_entry"), Some("3f-5.14.0-70.el9.x86_64"));
         });
+    }
+
+    #[test]
+    fn an_entry_without_an_initrd_gets_what_its_kernel_needs() {
+        let (newest, older) = ("5.14.0-70.el9.x86_64", "4.18.0-80.el8.x86_64");
+        let path = |version: &str| format!("/boot/loader/entries/3f-{version}.conf");
+        let bare = |version: &str| format!("linux /boot/vmlinuz-{version}\noptions root=/dev/xvda2 ro\n");
+        let with = |initrd: &str, saved: &str| {
+            [newest, older].into_iter().fold(rhel("", &format!("saved_entry=3f-{saved}\n")).file(initrd, "x"), |fs, version| {
+                fs.file(&path(version), bare(version)).file(&format!("/lib/modules/{version}/modules.dep"), "kernel/virtio_blk.ko:\n")
+            })
+        };
+        let consoles = "console=tty0 console=ttyS0,115200n8";
+        let given = |version: &str| {
+            format!("linux /boot/vmlinuz-{version}\ninitrd /boot/initramfs-{version}.img\noptions root=UUID={ROOT_UUID} ro {consoles}\n")
+        };
+        let left = bare(older).replace("root=/dev/xvda2 ro", &format!("root=/dev/vda2 ro {consoles}"));
+        for (initrd, saved, expected) in [
+            ("/boot/initramfs-4.18.0-80.el8.x86_64.img", newest, given(older)),
+            // Step initrd makes what starts one.
+            ("/boot/other", older, given(older)),
+            ("/boot/other", newest, left),
+        ] {
+            run_step(&with(initrd, saved), KERNEL, |cx| {
+                cx.run(&STEP).unwrap();
+                assert_eq!((cx.show(&path(newest)), cx.show(&path(older))), (given(newest), expected.clone()));
+                assert_eq!(cx.reports[1].warnings.is_empty(), expected == given(older), "{:?}", cx.reports[1].warnings);
+            });
+        }
     }
 
     #[test]

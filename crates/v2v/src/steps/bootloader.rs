@@ -11,12 +11,12 @@ use crate::esp::Esp;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{MENU_LST, Truth, truth};
 use crate::guest::has_program;
-use crate::guest::kernels::{Kernel, compare_versions};
+use crate::guest::kernels::{self, Kernel, compare_versions};
 use crate::layout::{Table, Volume};
 use crate::source::Boot;
 use crate::stack::{Layer, Mounted, holder};
 use crate::step::{Context, Step};
-use crate::steps::{bls, extlinux, grub_legacy, grub2_default};
+use crate::steps::{bls, extlinux, grub_legacy, grub2, grub2_default};
 
 pub(super) const STEP: Step = Step {
     name: "bootloader",
@@ -30,7 +30,8 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let esp = cx.options.esp.as_ref();
     if cx.is_hvm() && esp.is_none() {
         cx.facts.boot_loader = "the guest's own, as on Xen".into();
-        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
+        let by_uefi = cx.source.boot == Boot::Uefi;
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages, by_uefi))?;
         return Ok(());
     }
     let (place, image) = match boot_place(cx)? {
@@ -61,7 +62,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     {
         cx.facts.boot_loader = format!("{loader} of the guest");
         cx.note(format!("the disk starts by itself: {loader}"));
-        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages, false))?;
         return Ok(());
     }
     if let Some((image, start)) = &image {
@@ -88,7 +89,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
 fn for_uefi(cx: &mut Context<'_>, esp: &Esp, place: BootPlace, image: Option<(Arc<dyn Image>, u64)>) -> Result<()> {
     if esp.has_loader {
         cx.facts.boot_loader = format!("the one that the guest has on its ESP, {}", esp.device);
-        own_menu_starts(cx, &truth(&cx.fs, &cx.packages))?;
+        own_menu_starts(cx, &truth(&cx.fs, &cx.packages, true))?;
         return has_efi(cx);
     }
     if let Some((image, start)) = &image {
@@ -146,7 +147,7 @@ fn started_by(cx: &Context<'_>, menu: &Truth) -> Result<Option<Kernel>> {
 
 /// Gives GRUB its files in the guest; says where its menu comes from.
 fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'static str> {
-    let truth = truth(&cx.fs, &cx.packages);
+    let truth = truth(&cx.fs, &cx.packages, false);
     let syslinux = match &truth {
         Truth::Syslinux(path) => Some(path.clone()),
         _ => None,
@@ -167,7 +168,9 @@ fn configure(cx: &mut Context<'_>, grub: &Grub, place: &BootPlace) -> Result<&'s
     set_leftovers_aside(cx)?;
     let (root, options) = cmdline(cx, given)?;
     let kernel = cx.facts.kernel.clone();
-    let menu = Menu { root: &root, options: &options, kernel: kernel.as_ref(), syslinux: stays.as_deref(), menu_lst };
+    let unfit = kernels::find(&cx.fs, cx.options.target).into_iter().filter(|k| k.unfit.is_some()).map(|k| k.image);
+    let unfit: Vec<String> = unfit.filter(|image| kernel.as_ref().is_none_or(|kernel| kernel.image != *image)).collect();
+    let menu = Menu { root: &root, options: &options, kernel: kernel.as_ref(), unfit: &unfit, syslinux: stays.as_deref(), menu_lst };
     let configured = install_files(&mut cx.fs, grub, place, &menu)?;
     if configured == Configured::GrubCfg {
         cx.edit(GRUB_CFG, with_timeout)?;
@@ -268,7 +271,7 @@ fn only_filesystem(cx: &Context<'_>) -> Option<Volume> {
 
 /// A grub.cfg beside the menu.lst that the guest really uses would win: it is kept under another name.
 fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
-    if matches!(truth(&cx.fs, &cx.packages), Truth::MenuLst(_)) && cx.fs.lstat(GRUB_CFG.as_bytes()).is_ok() {
+    if matches!(truth(&cx.fs, &cx.packages, false), Truth::MenuLst(_)) && cx.fs.lstat(GRUB_CFG.as_bytes()).is_ok() {
         let names = std::iter::once(format!("{GRUB_CFG}.xen")).chain((1..100).map(|n| format!("{GRUB_CFG}.xen.{n}")));
         let free = names.into_iter().find(|name| cx.fs.lstat(name.as_bytes()).is_err());
         let Some(kept) = free else {
@@ -285,7 +288,7 @@ fn set_leftovers_aside(cx: &mut Context<'_>) -> Result<()> {
 ///
 /// One whose default is not the newest kernel was made so by a person, and stays; so does one that starts what no name leads to.
 fn unmaintained_menu(cx: &mut Context<'_>) -> Result<Option<String>> {
-    let truth = truth(&cx.fs, &cx.packages);
+    let truth = truth(&cx.fs, &cx.packages, false);
     let Truth::MenuLst(path) = &truth else { return Ok(None) };
     // Debian's, Red Hat's, SUSE's.
     let updater = ["update-grub", "grubby", "update-bootloader"].iter().any(|program| has_program(&cx.fs, program));
@@ -329,7 +332,7 @@ fn is_chosen_found(cx: &Context<'_>) -> bool {
 /// The command line of the default entry in a menu that GRUB as installed here does not read: Red Hat's and SUSE's is in /boot/grub2, and entries
 /// that are files of their own need a GRUB that was made for them.
 fn elsewhere(cx: &Context<'_>) -> Result<Option<String>> {
-    match truth(&cx.fs, &cx.packages) {
+    match truth(&cx.fs, &cx.packages, false) {
         Truth::GrubCfg(path) if path != GRUB_CFG => match bls::default_args(cx)? {
             None => grub2_default::default_args(cx, &path),
             args => Ok(args),
@@ -340,7 +343,7 @@ fn elsewhere(cx: &Context<'_>) -> Result<Option<String>> {
 
 /// The root and the other words of the command line for a guest without a configuration of its own: what `given` or Xen's configuration said.
 fn cmdline(cx: &Context<'_>, given: Option<String>) -> Result<(String, String)> {
-    let by_name = cx.facts.kernel.as_ref().is_some_and(|k| k.initrd.is_none());
+    let by_name = cx.facts.kernel.as_ref().is_some_and(|kernel| grub2::initrd_of(cx, kernel).is_none());
     let spec = cx.root_spec()?;
     let spec = match (by_name, cx.mounted("/")?) {
         (true, Some(volume)) => Some(format!("/dev/{}", volume.target_device)),
@@ -514,16 +517,19 @@ mod tests {
             )
         };
         run_on(&arch, |cx| assert!(cx.show(GRUB_CFG).contains(&named("linux")), "{}", cx.show(GRUB_CFG)));
-        // The newer one has no driver.
+        // The newer one has no driver: it is passed over, and later ones are not.
         let unfit = with(&[("6.1", bzimage("6.1")), ("6.2", bzimage("6.2"))]).file("/boot/config-6.2", "CONFIG_VIRTIO_PCI=y\n");
-        run_on(&unfit, |cx| assert!(cx.show(GRUB_CFG).contains(&named("6.1")), "{}", cx.show(GRUB_CFG)));
+        run_on(&unfit, |cx| {
+            let cfg = cx.show(GRUB_CFG);
+            assert!(cfg.contains("\n  if [ \"$kernel\" = /boot/vmlinuz-6.2 ]; then continue; fi\n") && !cfg.contains("\nadd "), "{cfg}");
+        });
         // What is first by itself stays so by itself.
         for other in ["2.6.26-2-xen-amd64", "2.6.26-2-amd64.debug", "2.6.26-1-amd64"] {
             let base = with(&[("2.6.26-2-amd64", bzimage("2.6.26-2-amd64")), (other, bzimage(other))]);
             let base = base.file("/boot/config-2.6.26-2-xen-amd64", "CONFIG_X86_64_XEN=y\n");
             run_on(&base, |cx| {
                 assert_eq!(cx.facts.kernel.as_ref().unwrap().version, "2.6.26-2-amd64");
-                assert!(!cx.show(GRUB_CFG).contains("\nadd "), "{other}");
+                assert!(!cx.show(GRUB_CFG).contains("\nadd ") && !cx.show(GRUB_CFG).contains("\"$kernel\" = /"), "{other}");
             });
         }
     }
@@ -559,7 +565,8 @@ mod tests {
         let options = options(folder.path());
         let (mut source, layout) = crate::testing::xen_tools_guest();
         if hvm {
-            source.boot = Boot::Bios;
+            let has_esp = menu.iter().any(|(path, _)| path.starts_with("/boot/efi/"));
+            source.boot = if has_esp { Boot::Uefi } else { Boot::Bios };
         }
         let base = ["6.1", "6.2"].into_iter().fold(base, |fs, version| {
             let fs = fs.file(&format!("/boot/vmlinuz-{version}"), bzimage(version));
@@ -585,20 +592,24 @@ mod tests {
         let conf = "default @\nlabel new\n\tlinux /boot/vmlinuz-6.2\nlabel old\n\tlinux /boot/vmlinuz-6.1\n".replace('@', "old");
         let menu = "default 1\ntitle new\nkernel /boot/vmlinuz-6.2\ntitle old\nkernel /boot/vmlinuz-6.1\n";
         let (new, old) = ("title new\nlinux /boot/vmlinuz-6.2\n", "title old\nlinux /boot/vmlinuz-6.1\n");
-        let bls = |setting| {
-            let files = [("/boot/loader/entries/1-6.2.conf", new), ("/boot/loader/entries/1-6.1.conf", old)];
-            [&[("/boot/grub2/grub.cfg", setting), ("/boot/grub2/grubenv", block.as_str())][..], &files].concat()
-        };
+        let entries = [("/boot/loader/entries/1-6.2.conf", new), ("/boot/loader/entries/1-6.1.conf", old)];
+        let bls = |setting| [&[("/boot/grub2/grub.cfg", setting), ("/boot/grub2/grubenv", block.as_str())][..], &entries].concat();
+        let setting = "set default=\"${saved_entry}\"\nblscfg\n";
+        // The one beside the menu is what GRUB reads.
+        let (other, esps, esps_block) = (block.replace("1-6.1", "1-6.2"), "/boot/efi/EFI/centos/grub.cfg", "/boot/efi/EFI/centos/grubenv");
         type Files<'a> = Vec<(&'a str, &'a str)>;
-        let cases: [(Files<'_>, bool, &str); 11] = [
+        let cases: [(Files<'_>, bool, &str); 14] = [
+            (vec![(esps, &second), ("/boot/grub2/grub.cfg", &first)], true, "6.1"),
+            (vec![("/boot/grub2/grubenv", &other), (esps, &remembered), (esps_block, &block)], true, "6.1"),
+            (vec![(esps, setting), (esps_block, &block), entries[0], entries[1]], true, "6.1"),
             (vec![(GRUB_CFG, &first)], true, "6.2"),
             (vec![(GRUB_CFG, &second)], true, "6.1"),
             (vec![(GRUB_CFG, &second)], false, "6.1"),
             (vec![("/boot/grub2/grub.cfg", &remembered), ("/boot/grub2/grubenv", &block)], true, "6.1"),
-            (bls("set default=\"${saved_entry}\"\nblscfg\n"), true, "6.1"),
+            (bls(setting), true, "6.1"),
             (bls("set default=0\nblscfg\n"), true, "6.2"),
             // Ours is what starts, and finds the newest.
-            (bls("set default=\"${saved_entry}\"\nblscfg\n"), false, "6.2"),
+            (bls(setting), false, "6.2"),
             (vec![("/boot/extlinux/extlinux.conf", &conf)], true, "6.1"),
             (vec![("/boot/extlinux/extlinux.conf", &conf), ("/usr/sbin/u-boot-update", "")], false, "6.1"),
             (vec![("/boot/grub/menu.lst", menu)], true, "6.1"),

@@ -6,8 +6,9 @@ use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::SYSLINUX;
 use crate::guest::kernels::Kernel;
-use crate::guest::text::{Line, fields, map_lines, replaced};
+use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
+use crate::steps::grub2::initrd_of;
 
 pub(super) const STEP: Step =
     Step { name: "extlinux", about: "extlinux's entries name the new devices and consoles, and the right one is the default", run };
@@ -17,23 +18,30 @@ pub(super) const STEP: Step =
 const SETTINGS: [(&str, &str, &str); 3] = [
     ("/etc/default/extlinux", "EXTLINUX_PARAMETERS", "EXTLINUX_ROOT"),
     ("/etc/default/u-boot", "U_BOOT_PARAMETERS", "U_BOOT_ROOT"),
-    ("/etc/update-extlinux.conf", "default_kernel_opts", "root"),
+    (ALPINES, "default_kernel_opts", "root"),
 ];
 
 /// Tools that write configurations when a kernel comes or goes.
 const UPDATERS: [&str; 4] = ["/usr/sbin/extlinux-update", "/usr/sbin/u-boot-update", "/sbin/update-extlinux", "/usr/sbin/update-extlinux"];
 
+/// The settings of Alpine's that name the kernel to start, too.
+const ALPINES: &str = "/etc/update-extlinux.conf";
+
 /// Files that one configuration includes; people have three.
 const INCLUDES: usize = 16;
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
+    let mut is_other = cx.is_kernel_given();
     for path in SYSLINUX {
         for file in with_includes(cx, path)? {
             let Some(old) = cx.text(&file)? else { continue };
             let new = rewrite(&old, &cx.rewrite());
             cx.edit(&file, |_| new)?;
         }
-        default(cx, path)?;
+        is_other |= default(cx, path)?;
+    }
+    if is_other && let Some(kernel) = cx.facts.kernel.clone() {
+        by_flavor(cx, &kernel)?;
     }
     let devices = cx.devices.clone();
     let words =
@@ -65,8 +73,7 @@ pub(super) fn is_maintained(cx: &Context<'_>) -> bool {
 pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String>> {
     let text = whole(cx, path)?;
     let entries = entries(&text);
-    let plain = |append: &str| append.split_ascii_whitespace().filter(|w| !w.starts_with("initrd=")).collect::<Vec<_>>().join(" ");
-    Ok(default_of(&text, &entries).map(|entry| plain(entry.append)))
+    Ok(default_of(&text, &entries).map(|entry| without_initrd(entry.append)))
 }
 
 /// The kernel of that entry.
@@ -162,20 +169,39 @@ fn default_of<'a>(text: &str, entries: &[Entry<'a>]) -> Option<Entry<'a>> {
     entries.iter().find(|e| e.is_default).or(named).or(entries.first()).copied()
 }
 
-/// The default entry may be one that only starts on Xen: another becomes the default.
-fn default(cx: &mut Context<'_>, path: &str) -> Result<()> {
+/// The default entry may be one that only starts on Xen, or another kernel was given: that one's becomes the default, and is added if need be.
+/// Whether it was another.
+fn default(cx: &mut Context<'_>, path: &str) -> Result<bool> {
     let text = whole(cx, path)?;
     let entries = entries(&text);
     let starts = |entry: &Entry<'_>| cx.kernel_at(&beside(path, entry.kernel));
-    let Some(current) = default_of(&text, &entries).filter(|e| !e.kernel.is_empty() && starts(e).is_none()) else { return Ok(()) };
-    let Some(chosen) = entries.iter().find(|e| starts(e).is_some() && starts(e) == cx.facts.kernel.as_ref()) else { return Ok(()) };
-    let (old, new) = (current.label.to_string(), chosen.label.to_string());
-    for file in with_includes(cx, path)? {
-        cx.edit_lines(&file, |line| {
+    let Some(kernel) = cx.facts.kernel.clone() else { return Ok(false) };
+    let stays = |entry: &Entry<'_>| starts(entry).is_some_and(|starts| *starts == kernel || !cx.is_kernel_given());
+    let Some(current) = default_of(&text, &entries).filter(|e| !e.kernel.is_empty() && !stays(e)) else { return Ok(false) };
+    let old = current.label.to_string();
+    let new = match entries.iter().find(|e| starts(e) == Some(&kernel)) {
+        Some(entry) => entry.label.to_string(),
+        None => {
+            let label = label(&kernel, &entries);
+            let entry = entry(cx, path, &current, &kernel, &label)?;
+            // Where the present one is: a configuration may include others for other things.
+            let files = with_includes(cx, path)?;
+            let is_olds = |line: &str| is_label(line, &old);
+            let is_there = |file: &&String| cx.text(file).is_ok_and(|text| text.is_some_and(|text| text.lines().any(is_olds)));
+            let file = files.iter().find(is_there).map_or(path, String::as_str);
+            cx.edit(file, |text| add_line(text, &entry))?;
+            label
+        }
+    };
+    let files = with_includes(cx, path)?;
+    let mut named = false;
+    for file in &files {
+        cx.edit_lines(file, |line| {
             let parts = fields(line);
             let names =
                 parts.len() == 2 && parts[1].1 == old && ["default", "ontimeout"].iter().any(|w| parts[0].1.eq_ignore_ascii_case(w));
             let marks = parts.len() == 2 && parts[0].1.eq_ignore_ascii_case("menu") && parts[1].1.eq_ignore_ascii_case("default");
+            named |= names;
             match (names, marks) {
                 (true, _) => Line::Become(replaced(line, parts[1].0.clone(), &new)),
                 (_, true) => Line::Drop,
@@ -183,7 +209,62 @@ fn default(cx: &mut Context<'_>, path: &str) -> Result<()> {
             }
         })?;
     }
-    cx.note(format!("'{new}' is the default, since '{old}' only starts on Xen"));
+    // Where a menu's program is what starts, an entry says so itself.
+    for file in files.iter().filter(|_| !named) {
+        cx.edit_lines(file, |line| Line::of(is_label(line, &new).then(|| format!("{line}\n  MENU DEFAULT"))))?;
+    }
+    let why = if cx.is_kernel_given() { "its kernel was given".into() } else { format!("'{old}' only starts on Xen") };
+    cx.note(format!("'{new}' is the default, since {why}"));
+    Ok(true)
+}
+
+fn is_label(line: &str, label: &str) -> bool {
+    let parts = fields(line);
+    parts.first().is_some_and(|(range, word)| word.eq_ignore_ascii_case("label") && line[range.end..].trim() == label)
+}
+
+/// What an entry for a kernel is called: by its name, as Alpine's are, unless another is.
+fn label(kernel: &Kernel, entries: &[Entry<'_>]) -> String {
+    let by_name = flavor(kernel).filter(|name| !entries.iter().any(|entry| entry.label == *name));
+    by_name.map_or_else(|| format!("linux-{}", kernel.version), String::from)
+}
+
+/// An entry for a kernel that none starts, with the options of the one that was the default, and named from where that is.
+fn entry(cx: &Context<'_>, path: &str, like: &Entry<'_>, kernel: &Kernel, label: &str) -> Result<String> {
+    let seen = |file: &str| match file.rsplit_once('/') {
+        Some((_, name)) if !like.kernel.contains('/') && beside(path, name) == file => Ok(name.to_string()),
+        _ => cx.seen_by_boot_loader(file),
+    };
+    let (root, initrd) = (cx.root_spec()?, initrd_of(cx, kernel));
+    let words = Rewrite { root: root.as_deref(), by_name: initrd.is_none(), ..cx.rewrite() };
+    let append = words.whole(&without_initrd(like.append));
+    let initrd = initrd.map(|initrd| seen(&initrd)).transpose()?.map_or(String::new(), |initrd| format!("  INITRD {initrd}\n"));
+    let image = seen(&kernel.image)?;
+    Ok(format!("LABEL {label}\n  MENU LABEL Linux {}\n  LINUX {image}\n{initrd}  APPEND {append}", kernel.version))
+}
+
+/// The options of an entry without the initrd, which may stand among them.
+fn without_initrd(append: &str) -> String {
+    append.split_ascii_whitespace().filter(|w| !w.starts_with("initrd=")).collect::<Vec<_>>().join(" ")
+}
+
+/// What a kernel is called behind `vmlinuz-`: the flavor, with Alpine.
+fn flavor(kernel: &Kernel) -> Option<&str> {
+    kernel.image.rsplit('/').next()?.strip_prefix("vmlinuz-")
+}
+
+/// Alpine's tool makes the entry of this flavor the default.
+fn by_flavor(cx: &mut Context<'_>, kernel: &Kernel) -> Result<()> {
+    let Some(flavor) = flavor(kernel) else { return Ok(()) };
+    let setting = format!("default={flavor}");
+    cx.edit(ALPINES, |text| {
+        let is_it = |line: &str| line.starts_with("default=");
+        if text.lines().any(is_it) {
+            map_lines(text, |line| Line::of(is_it(line).then(|| setting.clone())))
+        } else {
+            add_line(text, &setting)
+        }
+    })?;
     Ok(())
 }
 
@@ -253,6 +334,50 @@ mod tests {
                 )
             );
         });
+    }
+
+    #[test]
+    fn a_kernel_that_is_given_becomes_the_default() {
+        let alpines = "DEFAULT menu.c32\nPROMPT 0\nLABEL lts\n  MENU DEFAULT\n  LINUX vmlinuz-lts\n  INITRD initramfs-lts\n  APPEND root=/dev/xvda2 modules=ext4\n\nMENU SEPARATOR\n";
+        let virt = "LABEL virt\n  LINUX vmlinuz-virt\n  APPEND root=/dev/xvda2\n";
+        let debians = "default l0\nlabel l0\n\tlinux /boot/vmlinuz-lts\n\tappend initrd=/boot/initramfs-lts root=/dev/xvda2 ro\n";
+        let args = format!("root=UUID={ROOT_UUID}");
+        let new = |folder: &str, mark: &str, words: &str| {
+            format!(
+                "LABEL virt\n{mark}  MENU LABEL Linux 6.6.14-0-virt\n  LINUX {folder}vmlinuz-virt\n  INITRD {folder}initramfs-virt\n  APPEND {args} {words} \
+                 {CONSOLES}\n"
+            )
+        };
+        let mark = "  MENU DEFAULT\n";
+        for (path, menu, begins, ends) in [
+            ("/boot/extlinux.conf", alpines.to_string(), "DEFAULT menu.c32\nPROMPT 0\nLABEL lts\n  LINUX", new("", mark, "modules=ext4")),
+            (
+                "/boot/extlinux.conf",
+                format!("{alpines}{virt}"),
+                "DEFAULT menu.c32\nPROMPT 0\nLABEL lts\n  LINUX",
+                virt.replace("virt\n  LINUX", "virt\n  MENU DEFAULT\n  LINUX").replace("root=/dev/xvda2", &format!("{args} {CONSOLES}")),
+            ),
+            ("/boot/extlinux/extlinux.conf", debians.to_string(), "default virt\nlabel l0\n", new("/boot/", "", "ro")),
+        ] {
+            let base = MemFs::new()
+                .file("/boot/vmlinuz-virt", bzimage("6.6.14-0-virt"))
+                .file("/boot/initramfs-virt", "x")
+                .file("/boot/vmlinuz-lts", bzimage("6.6.14-0-lts"))
+                .file("/boot/initramfs-lts", "x")
+                .file(path, &menu)
+                .file(ALPINES, "timeout=1\ndefault=lts\n");
+            for given in [true, false] {
+                run_step(&base, &crate::steps::STEPS[0], |cx| {
+                    cx.facts.kernels[0].pending = given;
+                    cx.facts.kernel = cx.facts.kernels.first().cloned();
+                    cx.run(&STEP).unwrap();
+                    let (new, kernel) = (cx.show(path), default_kernel(cx, path).unwrap().unwrap());
+                    assert_eq!(kernel.version, if given { "6.6.14-0-virt" } else { "6.6.14-0-lts" });
+                    assert_eq!(new.starts_with(begins) && new.ends_with(&ends), given, "{new}");
+                    assert_eq!(cx.show(ALPINES), format!("timeout=1\ndefault={}\n", if given { "virt" } else { "lts" }));
+                });
+            }
+        }
     }
 
     #[test]

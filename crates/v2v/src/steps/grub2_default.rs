@@ -4,10 +4,10 @@ use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::GRUB_CFG;
 use crate::guest::grubenv::{self, GRUBENV};
-use crate::guest::kernels::Kernel;
+use crate::guest::kernels::{self, Kernel, compare_versions};
 use crate::guest::text::{Line, add_line, fields, map_lines, replaced};
 use crate::step::{Context, Step};
-use crate::steps::bls;
+use crate::steps::{bls, grub2};
 
 pub(super) const STEP: Step =
     Step { name: "grub2-default", about: "the default entry may be one that only Xen starts: another becomes the default", run };
@@ -67,7 +67,7 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         let entries = entries(&text);
         let setting = setting(&text);
         let remembered = setting.starts_with("${");
-        let Some(current) = current(cx, &entries, setting)? else { continue };
+        let Some(current) = current(cx, path, &entries, setting)? else { continue };
         // A script chooses, as ours does.
         if current.kernel.as_ref().is_some_and(|kernel| kernel.contains('$')) {
             continue;
@@ -78,13 +78,18 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
             continue;
         }
         let Some(chosen) = chosen else { continue };
-        let (id, later, title) = match entries.iter().find(|e| starts(e) == Some(&chosen)) {
-            Some(entry) => (entry.id(), entry.id(), entry.path.last().map(|name| name.title.clone()).unwrap_or_default()),
+        let first = entries.first().filter(|entry| entry.path.len() == 1);
+        let (id, later, title, is_first) = match entries.iter().find(|e| starts(e) == Some(&chosen)) {
+            Some(entry) => {
+                let title = entry.path.last().map(|name| name.title.clone()).unwrap_or_default();
+                (entry.id(), entry.id(), title, first.is_some_and(|first| starts(first) == Some(&chosen)))
+            }
             None => {
                 let (id, title) = (format!("linux-{}", chosen.version), format!("Linux {}", chosen.version));
                 let entry = new_entry(cx, &chosen, &current.args, &id, &title)?;
                 cx.edit(path, |text| add_line(text, &entry))?;
-                (id, made_later(cx, &chosen)?, title)
+                // A hypervisor's goes on to be the first, a kernel's is the newest one's.
+                (id, made_later(cx, &chosen)?, title, first.is_some_and(|first| first.kernel.is_some()))
             }
         };
         if remembered {
@@ -92,29 +97,53 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         } else {
             set(cx, path, &id)?
         }
-        cx.edit_lines(SETTINGS, |line| {
-            let is_it = line.starts_with("GRUB_DEFAULT=") && !(remembered && later == id);
-            Line::of(is_it.then(|| format!("GRUB_DEFAULT=\"{later}\"")))
-        })?;
-        cx.note(format!("'{title}' is the default, since that before only starts on Xen"));
+        let newer = newer(cx, &chosen);
+        if is_first && newer.is_none() {
+            // What is remembered, and is nowhere any more, means the first as well.
+            if !remembered {
+                set_later(cx, "0")?;
+            }
+        } else if !(remembered && later == id) && set_later(cx, &format!("\"{later}\""))? {
+            let why = newer.map_or("the menu does not begin with it".into(), |image| format!("{image} comes before it in the menu"));
+            cx.warn(format!(
+                "GRUB_DEFAULT in {SETTINGS} names {}, since {why}: newer kernels do not start by themselves until it is 0 again",
+                chosen.version
+            ));
+        }
+        let why = if cx.is_kernel_given() { "its kernel was given" } else { "that before only starts on Xen" };
+        cx.note(format!("'{title}' is the default, since {why}"));
     }
     Ok(())
+}
+
+/// An image in /boot, whether it can start or not, that menus made anew have before a kernel.
+fn newer(cx: &Context<'_>, chosen: &Kernel) -> Option<String> {
+    let is_newer = |kernel: &Kernel| kernel.image != chosen.image && compare_versions(&kernel.version, &chosen.version).is_gt();
+    kernels::find(&cx.fs, cx.options.target).into_iter().find(is_newer).map(|kernel| kernel.image)
+}
+
+/// The default of the menus that are made anew; whether it changed.
+fn set_later(cx: &mut Context<'_>, value: &str) -> Result<bool> {
+    let setting = format!("GRUB_DEFAULT={value}");
+    cx.edit(SETTINGS, |text| {
+        let is_it = |line: &str| line.starts_with("GRUB_DEFAULT=");
+        match text.lines().any(is_it) {
+            true => map_lines(text, |line| Line::of(is_it(line).then(|| setting.clone()))),
+            // The first is the default where nothing is said.
+            false if value == "0" => text.into(),
+            false => add_line(text, &setting),
+        }
+    })
 }
 
 /// An entry for a kernel that no entry starts, with the options of the one that was the default.
 fn new_entry(cx: &Context<'_>, kernel: &Kernel, args: &str, id: &str, title: &str) -> Result<String> {
     let root = cx.root_spec()?;
-    let args = Rewrite { root: root.as_deref(), by_name: kernel.initrd.is_none(), ..cx.rewrite() }.whole(if args.is_empty() {
-        "ro"
-    } else {
-        args
-    });
+    let initrd = grub2::initrd_of(cx, kernel);
+    let args = if args.is_empty() { "ro" } else { args };
+    let args = Rewrite { root: root.as_deref(), by_name: initrd.is_none(), ..cx.rewrite() }.whole(args);
     let search = cx.uuid_of("/boot")?.map(|uuid| format!("\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"));
-    let initrd = kernel
-        .initrd
-        .as_ref()
-        .map(|initrd| Ok::<_, crate::Error>(format!("\tinitrd {}\n", cx.seen_by_boot_loader(initrd)?)))
-        .transpose()?;
+    let initrd = initrd.map(|initrd| Ok::<_, crate::Error>(format!("\tinitrd {}\n", cx.seen_by_boot_loader(&initrd)?))).transpose()?;
     Ok(format!(
         "menuentry '{title}' --id '{id}' {{\n{}\tlinux {} {args}\n{}}}",
         search.unwrap_or_default(),
@@ -133,14 +162,14 @@ fn made_later(cx: &Context<'_>, kernel: &Kernel) -> Result<String> {
     Ok(if flat { entry } else { format!("gnulinux-advanced-{device}>{entry}") })
 }
 
-/// What a setting of the default means, which may be one that is remembered.
-fn meant(cx: &Context<'_>, setting: &str) -> Result<String> {
-    Ok(if setting.starts_with("${") { saved(cx)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() })
+/// What a menu's setting of the default means, which may be one that is remembered.
+fn meant(cx: &Context<'_>, menu: &str, setting: &str) -> Result<String> {
+    Ok(if setting.starts_with("${") { saved(cx, menu)?.unwrap_or_else(|| "0".into()) } else { setting.to_string() })
 }
 
-/// The entry that a setting of the default means: one that is nowhere means the first.
-fn current<'a>(cx: &Context<'_>, entries: &'a [Entry], setting: &str) -> Result<Option<&'a Entry>> {
-    let default = meant(cx, setting)?;
+/// The entry that a menu's setting of the default means: one that is nowhere means the first.
+fn current<'a>(cx: &Context<'_>, menu: &str, entries: &'a [Entry], setting: &str) -> Result<Option<&'a Entry>> {
+    let default = meant(cx, menu, setting)?;
     Ok(entries.iter().find(|e| e.is(&default)).or(entries.first()))
 }
 
@@ -148,7 +177,7 @@ fn current<'a>(cx: &Context<'_>, entries: &'a [Entry], setting: &str) -> Result<
 pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String>> {
     let Some(text) = cx.text(path)? else { return Ok(None) };
     let entries = entries(&text);
-    let current = current(cx, &entries, setting(&text))?;
+    let current = current(cx, path, &entries, setting(&text))?;
     // What the menu's own scripts would put in is not known elsewhere.
     let plain = |entry: &Entry| entry.args.split_ascii_whitespace().filter(|word| !word.contains('$')).collect::<Vec<_>>().join(" ");
     Ok(current.filter(|entry| entry.kernel.is_some()).map(plain))
@@ -158,10 +187,10 @@ pub(super) fn default_args(cx: &Context<'_>, path: &str) -> Result<Option<String
 pub(super) fn default_kernel(cx: &Context<'_>, path: &str) -> Result<Option<Kernel>> {
     let Some(text) = cx.text(path)? else { return Ok(None) };
     if has_files(&text) {
-        return bls::kernel_of_entry(cx, &meant(cx, setting(&text))?);
+        return bls::kernel_of_entry(cx, &meant(cx, path, setting(&text))?);
     }
     let entries = entries(&text);
-    let kernel = current(cx, &entries, setting(&text))?.and_then(|entry| entry.kernel.as_deref());
+    let kernel = current(cx, path, &entries, setting(&text))?.and_then(|entry| entry.kernel.as_deref());
     Ok(kernel.and_then(|kernel| cx.kernel_at(kernel)).cloned())
 }
 
@@ -182,23 +211,32 @@ fn default_of(line: &str) -> Option<&str> {
     Some(value.trim_matches(['"', '\'']))
 }
 
-fn saved(cx: &Context<'_>) -> Result<Option<String>> {
-    for block in GRUBENV {
-        if let Some(text) = cx.text(block)? {
+/// The block beside a menu: the one that GRUB reads.
+fn beside(menu: &str) -> String {
+    menu.replace("grub.cfg", "grubenv")
+}
+
+fn saved(cx: &Context<'_>, menu: &str) -> Result<Option<String>> {
+    for block in [beside(menu).as_str()].iter().chain(GRUBENV) {
+        if let Some(text) = cx.text(block)?.filter(|text| grubenv::is_block(text)) {
             return Ok(grubenv::get(&text, "saved_entry").filter(|entry| !entry.is_empty()).map(String::from));
         }
     }
     Ok(None)
 }
 
-/// In every block that is there, and in the one beside the menu, which GRUB reads.
+/// In the block beside the menu, and in those that are there and beside none.
 fn remember(cx: &mut Context<'_>, menu: &str, id: &str) -> Result<()> {
-    let beside = menu.replace("grub.cfg", "grubenv");
-    if cx.text(&beside)?.is_none() {
+    let beside = beside(menu);
+    if !cx.text(&beside)?.is_some_and(|text| grubenv::is_block(&text)) {
         cx.fs.put(beside.as_bytes(), grubenv::empty().as_bytes(), None)?;
     }
     for block in GRUBENV.iter().copied().chain([beside.as_str()]) {
-        let Some(old) = cx.text(block)? else { continue };
+        let is_anothers = block != beside && cx.text(block.replace("grubenv", "grub.cfg"))?.is_some();
+        if is_anothers {
+            continue;
+        }
+        let Some(old) = cx.text(block)?.filter(|text| grubenv::is_block(text)) else { continue };
         match grubenv::with(&old, "saved_entry", id) {
             Some(new) => cx.edit(block, |_| new)?,
             None => return Err(cx.fail(format!("{block} has no room to remember the default entry {id}"))),
@@ -330,10 +368,47 @@ mod tests {
                 assert_eq!(cx.show("/etc/default/grub"), "GRUB_DEFAULT=\"advanced-1>default-advanced\"\nGRUB_TIMEOUT=8\n");
             });
         }
+        run_after_kernel(&guest("0"), |cx| {
+            let warning =
+                "GRUB_DEFAULT in /etc/default/grub names 3.12-default, since /boot/vmlinuz-3.12-xen comes before it in the menu: ";
+            assert!(cx.reports[1].warnings[0].starts_with(warning), "{:?}", cx.reports[1].warnings);
+        });
         run_after_kernel(&guest("1>1"), |cx| {
             assert!(cx.fs.is_unchanged());
             assert_eq!(default_args(cx, "/boot/grub2/grub.cfg").unwrap().as_deref(), Some("root=/dev/xvda2"));
         });
+    }
+
+    #[test]
+    fn later_kernels_start_where_nothing_that_cannot_comes_before_them() {
+        let entry = |kind: &str| format!("menuentry '{kind}' --id '{kind}' {{\n\tlinux /boot/vmlinuz-3.{kind} root=/dev/xvda2\n}}\n");
+        let (both, alone) = (entry("13-default") + &entry("12-xen"), entry("12-xen"));
+        let hypervisor = format!("menuentry 'Xen' {{\n\tmultiboot /boot/xen.gz\n}}\n{alone}");
+        for (entries, default, newest, settings, becomes) in [
+            (&both, "12-xen", "/boot/other", "GRUB_DEFAULT=12-xen", "GRUB_DEFAULT=0"),
+            (&both, "12-xen", "/boot/other", "GRUB_TIMEOUT=1", "GRUB_TIMEOUT=1"),
+            (&both, "12-xen", "/boot/vmlinuz-3.14-xen", "GRUB_DEFAULT=12-xen", "GRUB_DEFAULT=\"13-default\""),
+            (&both, "12-xen", "/boot/vmlinuz-3.14-xen", "GRUB_TIMEOUT=1", "GRUB_TIMEOUT=1\nGRUB_DEFAULT=\"13-default\""),
+            (&both, "${saved_entry}", "/boot/vmlinuz-3.14-xen", "GRUB_DEFAULT=saved", "GRUB_DEFAULT=saved"),
+            (&alone, "0", "/boot/other", "GRUB_DEFAULT=0", "GRUB_DEFAULT=0"),
+            (&alone, "${saved_entry}", "/boot/other", "GRUB_DEFAULT=saved", "GRUB_DEFAULT=saved"),
+            (&hypervisor, "1", "/boot/other", "GRUB_DEFAULT=1", "GRUB_DEFAULT=\"gnulinux-advanced->gnulinux-3.13-default-advanced-\""),
+        ] {
+            let saved = "# GRUB Environment Block\nsaved_entry=12-xen\n";
+            let base = MemFs::new()
+                .file("/boot/vmlinuz-3.13-default", bzimage("3.13-default"))
+                .file("/boot/vmlinuz-3.12-xen", [0x1f; 0x300])
+                .file(newest, [0x1f; 0x300])
+                .file("/boot/grub/grub.cfg", format!("set default=\"{default}\"\n{entries}"))
+                .file("/boot/grub/grubenv", format!("{saved}{}", "#".repeat(1024 - saved.len())))
+                .file("/etc/default/grub", format!("{settings}\n"));
+            run_after_kernel(&base, |cx| {
+                assert_eq!(cx.show("/etc/default/grub"), format!("{becomes}\n"), "{default} {newest} {entries}");
+                let kernel = default_kernel(cx, "/boot/grub/grub.cfg").unwrap();
+                assert_eq!(kernel.map(|kernel| kernel.version).as_deref(), Some("3.13-default"));
+                assert_eq!(cx.reports[1].warnings.len(), usize::from(becomes.contains('"')), "{:?}", cx.reports[1].warnings);
+            });
+        }
     }
 
     #[test]

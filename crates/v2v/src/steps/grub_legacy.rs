@@ -1,19 +1,28 @@
 //! GRUB legacy's `menu.lst`: entries, Debian's magic comments, and the default.
 
 use guestfs::{Ext, GuestFs};
+use md5::{Digest, Md5};
 
 use crate::Result;
 use crate::guest::cmdline::Rewrite;
 use crate::guest::grub::{BootDevice, MENU_LST};
 use crate::guest::kernels::Kernel;
-use crate::guest::text::{Line, fields, map_lines};
+use crate::guest::text::{Line, Text, fields, map_lines};
 use crate::step::{Context, Step};
+use crate::steps::grub2::{Bare, initrd_of, tell_stuck};
 
 pub(super) const STEP: Step = Step {
     name: "grub-legacy",
     about: "menu.lst names the new devices and consoles, in its entries and in the comments from which update-grub makes new ones",
     run,
 };
+
+/// Where what update-grub writes begins: its settings end with this.
+const LIST: &str = "## ## End Default Options ##";
+/// And where it ends.
+const LIST_END: &str = "### END DEBIAN AUTOMAGIC KERNELS LIST";
+/// The sums of files that ucf wrote, and the folder with those files' contents.
+const UCF: (&str, &str) = ("/var/lib/ucf/hashfile", "/var/lib/ucf/cache");
 
 fn run(cx: &mut Context<'_>) -> Result<()> {
     let device = cx.mounted("/boot")?.and_then(|v| BootDevice::of(cx.layout, &v));
@@ -27,12 +36,49 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         }
         seen.push((stat.dev, stat.ino));
         let Some(old) = cx.text(path)? else { continue };
-        let new = rewrite(&old, &cx.rewrite(), root.as_deref(), device.as_ref());
+        let mut bare = Bare::new(cx, default_kernel(cx, path)?);
+        let new = rewrite(&old, &cx.rewrite(), root.as_deref(), device.as_ref(), &mut |kernel| bare.initrd(kernel));
+        let stuck = bare.stuck;
         let new = with_default(cx, &new, device.as_ref());
+        known_to_ucf(cx, &old, &new)?;
         cx.edit(path, |_| new)?;
+        tell_stuck(cx, path, &stuck);
         device_map(cx, path)?;
     }
     Ok(())
+}
+
+/// Ubuntu's update-grub has ucf merge the list, as a file of its own. That leaves alone what has another sum than it wrote, where nobody answers:
+/// new kernels would get no entry.
+fn known_to_ucf(cx: &mut Context<'_>, old: &Text, new: &str) -> Result<()> {
+    let (Some(old_list), Some(new_list)) = (list(old), list(new)) else { return Ok(()) };
+    let (old_sum, new_sum) = (md5(&old.encode(old_list)), md5(&old.encode(new_list)));
+    let (sums, cache) = UCF;
+    // By its newer versions after links are followed.
+    for path in ["/var/run/grub/menu.lst", "/run/grub/menu.lst"] {
+        let known = format!("{old_sum}  {path}");
+        let changed = cx.edit_lines(sums, |line| Line::of((line == known).then(|| format!("{new_sum}  {path}"))))?;
+        // What both sides of a later merge come from.
+        let cached = format!("{cache}/{}", path.replace('/', ":"));
+        if changed && cx.fs.is_file(cached.as_bytes()) {
+            cx.fs.put(cached.as_bytes(), &old.encode(new_list), None)?;
+        }
+    }
+    Ok(())
+}
+
+/// The part of a menu that update-grub hands over: whole lines, with those between which it stands.
+fn list(menu: &str) -> Option<&str> {
+    let line = |at: usize| menu[..at].rfind('\n').map_or(0, |end| end + 1);
+    let end_of_line = |at: usize| menu[at..].find('\n').map(|end| at + end + 1);
+    let start = menu.find(LIST)?;
+    let behind = end_of_line(start)?;
+    let end = behind + menu[behind..].find(LIST_END)?;
+    Some(&menu[line(start)..end_of_line(end).unwrap_or(menu.len())])
+}
+
+fn md5(bytes: &[u8]) -> String {
+    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `device.map`: update-grub asks it which disk GRUB sees as which.
@@ -43,8 +89,16 @@ fn device_map(cx: &mut Context<'_>, menu: &str) -> Result<()> {
     Ok(())
 }
 
-fn rewrite(text: &str, words: &Rewrite<'_>, root: Option<&str>, device: Option<&BootDevice>) -> String {
+/// A menu with new devices and consoles. `initrd` gives entries that load none the one that they lack.
+fn rewrite(
+    text: &str,
+    words: &Rewrite<'_>,
+    root: Option<&str>,
+    device: Option<&BootDevice>,
+    initrd: &mut dyn FnMut(&str) -> Option<String>,
+) -> String {
     let moved = device.filter(|d| !d.kept).map(BootDevice::legacy);
+    let with_moved = |text: &str| moved.as_ref().map_or_else(|| text.to_string(), |moved| with_device(text, moved));
     let entries = entries(text);
     let mut entry = 0usize;
     map_lines(text, |line| {
@@ -54,6 +108,7 @@ fn rewrite(text: &str, words: &Rewrite<'_>, root: Option<&str>, device: Option<&
         let parts = fields(line);
         let keyword = parts.first().map_or("", |w| w.1).to_ascii_lowercase();
         let mut new = line.to_string();
+        let mut lacking = None;
         match keyword.as_str() {
             "title" => entry += 1,
             "kernel" => {
@@ -61,7 +116,8 @@ fn rewrite(text: &str, words: &Rewrite<'_>, root: Option<&str>, device: Option<&
                 if let Some(path) = parts.iter().skip(1).find(|w| !w.1.starts_with("--"))
                     && !is_hypervisor(path.1)
                 {
-                    let whole = Rewrite { root, by_name: !has_initrd, ..words.clone() };
+                    lacking = if has_initrd { None } else { initrd(path.1) };
+                    let whole = Rewrite { root, by_name: !has_initrd && lacking.is_none(), ..words.clone() };
                     let lead = if line.len() > path.0.end { "" } else { " " };
                     new.replace_range(path.0.end.., &format!("{lead}{}", whole.whole(&line[path.0.end..])));
                 }
@@ -70,8 +126,10 @@ fn rewrite(text: &str, words: &Rewrite<'_>, root: Option<&str>, device: Option<&
             _ if keyword.starts_with("splashimage=") => {}
             _ => return Line::Keep,
         }
-        if let Some(moved) = &moved {
-            new = with_device(&new, moved);
+        new = with_moved(&new);
+        if let Some(path) = lacking {
+            let indent = &line[..line.len() - line.trim_start().len()];
+            new += &format!("\n{indent}initrd\t\t{}", with_moved(&path));
         }
         Line::of((new != line).then_some(new))
     })
@@ -165,13 +223,14 @@ fn with_default(cx: &mut Context<'_>, text: &str, device: Option<&BootDevice>) -
     // As the default before it, unless that starts a hypervisor.
     let like = entries.get(default).filter(|e| !is_hypervisor(&e.kernel)).map_or("", |e| e.args.as_str());
     let like = if like.is_empty() { "ro" } else { like };
-    let args = Rewrite { root: root.as_deref(), by_name: chosen.initrd.is_none(), ..cx.rewrite() }.whole(like);
+    let initrd = initrd_of(cx, &chosen);
+    let args = Rewrite { root: root.as_deref(), by_name: initrd.is_none(), ..cx.rewrite() }.whole(like);
     let mut block = format!("title\t\tLinux, kernel {}\n", chosen.version);
     if let Some(device) = device {
         block += &format!("root\t\t{}\n", device.legacy());
     }
     block += &format!("kernel\t\t{} {args}\n", seen_by_grub(&chosen.image));
-    if let Some(initrd) = &chosen.initrd {
+    if let Some(initrd) = &initrd {
         block += &format!("initrd\t\t{}\n", seen_by_grub(initrd));
     }
     block.push('\n');
@@ -290,6 +349,53 @@ mod tests {
                 assert!(new.lines().any(|l| l == line), "{line} in\n{new}");
             }
         });
+    }
+
+    #[test]
+    fn an_entry_without_an_initrd_gets_what_its_kernel_needs() {
+        let menu =
+            "title x\n\tkernel (hd0,0)/boot/vmlinuz-6.1.0-50-amd64 root=/dev/xvda2 ro\ntitle y\nkernel /vmlinuz root=/dev/xvda2 ro\n";
+        let base = guest(menu).file("/lib/modules/6.1.0-50-amd64/modules.dep", "kernel/virtio_blk.ko:\n");
+        let args = format!("root=UUID={ROOT_UUID} ro console=tty0 console=ttyS0,115200n8");
+        run_on(&base, |cx| {
+            assert_eq!(
+                cx.show("/boot/grub/menu.lst"),
+                format!(
+                    "title x\n\tkernel (hd0,1)/boot/vmlinuz-6.1.0-50-amd64 {args}\n\tinitrd\t\t(hd0,1)/boot/initrd.img-6.1.0-50-amd64\ntitle y\n\
+                     kernel /vmlinuz {args}\ninitrd\t\t/boot/initrd.img-6.1.0-50-amd64\n"
+                )
+            );
+        });
+    }
+
+    /// As Ubuntu's update-grub takes it from the menu with sed, and as md5sum says.
+    #[test]
+    fn ucf_knows_the_list_again() {
+        const SUM: &str = "e52bdd186fa5d22535ce80c3c4269441";
+        let end = XEN_TOOLS.find("\ntitle           Debian").unwrap();
+        let old = &XEN_TOOLS[XEN_TOOLS.find("## ## End").unwrap()..end];
+        assert_eq!((list(XEN_TOOLS), md5(old.as_bytes()).as_str()), (Some(old), SUM));
+        for (sum, path, follows) in [
+            (SUM, "/var/run/grub/menu.lst", true),
+            (SUM, "/run/grub/menu.lst", true),
+            (SUM, "/etc/grub/menu.lst", false),
+            // A person's list.
+            ("d41d8cd98f00b204e9800998ecf8427e", "/var/run/grub/menu.lst", false),
+        ] {
+            let cached = format!("/var/lib/ucf/cache/{}", path.replace('/', ":"));
+            let sums = |sum: &str| format!("0123456789abcdef0123456789abcdef  /etc/default/x\n{sum}  {path}\n");
+            run_on(&guest(XEN_TOOLS).file(UCF.0, sums(sum)).file(&cached, old), |cx| {
+                let menu = cx.show("/boot/grub/menu.lst");
+                let new = list(&menu).unwrap();
+                assert_ne!(new, old);
+                let new_sum = md5(new.as_bytes());
+                assert_eq!(cx.show(UCF.0), sums(if follows { &new_sum } else { sum }));
+                assert_eq!(cx.show(&cached), if follows { new } else { old });
+            });
+        }
+        for none in ["", "title x\n", "## ## End Default Options ##", "## ## End Default Options ##\ntitle x\n"] {
+            assert_eq!(list(none), None, "{none}");
+        }
     }
 
     #[test]

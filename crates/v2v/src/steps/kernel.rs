@@ -80,6 +80,15 @@ fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
     if kernels::is_xens(&brought.release) {
         return Err(cx.fail(format!("{}: {} is a kernel for Xen too: {}", packages.names(), brought.release, family::kernel_advice(cx))));
     }
+    if let Some(module) = lacking(cx, &packages, &brought.release) {
+        return Err(cx.fail(format!(
+            "{}: {} has no driver for {}'s disks ({module} is not among its modules): {}",
+            packages.names(),
+            brought.release,
+            cx.options.target.name(),
+            family::kernel_advice(cx)
+        )));
+    }
     packages.install(cx, "installs the kernel packages; their hooks build the initrd")?;
     let mut kernel = Kernel { version: brought.release, image: brought.image, initrd: None, unfit: None, pending: true };
     let initrd = (cx.family.initrd)(cx, &kernel);
@@ -97,6 +106,19 @@ fn from_packages(cx: &mut Context<'_>) -> Result<Option<Kernel>> {
     cx.fs.command("the packages must have left a kernel and its initrd", command);
     kernel.initrd = Some(initrd);
     Ok(Some(kernel))
+}
+
+/// A driver that a kernel of these packages needs on the target and cannot have: it is older than virtio, and the modules that come with it are
+/// known. What newer ones have built in is not seen in packages.
+fn lacking(cx: &Context<'_>, packages: &PackageSet<'_>, release: &str) -> Option<&'static str> {
+    if cx.options.target.is_xen() || kernels::compare_versions(release, kernels::VIRTIO_SINCE).is_ge() {
+        return None;
+    }
+    let folder = format!("/modules/{release}/");
+    let modules: Vec<(&String, String)> =
+        packages.files().flat_map(|file| &file.files).filter_map(|path| Some((path, kernels::module_name(path)?))).collect();
+    let is_known = modules.iter().any(|(path, _)| path.contains(&folder));
+    cx.drivers().disk.iter().copied().find(|driver| is_known && !modules.iter().any(|(_, name)| name == driver))
 }
 
 /// Puts the Xen host's kernel into the guest, under the names that its distribution would give it.
@@ -226,6 +248,39 @@ mod tests {
         assert!(failure(&kmod, &none).contains("none of cpio.deb holds a kernel"));
         let rpm = Options { kernel_packages: vec![Package { name: "kernel.rpm".into(), data: vec![] }], ..Options::default() };
         assert!(failure(&kmod, &rpm).contains("kernel.rpm is no package for this guest"));
+    }
+
+    /// Debian 4's kernel and Red Hat 5's are of the same time, and only one was given virtio.
+    #[test]
+    fn a_packages_kernel_without_drivers_is_refused() {
+        let guest = MemFs::new().file("/etc/debian_version", "4.0\n");
+        let given = |release: &str, modules: &[&str]| {
+            let modules = modules.iter().map(|module| format!("./lib/modules/{release}/kernel/{module}.ko"));
+            let files: Vec<String> = modules.chain([format!("./boot/vmlinuz-{release}")]).collect();
+            let data = package(&files.iter().map(String::as_str).collect::<Vec<_>>(), "Package: linux\n");
+            Options { kernel_packages: vec![Package { name: "linux.deb".into(), data }], ..Options::default() }
+        };
+        for (release, modules, module) in [
+            ("2.6.18-6-686", &["ext3"][..], "virtio_pci"),
+            // The disk's driver came before the bus's.
+            ("2.6.24-etchnhalf.1-686", &["ext3", "virtio_blk"], "virtio_pci"),
+            ("2.6.18-398.el5", &["virtio_pci"], "virtio_blk"),
+        ] {
+            let error = failure(&guest, &given(release, modules));
+            let why =
+                format!("linux.deb: {release} has no driver for KVM's disks ({module} is not among its modules): Get linux-image-2.6");
+            assert!(error.contains(&why), "{error}");
+        }
+        for (release, modules) in [
+            ("2.6.18-398.el5", &["virtio_blk", "virtio_pci"][..]),
+            // Built in, as far as can be seen; and a package with the image alone.
+            ("2.6.26-2-686", &["ext3"]),
+            ("2.6.18-6-686", &[]),
+        ] {
+            run_step_with(&guest, &given(release, modules), &STEP, |cx| {
+                assert_eq!(cx.facts.kernel.as_ref().unwrap().version, release);
+            });
+        }
     }
 
     #[test]
