@@ -6,7 +6,7 @@ use crate::booted::{CONVERSION, boots, healthy, scratch};
 use crate::console::{Console, Hardware, Writes};
 use crate::guest::{Guest, check_outputs, finish, outputs, recipe, run, v2v};
 use crate::planned::planned;
-use crate::updated::takes_a_newer_kernel;
+use crate::updated::{DEBIANS_HOOKS, takes_a_newer_kernel};
 
 /// `v2v GUEST -os DIR` with more options.
 fn convert_with(guest: &Guest, out: &Path, options: &[&str]) {
@@ -170,4 +170,29 @@ fn red_hats_dracut_and_grub_legacy() {
     let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), scripts);
     let seen = console.ok("cat /proc/cmdline; grep ^co: /etc/inittab");
     assert!(seen.contains("guestlift.kept=1") && seen.contains("agetty ttyS0") && !seen.contains("hvc0"), "{seen}");
+}
+
+/// btrfs with a default subvolume, dracut, and a menu whose paths begin there.
+#[test]
+#[ignore = "its initrd is built in translation, which takes minutes: make test-guests"]
+fn opensuses_dracut_and_subvolumes() {
+    let Some(guest) = recipe("leap") else { return };
+    let dir = scratch();
+    let scripts = "dracut /boot/initrd-$v $v && grub2-mkconfig -o /boot/grub2/grub.cfg";
+    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), scripts);
+    let seen = console.ok("cat /proc/cmdline; grep ' btrfs ' /proc/mounts");
+    for wanted in ["guestlift.kept=1", "subvol=/@/.snapshots/1/snapshot 0", "subvol=/@/home 0"] {
+        assert!(seen.contains(wanted), "{wanted} is not in {seen}");
+    }
+}
+
+/// A fully virtual guest of a XenServer's: its own GRUB on a GPT, /boot beside a volume group, a swap file, cloud-init, netplan's enX0.
+#[test]
+#[ignore = "one of many guests, and CI has little time: make test-guests"]
+fn ubuntus_installer_and_netplan() {
+    let Some(guest) = recipe("ubuntu") else { return };
+    let dir = scratch();
+    let mut console = takes_a_newer_kernel(&guest, planned(&guest, dir.path(), &[]), DEBIANS_HOOKS);
+    let seen = console.ok("cat /proc/cmdline; cloud-init status; networkctl --no-pager list | cat");
+    assert!(seen.contains("guestlift.kept=1") && seen.contains("status: done") && seen.contains("enX0"), "{seen}");
 }

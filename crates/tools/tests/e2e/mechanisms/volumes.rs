@@ -90,3 +90,21 @@ fn an_encrypted_volume_group() {
         healthy(&mut console, &guest);
     }
 }
+
+/// btrfs by subvolumes' names on a GPT that has no room set aside for a boot loader; the second of two NICs has the address.
+#[test]
+#[ignore = "one of many guests, and CI has little time: make test-guests"]
+fn btrfs_subvolumes_by_name_and_two_nics() {
+    let Some(guest) = recipe("subvolumes") else { return };
+    let dir = scratch();
+    let disks = planned(&guest, dir.path(), &[]);
+    let mut console = Console::of_script(&dir.path().join("subvolumes-run.sh"), &["-snapshot"]);
+    console.login(&guest.name, &guest.password);
+    healthy(&mut console, &guest);
+    let seen = console.ok("ip -4 -o addr | cat; grep ' btrfs ' /proc/mounts");
+    for wanted in ["enX0    inet 192.168.78.10/24", "subvol=/@ 0", "subvol=/@home 0"] {
+        assert!(seen.contains(wanted), "{wanted} is not in {seen}");
+    }
+    drop(console);
+    takes_a_newer_kernel(&guest, disks, DEBIANS_HOOKS);
+}
