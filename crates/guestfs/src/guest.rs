@@ -12,7 +12,7 @@ use crate::engine::{Disk, Engine, Session};
 use crate::inspect::{Inspection, Mount};
 use crate::keys::KeyRing;
 use crate::roots::Roots;
-use crate::volume::{GuestDisk, GuestDiskMut, Volumes};
+use crate::volume::{GuestDisk, GuestDiskMut, Volume, Volumes};
 use crate::{Error, GuestFs, Result, Tree, reader};
 
 /// Who works on the guest's filesystems.
@@ -266,8 +266,7 @@ fn mount_direct(volumes: &Volumes, inspection: &Inspection, options: &OpenOption
     let root = inspection.mounts.first().map(Mount::selection).unwrap_or_default();
     let mut tree = Tree::new(open_reader(volumes, inspection.root, &root)?);
     for mount in inspection.mounts.iter().filter(|m| m.path != b"/") {
-        // The appliance would do no better on what holds nothing that is known.
-        if volumes.volumes.get(mount.volume).is_some_and(|volume| volume.kind().is_empty()) {
+        if volumes.volumes.get(mount.volume).is_some_and(Volume::is_blank) {
             (options.log)(&format!("{} is not mounted: no filesystem is known on its device", crate::show(&mount.path)));
             continue;
         }

@@ -389,7 +389,7 @@ impl Prepared {
             growth.apply(session.as_mut(), &self.volumes, &on_target)?;
         }
         for mount in &self.inspection.mounts {
-            let Some(volume) = self.volumes.volumes.get(mount.volume) else { continue };
+            let Some(volume) = self.volumes.volumes.get(mount.volume).filter(|volume| !volume.is_blank()) else { continue };
             let Some(device) = on_target(volume) else {
                 return Err(Error::Invalid(format!("{}: {} has no place on the new disks", source.name, volume.device)));
             };

@@ -91,6 +91,8 @@ pub struct Nic {
     pub bridge: Option<String>,
     /// libvirt's or XenServer's network name.
     pub network: Option<String>,
+    /// How it was attached, where that was to neither: `by vif-route`.
+    pub attached: Option<String>,
     /// Addresses that the configuration names.
     pub ip: Vec<String>,
     /// The emulated model, for fully virtual guests.

@@ -280,7 +280,7 @@ impl<'a> Context<'a> {
         let separate = self.has_own_boot()?;
         let below = path.strip_prefix("/boot").filter(|_| separate).unwrap_or(path);
         let mut menus = GRUB_CFG.iter().filter_map(|path| self.text(path).ok().flatten());
-        let is_from_subvolume = menus.any(|menu| menu.contains("btrfs_relative_path=\"yes\""));
+        let is_from_subvolume = menus.any(|menu| menu.contains("btrfs_relative_path=\"y"));
         Ok(format!("{}{below}", if is_from_subvolume { "" } else { self.subvolume_of_boot() }))
     }
 

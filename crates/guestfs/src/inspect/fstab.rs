@@ -110,20 +110,32 @@ pub fn resolve(volumes: &Volumes, spec: &[u8]) -> Option<usize> {
         Some((disk, number)) => (disk?, number),
         None => split(name)?,
     };
-    let called = |wanted| position(&|v| v.device.strip_prefix("/dev/").and_then(split) == Some(wanted));
-    if let Some(same) = called(wanted) {
+    if let Some(same) = position(&|v| v.device.strip_prefix("/dev/").and_then(split) == Some(wanted)) {
         return Some(same);
-    }
-    // Red Hat 6's kernel calls Xen's `sda` xvde, as it keeps the first four names for IDE's.
-    let is_scsi = |disk: usize| volumes.disks.iter().any(|d| d.name.starts_with("sd") && split(&d.name).is_some_and(|(at, _)| at == disk));
-    if let Some(disk) = wanted.0.checked_sub(4).filter(|disk| name.starts_with("xvd") && is_scsi(*disk)) {
-        return called((disk, wanted.1));
     }
     // Or by its position, when the disks have no such names at all.
     if volumes.disks.iter().any(|d| split(&d.name).is_some()) {
         return None;
     }
     position(&|v| (v.disk(), v.partition.as_ref().map(|p| p.number)) == (Some(wanted.0), wanted.1))
+}
+
+/// Finds what Red Hat 6 mounts of disks that are called `sda` and so on in Xen's configuration: its kernel calls them xvde, as it keeps the
+/// first four names for IDE's. That is so where the root itself has such a name.
+pub fn resolve_moved(volumes: &Volumes, fstab: &mut [FstabEntry]) {
+    let moved = |entry: &FstabEntry| {
+        let name = std::str::from_utf8(&entry.spec).ok()?.strip_prefix("/dev/").filter(|name| name.starts_with("xvd"))?;
+        let (disk, number) = split(name)?;
+        Some((disk.checked_sub(4)?, number))
+    };
+    if !fstab.iter().any(|entry| entry.path == b"/" && entry.volume.is_none() && moved(entry).is_some()) {
+        return;
+    }
+    for entry in fstab.iter_mut().filter(|entry| entry.volume.is_none()) {
+        let Some(wanted) = moved(entry) else { continue };
+        let is_it = |name: &str| name.starts_with("sd") && split(name) == Some(wanted);
+        entry.volume = volumes.volumes.iter().position(|v| v.device.strip_prefix("/dev/").is_some_and(is_it));
+    }
 }
 
 /// The disk's position, where it tells that, and the partition of a link that udev makes of a disk's serial number or place, which are the
@@ -183,6 +195,11 @@ fn udev_unescape(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
+    use imgcore::storage::MemStorage;
+
+    use crate::volume::GuestDisk;
 
     #[test]
     fn entries() {
@@ -204,6 +221,27 @@ mod tests {
         assert_eq!(parse(b"/dev/sda1 ///home//users/ ext4")[0].mount_point().unwrap(), b"/home/users");
         assert_eq!(parse(b"/dev/cdrom /cd auto")[0].mount_point(), None);
         assert!(parsed[1].is_swap());
+    }
+
+    #[test]
+    fn red_hat_6_calls_sda_xvde() {
+        let disk = |name: &str| {
+            let image = imgcore::raw::Raw::create(Arc::new(MemStorage::new("disk", 0)), 1 << 20).unwrap();
+            GuestDisk { name: name.into(), image: Arc::new(image) }
+        };
+        let names = ["sda1", "sda2", "xvdf1"];
+        let volumes = Volumes::open(names.map(disk).into()).unwrap();
+        let found = |text: &str| {
+            let mut fstab = parse(text.as_bytes());
+            fstab.iter_mut().for_each(|entry| entry.volume = resolve(&volumes, &entry.spec));
+            resolve_moved(&volumes, &mut fstab);
+            fstab.iter().map(|entry| entry.volume.map(|index| volumes.volumes[index].device.clone())).collect::<Vec<_>>()
+        };
+        let device = |name: &str| Some(format!("/dev/{name}"));
+        let others = "/dev/xvde2 /data ext4\n/dev/xvdf1 /x ext4\n/dev/sde2 /y ext4\n";
+        assert_eq!(found(&format!("/dev/xvde1 / ext4\n{others}")), [device("sda1"), device("sda2"), device("xvdf1"), None]);
+        // Where the root has another name, xvde is a disk that is not there.
+        assert_eq!(found(&format!("UUID=1 / ext4\n{others}")), [None, None, device("xvdf1"), None]);
     }
 
     #[test]

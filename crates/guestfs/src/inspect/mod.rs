@@ -163,6 +163,7 @@ fn unix(
     for entry in &mut fstab {
         entry.volume = names.find(&entry.spec).or_else(|| fstab::resolve(volumes, &entry.spec));
     }
+    fstab::resolve_moved(volumes, &mut fstab);
     match_by_content(&mut fstab, volumes, root);
     let is_part = |entry: &FstabEntry| !subvolume::selection(&entry.options).is_empty();
     let mut mounts = BTreeMap::new();

@@ -90,6 +90,11 @@ impl Volume {
         self.content.as_ref().map_or("", |c| c.kind)
     }
 
+    /// Whether nothing is known on it, so that nobody could mount it, the appliance neither.
+    pub fn is_blank(&self) -> bool {
+        self.content.is_none() && !self.only_in_appliance
+    }
+
     /// Whether it holds files.
     pub fn is_filesystem(&self) -> bool {
         self.content.as_ref().is_some_and(|c| c.usage == Usage::Filesystem)

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use guestfs::inspect::fstab::of_hardware;
 
 use crate::layout::{Layout, Table, Volume};
-use crate::source::Source;
+use crate::source::{Boot, Source};
 
 /// What devices become. Names are told apart by disk letter and partition number only: the guest may say `sda2` where the
 /// configuration says `xvda2`, as the kernel's driver changed over the years.
@@ -23,7 +23,10 @@ const SCSI_OFFSET: u32 = 4;
 impl Devices {
     /// The table of a layout.
     pub fn new(source: &Source, layout: &Layout) -> Self {
-        let scsi = source.disks.iter().filter(|disk| disk.target.starts_with("sd")).filter_map(|disk| Some(parse(&disk.target)?.0));
+        // Other sources' names are made up by position.
+        let by_xen = matches!(source.boot, Boot::Direct { .. });
+        let scsi = source.disks.iter().filter(|disk| by_xen && disk.target.starts_with("sd"));
+        let scsi = scsi.filter_map(|disk| Some(parse(&disk.target)?.0));
         let mut devices = Devices { scsi: scsi.collect(), ..Devices::default() };
         for volume in layout.volumes() {
             if let Some(key) = parse(&volume.source_device) {

@@ -58,11 +58,6 @@ pub(super) fn open_vswitch(index: usize) -> String {
     )
 }
 
-/// A NIC that was attached otherwise than to a bridge.
-pub(super) fn attached(index: usize, how: &str) -> String {
-    format!("NIC {index} was attached {how}, which is not taken over: choose its place with --bridge or --network")
-}
-
 /// A disk that other guests write too.
 pub(super) fn shared_disk(name: &str) -> String {
     format!(

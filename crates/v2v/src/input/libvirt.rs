@@ -74,9 +74,6 @@ impl<'a> Domain<'a> {
             } else if child(*nic, "virtualport").is_some_and(|port| port.attribute("type") == Some("openvswitch")) {
                 warnings.push(left_out::open_vswitch(index));
             }
-            if let Some(kind) = nic.attribute("type").filter(|kind| !["bridge", "network"].contains(kind)) {
-                warnings.push(left_out::attached(index, &format!("as type '{kind}'")));
-            }
         }
         let nics = nics.into_iter().map(|n| self.nic(n)).collect::<Result<_>>()?;
         Ok(Source {
@@ -214,6 +211,7 @@ impl<'a> Domain<'a> {
             old_mac: None,
             bridge: attribute("source", "bridge"),
             network: attribute("source", "network"),
+            attached: node.attribute("type").filter(|kind| !["bridge", "network"].contains(kind)).map(|kind| format!("as type '{kind}'")),
             ip: children(node, "ip").filter_map(|ip| ip.attribute("address")).map(str::to_owned).collect(),
             model: attribute("model", "type"),
             device: None,
@@ -304,7 +302,7 @@ mod tests {
             <hostdev mode='subsystem' type='pci'/><graphics type='vnc' passwd='secret'/></devices><cputune/><clock offset='variable' adjustment='0' basis='localtime'/>";
         let guest = read_in(&folder, "web.xml", &PV.replace("</devices>", more).replace("<readonly/>", "<shareable/>")).unwrap();
         let named: Vec<_> = guest.warnings.iter().map(|w| w.split([':', ' ']).next().unwrap()).collect();
-        assert_eq!(named, ["<hostdev>", "<cputune>", "<graphics>", "NIC", "NIC", "xvda1", "hdc"], "{:?}", guest.warnings);
+        assert_eq!(named, ["<hostdev>", "<cputune>", "<graphics>", "NIC", "xvda1", "hdc"], "{:?}", guest.warnings);
         assert!(guest.local_time && guest.policy.autostart);
     }
 

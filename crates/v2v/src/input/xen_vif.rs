@@ -19,6 +19,9 @@ pub fn parse(text: &str) -> Result<Nic, String> {
             "bridge" => nic.bridge = Some(value.to_owned()),
             "ip" => nic.ip = value.split_whitespace().map(Into::into).collect(),
             "model" => nic.model = Some(value.to_owned()),
+            "script" if !is_bridges(value) => nic.attached = Some(format!("by {value}")),
+            "gatewaydev" | "netdev" => nic.attached = Some(format!("to {value} of its Xen host")),
+            "backend" if !["0", "Domain-0"].contains(&value) => nic.attached = Some(format!("to the domain {value}")),
             "devid" => nic.device = Some(value.parse().map_err(|_| format!("devid={value} is no number"))?),
             // What these say concerns the Xen host only.
             _ => {}
@@ -32,13 +35,15 @@ pub fn left_out(index: usize, text: &str) -> Vec<String> {
     let parameters = text.split(',').filter_map(|p| p.split_once('=')).map(|(key, value)| (key.trim(), value.trim()));
     let warning = |(key, value): (&str, &str)| match key {
         "vlan" => Some(left_out::vlan(index, value)),
-        "script" if value.rsplit('/').next() == Some("vif-openvswitch") => Some(left_out::open_vswitch(index)),
-        "script" if value.rsplit('/').next() != Some("vif-bridge") => Some(left_out::attached(index, &format!("by {value}"))),
-        "gatewaydev" | "netdev" => Some(left_out::attached(index, &format!("to {value} of its Xen host"))),
-        "backend" if value != "0" && value != "Domain-0" => Some(left_out::attached(index, &format!("to the domain {value}"))),
+        "script" if value.ends_with("vif-openvswitch") => Some(left_out::open_vswitch(index)),
         _ => None,
     };
     parameters.filter(|(_, value)| !value.is_empty()).filter_map(warning).collect()
+}
+
+/// Whether a script attaches to a bridge, which is named besides or Xen's own.
+fn is_bridges(script: &str) -> bool {
+    ["vif-bridge", "vif-openvswitch"].contains(&script.rsplit('/').next().unwrap_or(script))
 }
 
 /// A MAC address in the form of the outputs: lower case, colons.
@@ -73,12 +78,12 @@ mod tests {
         for (text, warning) in [
             ("bridge=xenbr0,vlan=10", "NIC 3 was in VLAN 10: "),
             ("bridge=ovsbr0, script=vif-openvswitch", "NIC 3 was on a bridge of Open vSwitch: "),
-            ("ip=10.0.0.1,script=/etc/xen/scripts/vif-route", "NIC 3 was attached by /etc/xen/scripts/vif-route, "),
-            ("backend=router", "NIC 3 was attached to the domain router, "),
         ] {
             let warnings = left_out(3, text);
             assert!(matches!(&warnings[..], [one] if one.starts_with(warning)), "{text}: {warnings:?}");
         }
+        assert_eq!(parse("script=/etc/xen/scripts/vif-route").unwrap().attached.as_deref(), Some("by /etc/xen/scripts/vif-route"));
+        assert_eq!(parse("backend=router").unwrap().attached.as_deref(), Some("to the domain router"));
         assert!(left_out(0, "mac=00:16:3e:0a:0b:0c,bridge=xenbr0,script=vif-bridge,vlan=").is_empty());
         assert_eq!(parse("devid=2").unwrap().device, Some(2));
         for text in ["devid=x", "mac=00:16:3e", "mac=00:16:3e:00:00:0g", "dhcp"] {

@@ -394,5 +394,11 @@ mod tests {
         // A disk that the user names replaces the archive's.
         let own = [DiskFile::parse(&format!("xvda1={}", folder.path().join("root").display())).unwrap()];
         assert_eq!(open(&path, Some("one"), &own).unwrap().source.disks[0].size, ROOT as u64);
+        // The archive's own gets another name.
+        let source = open(&path, Some("one"), &[]).unwrap().source;
+        let own = [DiskFile::parse(&format!("xvdc={}", source.disks[0].origin)).unwrap()];
+        let renamed = open(&path, Some("one"), &own).unwrap().source;
+        let names = |source: &Source| source.disks.iter().map(|disk| disk.target.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&renamed)[0].as_str(), &names(&renamed)[1..]), ("xvdc", &names(&source)[1..]));
     }
 }

@@ -139,13 +139,15 @@ impl Machine {
         let left = source.nics.iter().enumerate().filter(|(_, nic)| !is_for(nic));
         let sentence = |(index, nic): (usize, &Nic)| {
             let own: Vec<&str> = nic.bridge.iter().chain(&nic.network).map(String::as_str).collect();
-            let own = if own.is_empty() { "neither bridge nor network".into() } else { format!("'{}'", own.join("' or '")) };
+            let own = match (&own[..], &nic.attached) {
+                ([], Some(how)) => format!("was attached {how}"),
+                ([], None) => "has neither bridge nor network".into(),
+                (own, _) => format!("has '{}'", own.join("' or '")),
+            };
             if rules.is_empty() {
-                return format!(
-                    "NIC {index} has {own}, and is on the new host's default network: choose another with --bridge or --network"
-                );
+                return format!("NIC {index} {own}, and is on the new host's default network: choose another with --bridge or --network");
             }
-            format!("no --bridge or --network is for NIC {index}, which has {own}")
+            format!("no --bridge or --network is for NIC {index}, which {own}")
         };
         left.map(sentence).collect()
     }
@@ -219,6 +221,11 @@ mod tests {
         let unknown =
             "NIC 3 has neither bridge nor network, and is on the new host's default network: choose another with --bridge or --network";
         assert_eq!(Machine::unplugged(&source, &[]), [unknown]);
+        source.nics[3].attached = Some("by vif-route".into());
+        assert!(
+            Machine::unplugged(&source, &[])[0].starts_with("NIC 3 was attached by vif-route, and is on the new host's default network: ")
+        );
+        source.nics[3].attached = None;
         assert_eq!([&[][..], &rules].map(|rules| Machine::nics(&source, rules)[0].network.clone()), [Some("Lab: 1".into()), None]);
         assert_eq!(Machine::nics(&source, &[]).iter().map(|n| n.slot).collect::<Vec<_>>(), [3, 4, 5, 6]);
     }

@@ -123,7 +123,8 @@ impl Staged<'_> {
         let paths: BTreeSet<&[u8]> = {
             let told = |c: &&super::Change| c.step == step && !matches!(c.op, Op::Mkdir { .. }) && !self.is_passing(c.op.path());
             let of_step = self.changes().iter().filter(told);
-            of_step.map(|c| c.op.path()).collect()
+            // What was there for a moment only is nothing that changed.
+            of_step.map(|c| c.op.path()).filter(|p| self.base.lstat(p).is_ok() || self.lstat(p).is_ok()).collect()
         };
         let mut told: Vec<String> = paths
             .into_iter()

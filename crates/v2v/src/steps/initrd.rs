@@ -47,7 +47,11 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     let mut copies = builder.map(|builder| copies(cx, builder)).transpose()?.unwrap_or_default();
     copies.extend(contents.cryptroot.iter().filter_map(|(name, text)| Some((name.clone(), reopened(cx, text)?.into_bytes()))));
     if missing.is_empty() && stale.is_none() {
-        if !copies.is_empty() && !contents.lz4 {
+        if !copies.is_empty() && contents.lz4 {
+            cx.warn(format!(
+                "{path} has copies of settings that changed: where it waits for a disk of Xen's, have the guest build it anew"
+            ));
+        } else if !copies.is_empty() {
             append(cx, &kernel, path, bytes, &copies)?;
             cx.note(format!("{path}: settings that it has copies of are appended"));
         } else if modular.is_empty() {

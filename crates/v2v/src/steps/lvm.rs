@@ -38,11 +38,20 @@ fn run(cx: &mut Context<'_>) -> crate::Result<()> {
     Ok(())
 }
 
-/// A line with the source's disks by their new names. In a pattern, what is no whole name of a disk that is known loses its `x`.
+/// A line with the source's disks by their new names. In a pattern, what is no whole name of a disk that is known loses its `x`. Disks of
+/// other names are the source's only where no pattern has Xen's, and stay refused.
 fn renamed(line: &str, devices: &Devices) -> String {
     const XEN: &str = "xvd";
-    let (mut out, mut rest) = (String::new(), line);
-    while let Some(at) = [XEN, "sd", "hd"].iter().filter_map(|prefix| rest.find(prefix)).min() {
+    if !line.contains(XEN) {
+        let pattern = |pattern: &str| if pattern.starts_with('a') { by_prefix(pattern, &["sd", "hd"], devices) } else { pattern.into() };
+        return line.split('"').map(pattern).collect::<Vec<String>>().join("\"");
+    }
+    by_prefix(line, &[XEN], devices)
+}
+
+fn by_prefix(text: &str, prefixes: &[&str], devices: &Devices) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = prefixes.iter().filter_map(|prefix| rest.find(prefix)).min() {
         let (before, name) = rest.split_at(at);
         let end = name.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(name.len());
         let (name, after) = name.split_at(end);
@@ -51,7 +60,7 @@ fn renamed(line: &str, devices: &Devices) -> String {
             out += name;
         } else {
             // A disk whose content became a partition is found there.
-            let new = devices.plain(name).unwrap_or_else(|| name.replace(XEN, "vd"));
+            let new = devices.plain(name).unwrap_or_else(|| name.replace("xvd", "vd"));
             out += new.strip_prefix("/dev/").unwrap_or(&new);
         }
         rest = after;
@@ -97,9 +106,12 @@ mod tests {
                 assert!(cx.reports[0].warnings.is_empty());
             });
         }
-        for (kept, warnings) in
-            [("\"a|.*|\"", 0), ("\"a|/dev/sda|\", \"r|.*|\"", 1), ("\"a|/dev/md|\", \"a|/dev/disk/by-uuid|\", \"r|.*|\"", 0)]
-        {
+        for (kept, warnings) in [
+            ("\"r|/dev/sda2|\", \"a|.*|\"", 0),
+            ("\"a|.*|\"", 0),
+            ("\"a|/dev/sda|\", \"r|.*|\"", 1),
+            ("\"a|/dev/md|\", \"a|/dev/disk/by-uuid|\", \"r|.*|\"", 0),
+        ] {
             run_step(&MemFs::new().file("/etc/lvm/lvm.conf", format!("filter = [ {kept} ]\n")), &STEP, |cx| {
                 assert!(cx.fs.is_unchanged());
                 assert_eq!(cx.reports[0].warnings.len(), warnings, "{kept}");

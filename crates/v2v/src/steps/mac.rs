@@ -1,6 +1,6 @@
 //! Where NICs get other MAC addresses, the guest's configuration names the new ones.
 
-use guestfs::GuestFsMut;
+use guestfs::{FileType, GuestFs, GuestFsMut};
 
 use crate::Result;
 use crate::step::{Context, Step};
@@ -48,13 +48,17 @@ fn rename(cx: &mut Context<'_>, dir: &str, changed: &[(String, String)]) -> Resu
     for name in cx.names(dir) {
         let Ok(old) = String::from_utf8(name) else { continue };
         let new = replaced(&old, changed);
-        if new != old {
+        let is_file = || cx.fs.lstat(format!("{dir}/{old}").as_bytes()).is_ok_and(|stat| stat.kind != FileType::Directory);
+        if new != old && is_file() {
             let aside = format!("{dir}/{old}.guestlift");
             cx.fs.rename(format!("{dir}/{old}").as_bytes(), aside.as_bytes())?;
             renamed.push((aside, format!("{dir}/{new}")));
         }
     }
     for (aside, new) in renamed {
+        if cx.fs.lstat(new.as_bytes()).is_ok() {
+            cx.warn(format!("{new} was there, for a NIC that is none of the source's, and is replaced"));
+        }
         cx.fs.rename(aside.as_bytes(), new.as_bytes())?;
     }
     Ok(())
@@ -93,6 +97,7 @@ mod tests {
             .file("/etc/netplan/50.yaml", "macaddress: \"00:16:3e:00:00:02\"\n")
             .file("/etc/sysconfig/network/ifcfg-eth-id-00:16:3e:00:00:01", "IPADDR=10.0.0.1/24\n")
             .file("/etc/sysconfig/network/ifcfg-eth-id-00:16:3e:00:00:02", "IPADDR=10.0.0.2/24\n")
+            .file("/etc/systemd/network/20-00:16:3e:00:00:01.network.d/x.conf", "[Network]\n")
             .file("/etc/network/interfaces", "auto eth0\n");
         let options = crate::step::Options::default();
         let mut cx = Context::new(&source, &layout, &options, Staged::new(&base)).unwrap();
@@ -101,6 +106,7 @@ mod tests {
         assert_eq!(cx.show("/etc/netplan/50.yaml"), format!("macaddress: \"{one}\"\n"));
         assert_eq!(cx.show(&format!("/etc/sysconfig/network/ifcfg-eth-id-{two}")), "IPADDR=10.0.0.1/24\n");
         assert_eq!(cx.show(&format!("/etc/sysconfig/network/ifcfg-eth-id-{one}")), "IPADDR=10.0.0.2/24\n");
+        assert!(cx.reports[0].changed.iter().all(|path| !path.ends_with(".guestlift")), "{:?}", cx.reports[0].changed);
         // The names stay with the NICs, by their new addresses.
         cx.run(&super::super::network::STEP).unwrap();
         let network: String = cx.fs.diff().iter().map(|d| d.text.clone()).collect();

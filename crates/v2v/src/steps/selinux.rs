@@ -6,6 +6,7 @@ use guestfs::engine::Command;
 use guestfs::{Ext, GuestFs};
 
 use crate::Result;
+use crate::stack::holder;
 use crate::staged::path::parent;
 use crate::step::{Context, Step};
 
@@ -47,13 +48,16 @@ fn written(cx: &Context<'_>) -> Vec<Vec<u8>> {
     let made = cx.fs.commands().iter().flat_map(|c| &c.makes).map(|p| p.trim_end_matches('/').as_bytes().to_vec());
     let all: BTreeSet<Vec<u8>> = changed.chain(made).collect();
     let is_new = |dir: &[u8]| cx.fs.before(dir).is_err();
-    all.iter().filter(|p| !parent(p).is_some_and(|dir| is_new(dir) && all.contains(dir))).cloned().collect()
+    // An ESP's files have no labels, and setfiles takes that for a failure.
+    let has_labels = |p: &&Vec<u8>| holder(&cx.mounts, &String::from_utf8_lossy(p)).is_none_or(|mount| mount.filesystem != "vfat");
+    all.iter().filter(has_labels).filter(|p| !parent(p).is_some_and(|dir| is_new(dir) && all.contains(dir))).cloned().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{MemFs, run_step};
+    use crate::stack::Mounted;
+    use crate::testing::{MemFs, mounted_subvolume, run_step};
 
     fn with(mode: &str) -> MemFs {
         MemFs::new()
@@ -77,6 +81,8 @@ mod tests {
         let base = with("enforcing").dir("/boot").file("/sbin/setfiles", "").file("/etc/selinux/default/contexts/files/file_contexts", "");
         run_step(&base, &super::super::modules::STEP, |cx| {
             cx.fs.put(b"/boot/grub/i386-pc/a.mod", b"x", None).unwrap();
+            cx.fs.put(b"/boot/efi/EFI/centos/grub.cfg", b"x", None).unwrap();
+            cx.mounts.push(Mounted { filesystem: "vfat".into(), ..mounted_subvolume("/boot/efi", "") });
             cx.fs.command("test", Command::new(["update-initramfs"]));
             cx.fs.makes(["/boot/initrd.img-6.1".to_string()]);
             cx.run(&STEP).unwrap();
