@@ -38,7 +38,11 @@ fn configure(cx: &mut Context<'_>) -> Result<()> {
             if list.name == "omit_drivers" {
                 words.retain(|w| !wanted.contains(&w.replace('-', "_").as_str()));
             }
-            Line::of((words != list.words).then(|| list.with(&words)))
+            match words.is_empty() && !list.words.is_empty() {
+                // dracut takes blanks alone for a list, and would read the modules' names from its terminal.
+                true => Line::Drop,
+                false => Line::of((words != list.words).then(|| list.with(&words))),
+            }
         })?;
     }
     // Old ones have the file only, and no folder.
@@ -85,7 +89,7 @@ mod tests {
     fn lists_lose_xens_drivers_and_gain_virtios() {
         let base = MemFs::new().file("/etc/dracut.conf", "# add_drivers+=\" xen-blkfront \"\nhostonly=\"yes\"\n").file(
             "/etc/dracut.conf.d/xen.conf",
-            "add_drivers+=\" xen-vbd xen-vnif ext4 \" # for Xen\nomit_drivers+=' virtio_blk floppy '\n",
+            "add_drivers+=\" xen-vbd xen-vnif ext4 \" # for Xen\nforce_drivers+=\" xen-blkfront \"\nomit_drivers+=' virtio_blk floppy '\n",
         );
         run_step(&base, &STEP, |cx| {
             assert_eq!(cx.show("/etc/dracut.conf"), "# add_drivers+=\" xen-blkfront \"\nhostonly=\"yes\"\n");

@@ -162,6 +162,8 @@ impl Port<'_> {
             events.set(EventSet::IN, received == Step::Host);
             wakes.wait(&running.kicks, (!events.is_empty()).then(|| (self.stream.as_raw_fd(), events)))?;
         }
+        // A driver's write does not wait for the device: the guest may have ended since.
+        while self.send(&mut from_guest)? == Step::Done {}
         Ok(())
     }
 

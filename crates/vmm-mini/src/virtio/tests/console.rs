@@ -180,6 +180,21 @@ fn a_guest_that_does_not_read_holds_the_host() {
 }
 
 #[test]
+fn last_words_arrive() {
+    for _ in 0..50 {
+        let (mut host, console) = pair();
+        let mut guest = Guest::new(console);
+        guest.open_port();
+        guest.offer(FROM_GUEST, &[b"good"], &[]);
+        guest.offer(FROM_GUEST, &[b"bye"], &[]);
+        drop(guest);
+        let mut words = String::new();
+        host.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "goodbye");
+    }
+}
+
+#[test]
 fn a_channel_moves_to_another_host() {
     let (mut host, console) = pair();
     let mut guest = Guest::new(console);
