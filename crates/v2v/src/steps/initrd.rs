@@ -61,14 +61,14 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
         }
         return Ok(());
     }
-    let lacks = format!("lacks {}", missing.join(" and "));
+    let drivers = missing.join(" and ");
     if !missing.is_empty() {
         cx.note(format!("{path} holds {} modules", contents.modules.len()));
     }
     // Appending takes seconds, where the tool takes minutes; what that builds later has them by its settings.
     let by_udev = stale.is_none() && contents.udev && !contents.lz4 && builder.is_some_and(|builder| builder.by_udev);
     if !by_udev && let Some(command) = rebuild(cx, &kernel, path) {
-        return queue(cx, &kernel, path, format!("{path} {}", stale.unwrap_or(lacks)), command);
+        return queue(cx, &kernel, path, format!("{path} {}", stale.unwrap_or(format!("lacks {drivers}"))), command);
     }
     if let Some(stale) = stale {
         cx.warn(format!("{path} {stale}, and the guest has no tool to rebuild it: it may not find its root"));
@@ -78,14 +78,13 @@ fn run(cx: &mut Context<'_>) -> Result<()> {
     }
     if !contents.udev {
         cx.warn(format!(
-            "no udev is seen in {path}: if its scripts load drivers by name only, it does not find its root, and has to be built anew with {}",
-            missing.join(" and ")
+            "no udev is seen in {path}: if its scripts load drivers by name only, it does not find its root, and has to be built anew with {drivers}"
         ));
     }
     let files = [supplement(cx, &kernel, &missing, &contents)?, copies].concat();
     append(cx, &kernel, path, bytes, &files)?;
     let why = if by_udev { "udev loads them" } else { "as the guest has no tool to rebuild it" };
-    cx.note(format!("{path} {}: modules are appended, {why}", lacks.replacen("lacks", "lacked", 1)));
+    cx.note(format!("{path} lacked {drivers}: modules are appended, {why}"));
     Ok(())
 }
 
